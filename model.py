@@ -1,0 +1,642 @@
+"""SSD300: the network, its priors, and the loss that it learns by.
+
+Reads top to bottom: the table of source maps -> VGGBase -> AuxiliaryConvolutions -> PredictionConvolutions
+-> SSD300 (which puts the three together, and turns predictions into objects) -> MultiBoxLoss.
+
+Shapes in comments: N images, P = 8732 priors, C classes (background = 0 included), M objects in the image
+of the batch that has most (the others are padded to it), G the side of a source map's grid.
+
+Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"), and the authors' Caffe code.
+"""
+
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from utils import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    cxcy_to_gcxgcy,
+    cxcy_to_xy,
+    find_jaccard_overlap,
+    load_checkpoint,
+    normalize,
+    xy_to_cxcy,
+)
+
+# ----------------------------------------------------------------------------------------------
+# The table of source maps: it drives the prediction heads and the priors
+# ----------------------------------------------------------------------------------------------
+
+
+class SourceMap(NamedTuple):
+    """A feature map from which objects are predicted, and the priors at each of its cells."""
+
+    name: str
+    channels: int
+    grid: int  # cells in a row, and rows
+    scale: float  # side of its square prior, as a fraction of the image's
+    aspect_ratios: tuple  # width : height
+
+    @property
+    def n_priors(self):
+        """Priors at each cell: one an aspect ratio, and the extra square one."""
+        return len(self.aspect_ratios) + 1
+
+
+SOURCE_MAPS = (
+    SourceMap("conv4_3", 512, 38, 0.1, (1, 2, 1 / 2)),
+    SourceMap("conv7", 1024, 19, 0.2, (1, 2, 3, 1 / 2, 1 / 3)),
+    SourceMap("conv8_2", 512, 10, 0.375, (1, 2, 3, 1 / 2, 1 / 3)),
+    SourceMap("conv9_2", 256, 5, 0.55, (1, 2, 3, 1 / 2, 1 / 3)),
+    SourceMap("conv10_2", 256, 3, 0.725, (1, 2, 1 / 2)),
+    SourceMap("conv11_2", 256, 1, 0.9, (1, 2, 1 / 2)),
+)
+
+
+# ----------------------------------------------------------------------------------------------
+# The three parts of the network
+# ----------------------------------------------------------------------------------------------
+
+# Output channels of VGG-16's convolutions, block by block; a pooling layer follows each block.
+VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class VGGBase(nn.Module):
+    """VGG-16, its two large fully connected layers turned into the convolutions conv6 and conv7.
+
+    Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7
+    (N, 1024, 19, 19).
+
+    Source: Simonyan and Zisserman 2015; its changes: the paper, section 2.2 and footnotes, and the Caffe code.
+    """
+
+    def __init__(self):
+        super().__init__()
+        in_channels = 3
+        for block, widths in enumerate(VGG_BLOCKS, start=1):
+            for i, out_channels in enumerate(widths, start=1):
+                conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+                self.add_module(f"conv{block}_{i}", conv)
+                in_channels = out_channels
+        self.pool1 = nn.MaxPool2d(kernel_size=2, stride=2)  # 300 -> 150
+        self.pool2 = nn.MaxPool2d(kernel_size=2, stride=2)  # 150 -> 75
+        self.pool3 = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)  # 75 -> 38, not 37
+        self.pool4 = nn.MaxPool2d(kernel_size=2, stride=2)  # 38 -> 19
+        self.pool5 = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)  # 19 -> 19: keeps the resolution
+        self.conv6 = nn.Conv2d(512, 1024, kernel_size=3, padding=6, dilation=6)
+        self.conv7 = nn.Conv2d(1024, 1024, kernel_size=1)
+        for conv in self.convolutions():
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+
+    def convolutions(self):
+        """The base's convolutions, from conv1_1 to conv7."""
+        return [module for module in self.children() if isinstance(module, nn.Conv2d)]
+
+    def forward(self, images):
+        x = images  # (N, 3, 300, 300)
+        for block, widths in enumerate(VGG_BLOCKS, start=1):
+            for i in range(1, len(widths) + 1):
+                x = F.relu(self.get_submodule(f"conv{block}_{i}")(x), inplace=True)
+            if block == 4:
+                conv4_3 = x  # (N, 512, 38, 38), before its pooling
+            x = self.get_submodule(f"pool{block}")(x)
+        x = F.relu(self.conv6(x), inplace=True)  # (N, 1024, 19, 19)
+        conv7 = F.relu(self.conv7(x), inplace=True)  # (N, 1024, 19, 19)
+        return conv4_3, conv7
+
+    @torch.no_grad()
+    def load_vgg16(self, state_dict):
+        """Take over the weights of a VGG-16 that was trained to classify ImageNet.
+
+        state_dict: as torchvision names it, `features.N.*` and, if there, `classifier.0.*` and
+        `classifier.3.*` (fc6 and fc7), of any float type. Without usable fc layers, conv6 and conv7 start
+        from Xavier's initialisation.
+        Raises ValueError, naming the entry, if one is missing or of another shape.
+        """
+        for index, conv in zip(_vgg16_convolution_indices(), self.convolutions()[:-2], strict=True):
+            for kind in ("weight", "bias"):
+                _copy_entry(getattr(conv, kind), state_dict, f"features.{index}.{kind}")
+        if _has_usable_fc_layers(state_dict):
+            # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
+            fc6, fc7 = state_dict["classifier.0.weight"], state_dict["classifier.3.weight"]
+            self.conv6.weight.copy_(decimate(fc6.view(4096, 512, 7, 7), steps=(4, None, 3, 3)))
+            self.conv6.bias.copy_(decimate(state_dict["classifier.0.bias"], steps=(4,)))
+            self.conv7.weight.copy_(decimate(fc7.view(4096, 4096, 1, 1), steps=(4, 4, None, None)))
+            self.conv7.bias.copy_(decimate(state_dict["classifier.3.bias"], steps=(4,)))
+        else:
+            _init_xavier([self.conv6, self.conv7])
+
+
+def _vgg16_convolution_indices():
+    """Where torchvision's VGG-16 has its 13 convolutions in `features`: each is followed by a ReLU, each
+    block by a pooling layer."""
+    index = 0
+    for widths in VGG_BLOCKS:
+        for _ in widths:
+            yield index
+            index += 2
+        index += 1
+
+
+def _copy_entry(parameter, state_dict, key):
+    """Copy one entry of a state dict into a parameter of the same shape."""
+    if key not in state_dict:
+        raise ValueError(f"these are no VGG-16 weights: they lack the entry {key!r}")
+    if state_dict[key].shape != parameter.shape:
+        raise ValueError(
+            f"these are no VGG-16 weights: {key!r} has shape {tuple(state_dict[key].shape)}, "
+            f"not {tuple(parameter.shape)}"
+        )
+    parameter.copy_(state_dict[key])
+
+
+def _has_usable_fc_layers(state_dict):
+    """Whether fc6 and fc7 are there, of VGG-16's shapes, and finite (torchvision's IMAGENET1K_FEATURES fills
+    them with NaN)."""
+    shapes = {
+        "classifier.0.weight": (4096, 512 * 7 * 7),
+        "classifier.0.bias": (4096,),
+        "classifier.3.weight": (4096, 4096),
+        "classifier.3.bias": (4096,),
+    }
+    return all(
+        key in state_dict and state_dict[key].shape == shape and bool(state_dict[key].isfinite().all())
+        for key, shape in shapes.items()
+    )
+
+
+def decimate(tensor, steps):
+    """Keep every `step`-th entry along each dimension, the first one included.
+
+    tensor: of any shape; steps: one int for each dimension, None where all entries stay.
+    Source: the paper, section 3 ("subsample parameters from fc6 and fc7"), after DeepLab.
+    """
+    return tensor[tuple(slice(None, None, step) for step in steps)]
+
+
+def _init_xavier(convolutions):
+    """Xavier's uniform weights and zero biases, as the Caffe code starts every layer that it adds to VGG."""
+    for conv in convolutions:
+        nn.init.xavier_uniform_(conv.weight)
+        nn.init.zeros_(conv.bias)
+
+
+class AuxiliaryConvolutions(nn.Module):
+    """Four pairs of convolutions behind conv7, each pair with a smaller grid than the one before.
+
+    Takes conv7, (N, 1024, 19, 19). Returns conv8_2 (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2
+    (N, 256, 3, 3) and conv11_2 (N, 256, 1, 1).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv8_1 = nn.Conv2d(1024, 256, kernel_size=1)
+        self.conv8_2 = nn.Conv2d(256, 512, kernel_size=3, stride=2, padding=1)  # 19 -> 10
+        self.conv9_1 = nn.Conv2d(512, 128, kernel_size=1)
+        self.conv9_2 = nn.Conv2d(128, 256, kernel_size=3, stride=2, padding=1)  # 10 -> 5
+        self.conv10_1 = nn.Conv2d(256, 128, kernel_size=1)
+        self.conv10_2 = nn.Conv2d(128, 256, kernel_size=3)  # 5 -> 3
+        self.conv11_1 = nn.Conv2d(256, 128, kernel_size=1)
+        self.conv11_2 = nn.Conv2d(128, 256, kernel_size=3)  # 3 -> 1
+        _init_xavier(self.children())
+
+    def forward(self, conv7):
+        x = F.relu(self.conv8_1(conv7), inplace=True)
+        conv8_2 = F.relu(self.conv8_2(x), inplace=True)  # (N, 512, 10, 10)
+        x = F.relu(self.conv9_1(conv8_2), inplace=True)
+        conv9_2 = F.relu(self.conv9_2(x), inplace=True)  # (N, 256, 5, 5)
+        x = F.relu(self.conv10_1(conv9_2), inplace=True)
+        conv10_2 = F.relu(self.conv10_2(x), inplace=True)  # (N, 256, 3, 3)
+        x = F.relu(self.conv11_1(conv10_2), inplace=True)
+        conv11_2 = F.relu(self.conv11_2(x), inplace=True)  # (N, 256, 1, 1)
+        return conv8_2, conv9_2, conv10_2, conv11_2
+
+
+class PredictionConvolutions(nn.Module):
+    """Two 3 x 3 convolutions on each source map: one for offsets (`loc_*`), one for class scores (`cl_*`).
+
+    Takes the six source maps in the order of SOURCE_MAPS. Returns offsets (N, P, 4) and scores (N, P, C),
+    their second dimension in the order of `SSD300.create_prior_boxes()`: map by map, cell by cell along the
+    rows, prior by prior.
+    """
+
+    def __init__(self, n_classes):
+        super().__init__()
+        self.n_classes = n_classes
+        for source in SOURCE_MAPS:
+            loc = nn.Conv2d(source.channels, source.n_priors * 4, kernel_size=3, padding=1)
+            cl = nn.Conv2d(source.channels, source.n_priors * n_classes, kernel_size=3, padding=1)
+            self.add_module(f"loc_{source.name}", loc)
+            self.add_module(f"cl_{source.name}", cl)
+        _init_xavier(self.children())
+
+    def forward(self, source_maps):
+        locs, scores = [], []
+        for source, x in zip(SOURCE_MAPS, source_maps, strict=True):
+            loc = self.get_submodule(f"loc_{source.name}")(x)  # (N, n_priors * 4, G, G)
+            cl = self.get_submodule(f"cl_{source.name}")(x)  # (N, n_priors * C, G, G)
+            # The channels of a cell hold its priors one after the other. With channels last, (N, G, G, ...),
+            # flattening runs through rows, cells and priors in this order.
+            locs.append(loc.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
+            scores.append(cl.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.n_classes))
+        return torch.cat(locs, dim=1), torch.cat(scores, dim=1)
+
+
+# ----------------------------------------------------------------------------------------------
+# SSD300
+# ----------------------------------------------------------------------------------------------
+
+
+class SSD300(nn.Module):
+    """The detector: from normalised images to 8732 boxes an image, each with a score for every class.
+
+    n_classes: C, background included.
+    mean, std: of the input's three channels, in [0, 1]; they belong to the weights (see `normalize()`).
+    priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
+
+    Building a model never downloads anything: weights start random until they are loaded.
+    """
+
+    def __init__(self, n_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, priors_cxcy=None):
+        super().__init__()
+        if n_classes < 2:
+            raise ValueError(f"n_classes is {n_classes}: it counts the background, so it is 2 at least")
+        self.label_map = None  # name -> label; a training run or a checkpoint fills it in
+        self.n_classes = n_classes
+        self.base = VGGBase()
+        self.aux_convs = AuxiliaryConvolutions()
+        self.pred_convs = PredictionConvolutions(n_classes)
+        # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by
+        # a factor for each channel, which is learned from a start at 20 (the paper, section 3.1; ParseNet).
+        self.rescale_factors = nn.Parameter(torch.full((1, 512, 1, 1), 20.0))
+        if priors_cxcy is None:
+            priors_cxcy = self.create_prior_boxes()
+        # Not in the state dict: its keys are those of the parameters alone.
+        self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images):
+        """Predict offsets and class scores at every prior.
+
+        images: (N, 3, 300, 300) float, normalised by `normalize()`.
+        Returns offsets (N, P, 4), gcxgcy form, and scores (N, P, C) before the softmax.
+        """
+        if images.shape[1:] != (3, 300, 300):
+            raise ValueError(f"images are (N, 3, 300, 300) for SSD300, not {tuple(images.shape)}")
+        conv4_3, conv7 = self.base(images)
+        source_maps = (l2_normalize(conv4_3) * self.rescale_factors, conv7, *self.aux_convs(conv7))
+        return self.pred_convs(source_maps)
+
+    @staticmethod
+    def create_prior_boxes():
+        """The 8732 priors, in the order in which the prediction convolutions' outputs are stacked.
+
+        Returns (8732, 4) float32, center-size form, fractional. The centres lie inside the image, but a
+        prior may reach beyond its edges: none is clipped.
+        Source: the paper, section 2.2; the scales are those of the Caffe code for Pascal VOC.
+        """
+        next_scales = [source.scale for source in SOURCE_MAPS[1:]] + [1.0]
+        priors = []
+        for source, next_scale in zip(SOURCE_MAPS, next_scales, strict=True):
+            centers = (torch.arange(source.grid, dtype=torch.float64) + 0.5) / source.grid
+            c_y, c_x = torch.meshgrid(centers, centers, indexing="ij")  # (G, G) each, row by row
+            c_xy = torch.stack([c_x, c_y], dim=-1).view(-1, 1, 2)  # (G * G, 1, 2)
+            sizes = [(source.scale * ratio**0.5, source.scale / ratio**0.5) for ratio in source.aspect_ratios]
+            extra = (source.scale * next_scale) ** 0.5  # a square between this map's scale and the next's
+            sizes.insert(1, (extra, extra))  # directly after ratio 1
+            wh = torch.tensor(sizes, dtype=torch.float64).view(1, -1, 2)  # (1, n_priors, 2)
+            n_cells, n_priors = c_xy.shape[0], wh.shape[1]
+            cell_priors = [c_xy.expand(n_cells, n_priors, 2), wh.expand(n_cells, n_priors, 2)]
+            priors.append(torch.cat(cell_priors, dim=-1).view(-1, 4))  # (G * G * n_priors, 4)
+        return torch.cat(priors).float()
+
+    def normalize(self, images):
+        """From bytes to the network's input, on the model's device.
+
+        images: (N, 3, 300, 300) uint8, RGB, on any device.
+        Returns the same shape, float32, minus the mean and divided by the standard deviation of the images
+        that the weights were trained on.
+        """
+        return normalize(images.to(self.mean.device, non_blocking=True), self.mean, self.std)
+
+    def load_pretrained(self, weights):
+        """Start the base from a VGG-16 that was trained to classify ImageNet; take over its mean and std.
+
+        weights: "IMAGENET1K_V1" (torchvision's, with fc6 and fc7) or "IMAGENET1K_FEATURES" (the convolutions
+        that were trained with Caffe), both downloaded once and cached; or a local file, a state dict as
+        torchvision names it, all of it or `features.*` alone, for input of ImageNet's mean and std.
+        Raises ValueError or FileNotFoundError, naming the file or the URL, and the way out.
+        """
+        self.base.load_vgg16(read_vgg16_weights(weights))
+        is_caffe = weights == "IMAGENET1K_FEATURES"
+        mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
+        self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
+        self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
+
+    @torch.no_grad()
+    def load_other_classes(self, saved, label_map):
+        """Start from a checkpoint of other classes: everything is taken over but the class heads.
+
+        saved: what `load_checkpoint()` returned. label_map: this model's.
+        Where both have the same classes in the same order, the class heads are taken over as well.
+        Returns a sentence that says what was done. Raises ValueError if the checkpoint does not fit.
+        """
+        same_classes = saved["label_map"] == label_map
+        state = {
+            name: tensor
+            for name, tensor in saved["model"].items()
+            if same_classes or not name.startswith("pred_convs.cl_")
+        }
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.startswith("pred_convs.cl_")]
+        if missing or unexpected:
+            raise ValueError(f"the checkpoint does not fit SSD300: it lacks {missing}, and has {unexpected} besides")
+        self.mean.copy_(torch.tensor(saved["mean"]).view(1, 3, 1, 1))
+        self.std.copy_(torch.tensor(saved["std"]).view(1, 3, 1, 1))
+        self.priors_cxcy.copy_(saved["priors_cxcy"])
+        heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
+        return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
+
+
+def model_state(model):
+    """What a checkpoint needs to rebuild a model: see `model_from_checkpoint()`.
+
+    model: an SSD300 with a label map. Returns a dict; its tensors are the model's own, not copies.
+    """
+    return {
+        "model": model.state_dict(),
+        "label_map": model.label_map,
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "priors_cxcy": model.priors_cxcy,
+    }
+
+
+def model_from_checkpoint(saved, name):
+    """Rebuild a model with its label map, its input's mean and std, and its priors.
+
+    saved: what `load_checkpoint()` returned. name: the file, for errors.
+    Returns an SSD300 on the CPU. Raises ValueError if an entry is missing or does not fit.
+    """
+    try:
+        model = SSD300(len(saved["label_map"]), saved["mean"], saved["std"], saved["priors_cxcy"])
+        model.load_state_dict(saved["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {error}") from error
+    model.label_map = saved["label_map"]
+    return model
+
+
+def load_model(path, device="cpu"):
+    """Read a model from a checkpoint, ready to detect.
+
+    path: a checkpoint of train.py. device: where the model goes, wherever it was trained.
+    Returns an SSD300 in evaluation mode; its `label_map` is that of its training data.
+    Raises as `load_checkpoint()` and `model_from_checkpoint()` do.
+    """
+    model = model_from_checkpoint(load_checkpoint(path), path)
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+# Input of the weights that were trained with Caffe: mean of (123, 117, 104) of 255, no division by a deviation.
+CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
+CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
+
+
+def read_vgg16_weights(weights):
+    """Read a VGG-16 state dict: torchvision's by its name (downloaded once), or a local file.
+
+    Raises FileNotFoundError or ValueError, naming the file; ConnectionError, naming the URL, if a download
+    fails.
+    """
+    known = torchvision.models.VGG16_Weights.__members__
+    if weights in known:
+        try:
+            return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise ConnectionError(
+                f"could not download {known[weights].url}: {error}. Give train.py --pretrained=FILE for a VGG-16 "
+                "state dict that lies on this machine, or --pretrained= for random weights"
+            ) from error
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"pretrained={weights!r} is neither a file nor one of {', '.join(known)}; an empty value starts from "
+            "random weights"
+        )
+    try:
+        return torch.load(weights, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{weights}: no state dict of tensors: {str(error).splitlines()[0]}") from error
+
+
+def l2_normalize(features, eps=1e-10):
+    """Scale the channels of every cell to a Euclidean length of 1; a cell of zeros stays zeros.
+
+    features: (N, channels, G, G), any float type. Returns float32: squares of half-precision activations
+    lose too much, and may overflow. The epsilon, inside the root as in the Caffe code, also keeps the
+    gradient finite.
+    """
+    features = features.float()
+    return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + eps)
+
+
+# ----------------------------------------------------------------------------------------------
+# The loss
+# ----------------------------------------------------------------------------------------------
+
+
+def match_priors(boxes_xy, is_object, priors_xy, threshold):
+    """Decide for every prior of every image which object it is to predict, if any.
+
+    1. Of all pairs of an object and a prior, the one with the highest overlap is fixed, both are taken out,
+       and so on, until every object owns one prior: also when two objects share their best.
+    2. Every other prior takes the object that it overlaps most, if that overlap reaches the threshold.
+
+    boxes_xy: (N, M, 4) float32, boundary form, fractional; rows of padding are any valid box.
+    is_object: (N, M) bool, False for padding.
+    priors_xy: (P, 4) float32, boundary form, fractional.
+    threshold: the lowest overlap that makes a match in step 2.
+    Returns objects (N, P) int64, an index into M for each prior, and is_positive (N, P) bool, False where
+    the prior is background (and its index means nothing).
+    Source: the paper, section 2.2; `MatchBBox()` of the Caffe code, whose matching in step 1 this is.
+    """
+    n_images, n_objects = is_object.shape
+    n_priors = priors_xy.shape[0]
+    if n_objects == 0:
+        nothing = torch.zeros(n_images, n_priors, dtype=torch.int64, device=priors_xy.device)
+        return nothing, nothing.bool()
+    overlap = find_jaccard_overlap(boxes_xy, priors_xy)  # (N, M, P)
+    overlap = overlap.masked_fill_(~is_object[:, :, None], -1.0)
+    best_overlap, objects = overlap.max(dim=1)  # (N, P)
+    is_positive = best_overlap >= threshold
+
+    own_prior = assign_own_priors(overlap, is_object)  # (N, M), P for padding
+    # A column more than there are priors takes what the padding writes.
+    owner = torch.full((n_images, n_priors + 1), -1, dtype=torch.int64, device=overlap.device)
+    owner.scatter_(1, own_prior, torch.arange(n_objects, device=overlap.device).expand(n_images, -1))
+    owner = owner[:, :-1]  # (N, P), -1 where no object owns the prior
+    is_owned = owner >= 0
+    return torch.where(is_owned, owner, objects), is_positive | is_owned
+
+
+def assign_own_priors(overlap, is_object):
+    """Step 1 of the matching: give every object a prior of its own, best pair first.
+
+    overlap: (N, M, P) float32, -1 in rows of padding. is_object: (N, M) bool.
+    Returns (N, M) int64: the prior of each object, all different in an image; P for padding.
+    """
+    n_images, n_objects, n_priors = overlap.shape
+    # When an object's turn comes, M - 1 priors are gone at most: its best M are candidates enough.
+    n_candidates = min(n_objects, n_priors)
+    candidate_overlap, candidates = overlap.topk(n_candidates, dim=2)  # (N, M, K) both, K candidates each
+    own_prior = torch.full((n_images, n_objects + 1), n_priors, device=overlap.device)  # (N, M + 1)
+    for _ in range(n_objects):
+        best, pair = candidate_overlap.flatten(1).max(dim=1, keepdim=True)  # (N, 1) both
+        row = pair // n_candidates  # the object
+        prior = candidates.flatten(1).gather(1, pair)
+        # Where all objects of an image are served, what is left is the padding's: it goes to a spare column.
+        own_prior.scatter_(1, torch.where(best >= 0, row, n_objects), prior)
+        candidate_overlap.masked_fill_(candidates == prior[:, :, None], -1.0)
+        candidate_overlap.scatter_(1, row[:, :, None].expand(-1, -1, n_candidates), -1.0)
+    return own_prior[:, :-1].masked_fill(~is_object, n_priors)
+
+
+class MinedCrossEntropy(torch.autograd.Function):
+    """Cross entropy, summed over the positive priors and the hardest negatives of each image.
+
+    The gradient of cross entropy with respect to the scores is softmax - one-hot: once the loss is known, it
+    is a product away. So the forward pass computes it as well, in place of a second pass through
+    exponentials and (N, P, C) tensors of zeros.
+    """
+
+    @staticmethod
+    def forward(ctx, scores, labels, n_negatives):
+        """scores (N, P, C) float32, labels (N, P) int64 (0: background), n_negatives (N, 1) int64 -> scalar."""
+        shifted = scores - scores.amax(dim=2, keepdim=True)  # exp() cannot overflow
+        true_scores = shifted.gather(2, labels[:, :, None]).squeeze(2)  # (N, P)
+        exps = shifted.exp_()  # (N, P, C)
+        sums = exps.sum(dim=2)  # (N, P)
+        losses = sums.log() - true_scores  # (N, P)
+        is_positive = labels > 0
+        is_hard = find_hardest_negatives(losses, ~is_positive, n_negatives)
+        weights = (is_positive | is_hard).float()  # (N, P): 1 where a prior counts
+        gradient = exps.mul_((weights / sums)[:, :, None])
+        gradient.scatter_add_(2, labels[:, :, None], -weights[:, :, None])
+        ctx.save_for_backward(gradient)
+        return (losses * weights).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output, None, None
+
+
+def find_hardest_negatives(losses, is_negative, n_negatives):
+    """Mark the negatives with the highest losses of each image.
+
+    losses: (N, P) float32, not negative. is_negative: (N, P) bool. n_negatives: (N, 1) int64, how many.
+    Returns (N, P) bool, with min(n_negatives, negatives there are) marks an image; among equal losses any.
+    """
+    # How many to rank, K: a CPU has the largest number at hand; a GPU would have to stop and tell it.
+    n_ranked = min(int(n_negatives.max()), losses.shape[1]) if losses.device.type == "cpu" else losses.shape[1]
+    _, hardest = losses.masked_fill(~is_negative, -1.0).topk(n_ranked, dim=1)  # (N, K), in falling order
+    ranks = torch.arange(n_ranked, device=losses.device)
+    is_within = (ranks < n_negatives) & is_negative.gather(1, hardest)  # (N, K)
+    return torch.zeros_like(is_negative).scatter_(1, hardest, is_within)
+
+
+class MultiBoxLoss(nn.Module):
+    """The loss of SSD: how far the positive priors' boxes are off, and how wrong the class scores are.
+
+    priors_cxcy: (P, 4), center-size form, fractional.
+    threshold: overlap from which a prior matches an object that does not own it.
+    neg_pos_ratio: hardest negatives for each positive of an image.
+    alpha: weight of the localisation loss.
+    n_negatives_without_objects: hardest negatives in an image without objects. The paper has none (0).
+
+    Source: the paper, section 2.2, equations 1-3. As there, offsets are summed over the four coordinates.
+    """
+
+    def __init__(self, priors_cxcy, threshold=0.5, neg_pos_ratio=3, alpha=1.0, n_negatives_without_objects=0):
+        super().__init__()
+        self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
+        self.register_buffer("priors_xy", cxcy_to_xy(priors_cxcy), persistent=False)
+        self.threshold = threshold
+        self.neg_pos_ratio = neg_pos_ratio
+        self.alpha = alpha
+        self.n_negatives_without_objects = n_negatives_without_objects
+
+    def forward(self, predicted_locs, predicted_scores, boxes, labels):
+        """The loss of a batch, divided by its number of positive priors (by 1 where there are none).
+
+        predicted_locs: (N, P, 4), gcxgcy form; predicted_scores: (N, P, C), before the softmax; any float type.
+        boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
+        labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on any device.
+        Returns a float32 scalar. With several processes (torch.distributed) the number of positives is that
+        of all of them: the mean over the processes, which DistributedDataParallel takes of the gradients, is
+        then the loss of the whole batch.
+        """
+        device = predicted_locs.device
+        with torch.autocast(device.type, enabled=False):
+            boxes_xy, object_labels, is_object = pad_objects(boxes, labels, device)
+            objects, is_positive = match_priors(boxes_xy, is_object, self.priors_xy, self.threshold)
+            n_positives = is_positive.sum(dim=1, keepdim=True)  # (N, 1)
+            n_negatives = torch.where(
+                n_positives > 0, n_positives * self.neg_pos_ratio, self.n_negatives_without_objects
+            )
+            prior_labels = object_labels.gather(1, objects).masked_fill_(~is_positive, 0)  # (N, P)
+            conf_loss = MinedCrossEntropy.apply(predicted_scores.float(), prior_labels, n_negatives)
+            loc_loss = self.localization_loss(predicted_locs.float(), boxes_xy, objects, is_positive)
+            return (conf_loss + self.alpha * loc_loss) / mean_over_processes(n_positives.sum()).clamp(min=1)
+
+    def localization_loss(self, predicted_locs, boxes_xy, objects, is_positive):
+        """Smooth L1 between predicted and true offsets, summed over positive priors and coordinates."""
+        prior_boxes_xy = boxes_xy.gather(1, objects[:, :, None].expand(-1, -1, 4))  # (N, P, 4)
+        true_locs = cxcy_to_gcxgcy(xy_to_cxcy(prior_boxes_xy), self.priors_cxcy)  # (N, P, 4)
+        losses = F.smooth_l1_loss(predicted_locs, true_locs, reduction="none").sum(dim=2)  # (N, P)
+        return (losses * is_positive).sum()
+
+
+def pad_objects(boxes, labels, device):
+    """Ragged lists of objects as rectangular tensors on `device`, M objects an image.
+
+    boxes, labels: lists of N, as `MultiBoxLoss` takes them.
+    Returns boxes_xy (N, M, 4) float32, labels (N, M) int64 and is_object (N, M) bool, False for padding,
+    where the box is the whole image (so that nothing computed from it is infinite) and the label 0. M is 1
+    at least.
+    """
+    n_objects = torch.tensor([len(image_labels) for image_labels in labels])
+    # Filled on the CPU, where the data loader leaves the lists: one copy to the device instead of 2N.
+    is_object = torch.arange(max(1, int(n_objects.max()))) < n_objects[:, None]  # (N, M)
+    boxes_xy = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(*is_object.shape, 1)
+    object_labels = torch.zeros(is_object.shape, dtype=torch.int64)
+    image, slot = is_object.nonzero(as_tuple=True)
+    boxes_xy[image, slot] = torch.cat(boxes).cpu().float()
+    object_labels[image, slot] = torch.cat(labels).cpu()
+    return tuple(copy_to_device(tensor, device) for tensor in (boxes_xy, object_labels, is_object))
+
+
+def copy_to_device(tensor, device):
+    """Copy a CPU tensor to a device; to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def mean_over_processes(count):
+    """The mean of a scalar tensor over all processes of torch.distributed; itself where there is one only."""
+    count = count.float()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count

@@ -1,0 +1,446 @@
+"""Train SSD300.
+
+    python train.py                                            the paper's recipe, from ImageNet weights
+    python train.py --checkpoint=checkpoint_ssd300.pth.tar     go on where a stopped run was
+    torchrun --nproc_per_node=4 train.py                       the same run on 4 GPUs
+
+Reads the lists that create_data_lists.py wrote into `data_folder`. Writes the checkpoint and a log (CSV).
+Any parameter below can be overridden on the command line with --name=value.
+"""
+
+import csv
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets import PascalVOCDataset, TrainingBatches
+from eval import evaluate, make_test_loader
+from model import SSD300, MultiBoxLoss, model_from_checkpoint, model_state
+from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters
+
+# Data
+data_folder = "data"  # where create_data_lists.py wrote its lists
+keep_difficult = True  # also train on objects that are marked as difficult, as the Caffe code does
+skip_corrupt = False  # True: leave out images that cannot be decoded, instead of stopping
+workers = 4  # processes that prepare images; 0: the training process itself
+
+# Model
+pretrained = "IMAGENET1K_V1"  # or "IMAGENET1K_FEATURES", a file with a VGG-16 state dict, or "" for random
+finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
+checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
+
+# Optimisation: the paper's recipe for Pascal VOC 2007 + 2012
+batch_size = 32  # images an iteration, over all GPUs
+iterations = 120_000  # in all, those before a resume included
+lr = 1e-3  # of the weights
+bias_lr_factor = 2.0  # learning rate of the biases, as a multiple of the weights'
+momentum = 0.9
+weight_decay = 5e-4  # of the weights; biases have none
+warmup = 500  # iterations over which the learning rate rises linearly to `lr`; 0: none
+decay_lr_at = (80_000, 100_000)  # iterations at which the learning rate is multiplied by `decay_lr_by`
+decay_lr_by = 0.1
+grad_clip = 0.0  # largest norm of the gradient, all parameters together; 0: not clipped
+seed = 0  # of the initial weights, the order of the images and their augmentation
+
+# Loss
+threshold = 0.5  # overlap from which a prior matches an object
+neg_pos_ratio = 3  # hardest background priors for each matched one
+alpha = 1.0  # weight of the localisation loss
+n_negatives_without_objects = 0  # hardest background priors of an image without objects; the paper has none
+
+# Speed
+bf16 = True  # bfloat16 autocast, where the hardware has units for it (CUDA; CPUs with AVX512-BF16 or AMX)
+compile_model = True  # torch.compile, on CUDA only
+
+# Logging
+save_to = "checkpoint_ssd300.pth.tar"  # the best one by mAP gets the same name with "best_" before it
+save_every = 1000  # iterations; 0: at the end only
+evaluate_every = 0  # iterations between evaluations on the TEST lists; 0: never
+log_file = "train_log.csv"  # "": none
+log_every = 10  # iterations between two rows of the log
+
+
+def main():
+    rank, world_size, device = start_processes()
+    dataset = PascalVOCDataset(data_folder, "TRAIN", keep_difficult, seed, skip_corrupt)
+    model, optimizer, start, best_map = start_or_resume(dataset.label_map, device)
+    batches = TrainingBatches(len(dataset), batch_size, seed, start, iterations, rank, world_size)
+    criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
+    log = TrainingLog(dataset, batches, is_main=rank == 0)
+    if start >= iterations:
+        raise SystemExit(f"nothing to do: {checkpoint} is at iteration {start} of {iterations}")
+    try:
+        train(model, criterion.to(device), optimizer, dataset, batches, log, best_map)
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(f"error: out of memory on {device}; a smaller --batch_size needs less. {error}") from error
+    finally:
+        log.close()
+
+
+def train(model, criterion, optimizer, dataset, batches, log, best_map):
+    """Train until the last iteration, or until a signal asks to stop; saves a checkpoint in both cases."""
+    device = model.mean.device
+    use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device)
+    network = wrap_network(model)
+    stop = StopRequest()
+    loader = make_train_loader(dataset, batches, device)
+    for iteration, (images, boxes, labels, _) in zip(batches.iterations, loader, strict=True):
+        set_learning_rate(optimizer, iteration)
+        images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
+            predicted_locs, predicted_scores = network(images)  # (N, 8732, 4), (N, 8732, C)
+        loss = criterion(predicted_locs, predicted_scores, boxes, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        if grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        optimizer.step()
+        log.add(loss)
+
+        done = iteration + 1  # iterations
+        ends = done == iterations
+        if ends or done % log_every == 0 or is_due(done, save_every) or is_due(done, evaluate_every):
+            log.flush(done, optimizer)  # stops here if a loss was not finite: before anything is saved
+            ends = ends or stop.is_requested_anywhere(device)
+        if is_due(done, evaluate_every):
+            best_map = evaluate_and_keep_best(model, optimizer, log, done, best_map)
+        if ends or is_due(done, save_every):
+            save(save_to, model, optimizer, done, best_map)
+        if ends:
+            break
+    log.report(dataset)
+    stop.exit_if_requested(done)
+
+
+def is_due(done, every):
+    """Whether something that happens `every` so many iterations (0: never) is to happen now."""
+    return every > 0 and done % every == 0
+
+
+# ----------------------------------------------------------------------------------------------
+# Before the loop: processes, model, optimizer, data
+# ----------------------------------------------------------------------------------------------
+
+
+def start_processes():
+    """Find this process's place and device; torchrun tells both, and without it there is one process.
+
+    Returns rank, world_size and a torch.device.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest algorithms pay off
+        torch.set_float32_matmul_precision("high")  # TF32, where autocast leaves float32
+    if "RANK" not in os.environ:
+        return 0, 1, device
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
+
+
+def is_main_process():
+    """Whether this is the process that writes files and prints."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def say(text):
+    """Print a line, in the main process only, without breaking the progress bar."""
+    if is_main_process():
+        tqdm.write(text, file=sys.stdout)
+
+
+def start_or_resume(label_map, device):
+    """Build model and optimizer, from `checkpoint`, from `finetune_from`, or anew.
+
+    Returns the model on `device`, the optimizer, the iteration to start at, and the best mAP so far.
+    """
+    torch.manual_seed(seed)
+    if checkpoint:
+        saved = load_checkpoint(checkpoint)
+        check_resumable(saved, label_map)
+        model = model_from_checkpoint(saved, checkpoint)
+    else:
+        saved = None
+        model = SSD300(n_classes=len(label_map))
+        if finetune_from:
+            say(model.load_other_classes(load_checkpoint(finetune_from), label_map))
+        elif pretrained:
+            model.load_pretrained(pretrained)
+    model.label_map = label_map
+    model = model.to(device, memory_format=fastest_memory_format(device)).train()
+    optimizer = make_optimizer(model, device)
+    if saved is None:
+        return model, optimizer, 0, -1.0
+    optimizer.load_state_dict(saved["optimizer"])
+    set_rng_states(saved["rng"])
+    say(f"resumed {checkpoint} at iteration {saved['iteration']}")
+    return model, optimizer, saved["iteration"], saved["best_map"]
+
+
+def check_resumable(saved, label_map):
+    """Refuse a checkpoint of another data set, or one without a training state; tell what has changed."""
+    if saved["label_map"] != label_map:
+        raise ValueError(
+            f"{checkpoint} has {len(saved['label_map'])} classes ({', '.join(saved['label_map'])}), the lists in "
+            f"{data_folder} have {len(label_map)} ({', '.join(label_map)}); to start from its weights all the "
+            f"same, give it as --finetune_from={checkpoint}"
+        )
+    if "optimizer" not in saved:
+        raise ValueError(f"{checkpoint} holds weights only; start from them with --finetune_from={checkpoint}")
+    for name, value in script_parameters(globals()).items():
+        if name != "checkpoint" and saved["parameters"].get(name, value) != value:
+            say(f"note: {name} was {saved['parameters'][name]!r} when the checkpoint was saved, now it is {value!r}")
+
+
+def make_optimizer(model, device):
+    """SGD with momentum; biases learn faster and do not decay, as in the Caffe code."""
+    named = list(model.named_parameters())
+    biases = [parameter for name, parameter in named if name.endswith(".bias")]
+    weights = [parameter for name, parameter in named if not name.endswith(".bias")]
+    groups = [
+        {"params": weights, "lr_factor": 1.0, "weight_decay": weight_decay},
+        {"params": biases, "lr_factor": bias_lr_factor, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=device.type == "cuda")
+
+
+def set_learning_rate(optimizer, iteration):
+    """Set the learning rates of an iteration (counted from 0): warm-up, then steps down."""
+    n_decays = sum(iteration >= at for at in decay_lr_at)
+    warm = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = lr * warm * decay_lr_by**n_decays * group["lr_factor"]
+
+
+def make_train_loader(dataset, batches, device):
+    """One loader for the whole run: no pause between epochs, in which workers would start anew."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=dataset.collate_fn,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_interrupts,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def ignore_interrupts(_worker):
+    """Ctrl-C reaches the workers too; it is the main process that decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def wrap_network(model):
+    """The model as the loop calls it: compiled, and with its gradients averaged over all processes."""
+    network = model
+    if torch.distributed.is_initialized():
+        device_ids = [model.mean.device.index] if model.mean.is_cuda else None
+        network = DistributedDataParallel(
+            network, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    if compile_model and model.mean.is_cuda:
+        network = torch.compile(network)
+    return network
+
+
+def has_bf16_units(device):
+    """Whether bfloat16 is fast on a device, and not only possible."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    find_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch we support
+    capabilities = find_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def fastest_memory_format(device):
+    """Channels last is what GPUs and the bfloat16 units of CPUs compute in; other CPUs go back through
+    contiguous convolutions 1.6 times as fast (measured on an AVX2 machine, float32)."""
+    return torch.channels_last if has_bf16_units(device) else torch.contiguous_format
+
+
+# ----------------------------------------------------------------------------------------------
+# Within the loop: log, stop, evaluate, save
+# ----------------------------------------------------------------------------------------------
+
+
+class TrainingLog:
+    """The progress bar, the CSV file, and the check that every loss is finite.
+
+    Losses stay on the device until `flush()`, so that no iteration waits for the one before it.
+    """
+
+    columns = ("iteration", "epoch", "loss", "lr", "images_per_second", "mAP")
+
+    def __init__(self, dataset, batches, is_main):
+        self.dataset, self.batches = dataset, batches
+        self.losses = []  # scalars on the device, of the iterations since the last flush
+        self.last_map = ""
+        self.file = open_log(log_file, self.columns, batches.iterations.start) if log_file and is_main else None
+        self.bar = tqdm(
+            total=batches.iterations.stop, initial=batches.iterations.start, unit="it", disable=not is_main
+        )
+        self.flushed_at = time.perf_counter()
+
+    def add(self, loss):
+        """Take the loss of the next iteration."""
+        self.losses.append(loss.detach())
+        self.bar.update()
+
+    def flush(self, done, optimizer):
+        """Bring the losses over, check them, show and write their mean. `done`: iterations so far."""
+        if not self.losses:
+            return
+        losses = torch.stack(self.losses)
+        if torch.distributed.is_initialized():  # the mean over the processes is the loss of the whole batch
+            torch.distributed.all_reduce(losses)
+            losses /= torch.distributed.get_world_size()
+        losses = losses.tolist()
+        self.losses = []
+        for iteration, loss in enumerate(losses, start=done - len(losses)):
+            if not math.isfinite(loss):
+                self.stop_at_bad_loss(iteration, loss)
+        now = time.perf_counter()
+        speed = len(losses) * batch_size / (now - self.flushed_at)
+        self.flushed_at = now
+        loss, rate = sum(losses) / len(losses), optimizer.param_groups[0]["lr"]
+        self.bar.set_postfix({"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "img/s": f"{speed:.1f}"})
+        epoch = done * batch_size / len(self.dataset)
+        self.write((done, f"{epoch:.3f}", f"{loss:.6f}", f"{rate:.3e}", f"{speed:.1f}", ""))
+
+    def write(self, row):
+        """Append a row to the file. A full disk costs the log, not the run."""
+        if self.file is None:
+            return
+        try:
+            csv.writer(self.file).writerow(row)
+            self.file.flush()
+        except OSError as error:
+            say(f"warning: the log ends here, {log_file} cannot be written: {error}")
+            self.file = None
+
+    def stop_at_bad_loss(self, iteration, loss):
+        """End the run, naming what was in the batch; the checkpoint on disk is from before."""
+        files = sorted({str(self.dataset.image_paths[index]) for _, index in self.batches.batch(iteration)})
+        raise FloatingPointError(
+            f"the loss of iteration {iteration} is {loss}. {save_to} is as it was saved before. Try a lower lr "
+            "(--lr), a longer --warmup, or --grad_clip=10; if it happens again with the same images, look at "
+            "their boxes. The images of this batch:\n  " + "\n  ".join(files)
+        )
+
+    def report(self, dataset):
+        """Say what was skipped on the way."""
+        skipped = dataset.skipped_images()
+        if skipped:
+            say(f"skipped {len(skipped)} images that could not be decoded:\n  " + "\n  ".join(skipped))
+
+    def close(self):
+        """Close bar and file."""
+        self.bar.close()
+        if self.file is not None:
+            self.file.close()
+
+
+def open_log(path, columns, start):
+    """Open the CSV log at iteration `start`: a new file at 0, or else without the rows after that iteration."""
+    rows = []
+    if start > 0 and Path(path).is_file():
+        with open(path, newline="") as file:
+            rows = [row for row in csv.reader(file) if row and row[0].isdecimal() and int(row[0]) <= start]
+    file = open(path, "w", newline="")  # noqa: SIM115 (TrainingLog closes it)
+    csv.writer(file).writerows([columns, *rows])
+    file.flush()
+    return file
+
+
+class StopRequest:
+    """Remembers SIGINT or SIGTERM, so that the run ends after an iteration and not in the middle of one."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.receive)
+
+    def receive(self, number, _frame):
+        """Take note; a second Ctrl-C ends the process at once."""
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def is_requested_anywhere(self, device):
+        """Whether any process was asked to stop; all of them learn it at the same iteration."""
+        if not torch.distributed.is_initialized():
+            return self.signal > 0
+        request = torch.tensor(self.signal, device=device)
+        torch.distributed.all_reduce(request, torch.distributed.ReduceOp.MAX)
+        self.signal = int(request)
+        return self.signal > 0
+
+    def exit_if_requested(self, done):
+        """End the process with the exit code of its signal, once everything is saved."""
+        if self.signal:
+            name = signal.Signals(self.signal).name
+            say(f"stopped by {name} after iteration {done}; go on with --checkpoint={save_to}")
+            raise SystemExit(128 + self.signal)
+
+
+def evaluate_and_keep_best(model, optimizer, log, done, best_map):
+    """Evaluate on the TEST lists, and save the model beside the last one if it is the best so far."""
+    mean_ap = best_map
+    if is_main_process():
+        loader = make_test_loader(data_folder, batch_size, workers)
+        _, mean_ap = evaluate(loader, model)
+        log.write((done, f"{done * batch_size / len(log.dataset):.3f}", "", "", "", f"{mean_ap:.6f}"))
+        say(f"iteration {done}: mAP {mean_ap:.4f}, best before {max(best_map, 0):.4f}")
+        if mean_ap > best_map:
+            path = Path(save_to)
+            save(path.with_name(f"best_{path.name}"), model, optimizer, done, mean_ap)
+        model.train()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    log.flushed_at = time.perf_counter()
+    return max(best_map, mean_ap)
+
+
+def save(path, model, optimizer, done, best_map):
+    """Save all that a resumed run needs. `done`: iterations so far."""
+    if not is_main_process():
+        return
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise FloatingPointError(f"weights are no longer finite at iteration {done}; {path} is left as it was")
+    state = {
+        **model_state(model),
+        "optimizer": optimizer.state_dict(),
+        "iteration": done,
+        "best_map": best_map,
+        "rng": rng_states(),
+        "parameters": script_parameters(globals()),
+    }
+    save_checkpoint(state, path)
+
+
+def rng_states():
+    """States of torch's random number generators. (Data order and augmentation need none: see datasets.py.)"""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_states(states):
+    """Restore what `rng_states()` returned; a GPU's state only where there are as many GPUs."""
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+if __name__ == "__main__":
+    override_parameters(globals(), sys.argv[1:])
+    main()
