@@ -403,8 +403,10 @@ def annotate_file(path, target, find, colors):
     cannot be written.
     """
     with open_file(path) as image:
-        if image.format == "GIF" and getattr(image, "is_animated", False):
+        n_frames = count_frames(image, path)
+        if n_frames > 1:
             frames = annotate_frames(image, path, find, colors)
+            frames = iter(tqdm(frames, path.name, n_frames, unit="frame"))
             # Frames carry their duration; how often all are repeated is said once, or not at all: once.
             loop = {"loop": image.info["loop"]} if "loop" in image.info else {}
             save_image(next(frames), target, save_all=True, append_images=frames, **loop)
@@ -414,16 +416,24 @@ def annotate_file(path, target, find, colors):
     save_image(draw_boxes(upright, *found, colors), target)
 
 
+def count_frames(image, path):
+    """How many frames an animated GIF has; 1 for all else. Raises ValueError, naming the file."""
+    if image.format != "GIF":
+        return 1
+    try:
+        return image.n_frames
+    except Exception as error:
+        raise ValueError(f"{path}: damaged, its frames cannot be counted ({error})") from error
+
+
 def annotate_frames(animation, path, find, colors):
     """Annotate the frames of an animation one after the other; `batch_size` of them are in memory at once."""
     frames = iter_frames(animation, path)
-    with tqdm(total=animation.n_frames, desc=Path(path).name, unit="frame") as bar:
-        while batch := list(itertools.islice(frames, batch_size)):
-            for frame, found in zip(batch, find(batch), strict=True):
-                annotated = draw_boxes(frame, *found, colors)
-                annotated.info = frame.info
-                yield annotated
-                bar.update()
+    while batch := list(itertools.islice(frames, batch_size)):
+        for frame, found in zip(batch, find(batch), strict=True):
+            annotated = draw_boxes(frame, *found, colors)
+            annotated.info = frame.info
+            yield annotated
 
 
 def iter_frames(animation, path):

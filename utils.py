@@ -25,10 +25,8 @@ import io
 import json
 import math
 import os
-import pickle
 import random
 import warnings
-import zipfile
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -239,7 +237,7 @@ def _rgb_to_oklab(rgb):
 MAX_ANNOTATION_BYTES = 10_000_000  # VOC's largest annotation has 14 kB
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 # What may be opened, whatever the file's name says: Pillow would also start Ghostscript for an EPS file.
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 # What the data report can say of a file, in the order in which it says it.
 NOTES = {
@@ -250,7 +248,7 @@ NOTES = {
     "class_skipped": "Objects of other classes: skipped, as told",
     "difficult_missing": "Objects without <difficult>: taken as 0, not difficult",
     "float_coordinates": "Objects with float coordinates: kept as they are",
-    "size_missing": "Annotations without the image's size: taken from the image",
+    "size_missing": "Annotations without a usable size of the image: taken from the image",
     "size_differs": "Annotations with another size than the image's: the image's taken; look at the boxes",
     "boxes_turned": "Boxes drawn on the image as rotated by its EXIF data: turned back to the stored pixels",
     "exif_unclear": "Images to be rotated by their EXIF data: boxes taken to be drawn without; look at them",
@@ -271,7 +269,7 @@ def parse_annotation(path):
         boxes: list of [xmin - 1, ymin - 1, xmax, ymax], floats, boundary form, in pixels, as written: they
             may be inverted, reach beyond the image, or not be finite;
         names, difficulties: for each box the class name and 0 or 1 (0 where <difficult> is missing);
-        width, height: ints in pixels; both None where <size> is missing, zero or negative;
+        width, height: ints in pixels; both None where <size> is missing, zero or absurd;
         difficult_missing, float_coordinates: how many objects lack <difficult>, have fractions of pixels.
     Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is no
     annotation, or an object lacks its name or box.
@@ -279,8 +277,8 @@ def parse_annotation(path):
     root = _parse_xml(path)
     if root.tag != "annotation":
         raise ValueError(f"{path}: no VOC annotation: its root is <{root.tag[:40]}>, not <annotation>")
-    width, height = _parse_size(root.find("size"), path)
-    annotation = {"boxes": [], "names": [], "difficulties": [], "width": width, "height": height}
+    size = _parse_size(root.find("size"), path) or (None, None)
+    annotation = {"boxes": [], "names": [], "difficulties": [], "width": size[0], "height": size[1]}
     annotation.update(difficult_missing=0, float_coordinates=0)
     # Only the objects right below the root: the person layout challenge nests <part>s with boxes in them.
     for i, element in enumerate(root.findall("object"), start=1):
@@ -334,12 +332,19 @@ def _parse_number(parent, tag, where):
 
 
 def _parse_size(element, path):
-    """(width, height) of the <size> element; (None, None) where it says nothing usable."""
-    if element is None or not (element.findtext("width") or "").strip():
-        return None, None
-    sides = [_parse_number(element, tag, path) for tag in ("width", "height")]
-    usable = all(math.isfinite(side) and side >= 1 for side in sides)
-    return (int(sides[0]), int(sides[1])) if usable else (None, None)
+    """(width, height) of the <size> element; None where it says nothing usable."""
+    tags = ("width", "height")
+    if element is None or not all((element.findtext(tag) or "").strip() for tag in tags):
+        return None
+    return _usable_size(*(_parse_number(element, tag, path) for tag in tags))
+
+
+def _usable_size(width, height):
+    """(width, height) as ints, or None where they cannot be those of an image that could be read."""
+    sides = (width, height)
+    if all(type(side) in (int, float) and 1 <= side <= MAX_IMAGE_PIXELS for side in sides):
+        return int(width), int(height)
+    return None
 
 
 def create_data_lists(
@@ -563,8 +568,7 @@ def _coco_image(image, where, path, image_folder):
     folders = [image_folder] if image_folder else [folder, os.path.join(folder, "images"), own]
     candidates = [os.path.abspath(os.path.join(folder, name)) for folder in folders]
     file = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
-    sides = (image.get("width"), image.get("height"))
-    size = sides if all(type(side) is int and side >= 1 for side in sides) else None
+    size = _usable_size(image.get("width"), image.get("height"))
     record = {"image": file, "file": file, "size": size, "first_pixel": 0, "boxes": [], "names": []}
     return {**record, "difficulties": [], "difficult_missing": 0, "float_coordinates": 0}
 
@@ -1261,13 +1265,12 @@ def load_checkpoint(path, device="cpu"):
         raise FileNotFoundError(f"{path}: no such checkpoint (train.py makes one)")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path}: not loaded, since it holds more than tensors and numbers, or is no checkpoint at all: "
-            f"{str(error).splitlines()[0]}"
+            f"{path}: not loaded, for it is truncated, no checkpoint, or holds more than tensors and numbers, "
+            f"which could run code ({reason})"
         ) from error
-    except (RuntimeError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: truncated or damaged: {str(error).splitlines()[0]}") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
         found = checkpoint.get("format", "no format entry") if isinstance(checkpoint, dict) else type(checkpoint)
         raise ValueError(f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found})")

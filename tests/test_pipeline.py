@@ -1,0 +1,78 @@
+"""The scripts as a user runs them, one after the other, with the real network on a tiny data set."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+from make_sample import make_sample
+from PIL import Image
+
+from utils import load_checkpoint
+
+
+def run(script, folder, **parameters):
+    """Run a script in `folder`; returns what it printed on standard output."""
+    arguments = [f"--{name}={value}" for name, value in parameters.items()]
+    process = subprocess.run(
+        [sys.executable, REPO / script, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+def test_lists_train_resume_eval_detect(tmp_path):
+    make_sample(tmp_path / "my data", n_train=3, n_test=2, seed=1)
+    output = run("create_data_lists.py", tmp_path, train_data="my data", output_folder="lists")
+    assert "TRAIN: 3 images" in output and "TEST: 2 images" in output
+
+    settings = {"data_folder": "lists", "pretrained": "", "batch_size": 2, "workers": 1, "log_every": 1}
+    run("train.py", tmp_path, iterations=2, **settings)
+    assert load_checkpoint(tmp_path / "checkpoint_ssd300.pth.tar")["iteration"] == 2
+    run("train.py", tmp_path, iterations=3, checkpoint="checkpoint_ssd300.pth.tar", **settings)
+    assert load_checkpoint(tmp_path / "checkpoint_ssd300.pth.tar")["iteration"] == 3
+    with open(tmp_path / "train_log.csv", newline="") as file:
+        assert [row["iteration"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+    evaluation = {"data_folder": "lists", "batch_size": 2, "workers": 0}
+    scored = run("eval.py", tmp_path, write_detections_to="found", **evaluation)
+    mean = next(line for line in scored.splitlines() if line.startswith("mean"))
+    assert "finding objects" in scored and "a second" in scored
+    rescored = run("eval.py", tmp_path, read_detections_from="found", **evaluation)
+    assert mean in rescored  # the files hold the same detections
+
+    photo = sorted((tmp_path / "my data" / "JPEGImages").glob("test_*.jpg"))[0]
+    run("detect.py", tmp_path, images=photo, output_folder="shown", min_score=0.01)
+    with Image.open(photo) as image, Image.open(tmp_path / "shown" / photo.name) as annotated:
+        assert image.size == annotated.size
+
+
+def test_without_a_label_map_train_names_the_missing_file(tmp_path):
+    process = subprocess.run(
+        [sys.executable, REPO / "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode != 0
+    assert "label_map.json" in process.stderr and "create_data_lists.py" in process.stderr
+
+
+@pytest.mark.parametrize("module", ["utils", "model", "datasets", "create_data_lists", "train", "eval", "detect"])
+def test_importing_a_module_does_nothing(module, tmp_path):
+    """Nothing is printed, written, seeded, downloaded or moved to a device; and the directory is any."""
+    code = (
+        "import sys, torch, random, numpy, socket\n"
+        f"sys.path.insert(0, {str(REPO)!r})\n"
+        "def refuse(*arguments): raise AssertionError('a connection at import')\n"
+        "socket.socket.connect = refuse\n"
+        "before = torch.get_rng_state(), random.getstate(), str(numpy.random.get_state()), torch.get_num_threads()\n"
+        f"import {module}\n"
+        "after = torch.get_rng_state(), random.getstate(), str(numpy.random.get_state()), torch.get_num_threads()\n"
+        "assert torch.equal(before[0], after[0]) and before[1:] == after[1:]\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "" and process.stderr == ""
+    assert list(tmp_path.iterdir()) == []
