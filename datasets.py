@@ -112,6 +112,10 @@ class PascalVOCDataset(Dataset):
                 f"{height}; run create_data_lists.py again with check_images on"
             )
 
+    def image_names(self):
+        """Names of the images as Pascal VOC's files have them: without folder and extension."""
+        return [Path(path).stem for path in self.image_paths.tolist()]
+
     def skipped_images(self):
         """Paths of the images that were skipped so far because they could not be decoded, by any worker."""
         return [str(path) for path in self.image_paths[self.skipped.numpy() != 0]]

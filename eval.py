@@ -20,6 +20,7 @@ from tqdm import tqdm
 from datasets import PascalVOCDataset
 from model import load_model
 from utils import (
+    COCO_THRESHOLDS,
     calculate_mAP,
     override_parameters,
     read_voc_detections,
@@ -68,9 +69,7 @@ def main():
     seconds.lap("the metric")
     print_table(average_precisions, mean_ap)
     if coco_style:
-        overlaps = [0.5 + 0.05 * i for i in range(10)]
-        means = [score(detections, dataset, overlap)[1] for overlap in overlaps]
-        print(f"mean over the overlaps 0.50, 0.55 ... 0.95: {sum(means) / len(means):.4f}")
+        print(f"mean over the overlaps 0.50, 0.55, ... 0.95: {score(detections, dataset, COCO_THRESHOLDS)[1]:.4f}")
     seconds.report(len(dataset))
 
 
@@ -128,10 +127,10 @@ def detect_all(test_loader, model, seconds=None):
     return det_boxes, det_labels, det_scores
 
 
-def score(detections, dataset, overlap=None):
+def score(detections, dataset, overlaps=None):
     """Average precisions of detections on a data set, and their mean.
 
-    detections: three lists with an entry an image, as from `detect_all()`. overlap: in place of `threshold`.
+    detections: three lists with an entry an image, as from `detect_all()`. overlaps: in place of `threshold`.
     """
     starts = dataset.starts.tolist()
     objects = [slice(first, last) for first, last in itertools.pairwise(starts)]
@@ -141,7 +140,7 @@ def score(detections, dataset, overlap=None):
         [dataset.labels[these] for these in objects],
         [dataset.difficulties[these] for these in objects],
         label_map=dataset.label_map,
-        threshold=threshold if overlap is None else overlap,
+        threshold=overlaps or threshold,
         metric=metric,
     )
 

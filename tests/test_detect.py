@@ -1,5 +1,7 @@
 """detect(): images of every kind in, boxes in their pixels out, legible labels, files from the shell."""
 
+import io
+import os
 import random
 import struct
 import subprocess
@@ -15,7 +17,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageOps, ImageSequence
 
 import detect as module
 from detect import detect, draw_boxes, find_objects, open_image
-from utils import class_colors, read_image, transform
+from model import SSD300, model_state
+from utils import class_colors, read_image, save_checkpoint, transform
 
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2, "grandfather clock": 3}
 COLORS = class_colors(LABEL_MAP)
@@ -541,3 +544,97 @@ def test_damaged_animation(shell, tmp_path):
     with pytest.raises(SystemExit, match=r"clip\.gif"):
         shell(images="clip.gif", output_folder="out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# The script as a user runs it, with a real network
+
+
+def run_script(*arguments, folder):
+    command = [sys.executable, str(Path(module.__file__)), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_script(tmp_path):
+    torch.manual_seed(0)
+    model = SSD300(len(LABEL_MAP))
+    model.label_map = LABEL_MAP
+    save_checkpoint(model_state(model), tmp_path / "a.pth.tar")
+    (tmp_path / "in").mkdir()
+    image, _ = make_sample.draw_sample(np.random.default_rng(0))
+    image.save(tmp_path / "in" / "one.png")
+    (tmp_path / "in" / "two.jpg").write_bytes(b"damaged")
+    # Weights are random: about a third of a score for each class, and thousands of objects.
+    parameters = [
+        "--checkpoint=a.pth.tar",
+        "--images=in",
+        "--output_folder=out",
+        "--min_score=0.1",
+        "--top_k=9",
+    ]
+    run = run_script(*parameters, "--suppress=dog", folder=tmp_path)
+    assert run.returncode == 1 and "two.jpg: not an image" in run.stderr and "Traceback" not in run.stderr
+    assert "1 of 2 images annotated, in out" in run.stdout
+    # The same in a notebook.
+    expected = detect(image, 0.1, 0.5, 9, ["dog"], module.load_model(tmp_path / "a.pth.tar"))
+    with Image.open(tmp_path / "out" / "one.png") as annotated:
+        assert annotated.tobytes() == expected.tobytes() != image.tobytes()
+
+
+def test_script_with_bad_parameters(tmp_path):
+    run = run_script("--checkpoint=b.pth.tar", "--images=nowhere", folder=tmp_path)
+    assert run.returncode == 1 and run.stderr.startswith("error: images='nowhere'")
+    run = run_script("--checkpoint=b.pth.tar", f"--images={module.__file__}", folder=tmp_path)
+    assert run.returncode == 1 and run.stderr.startswith("error: b.pth.tar: no such checkpoint")
+
+
+# Damaged files of every kind
+
+
+def encode(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def mutate(data, rng):
+    """Cut a file short, or change some of its bytes, more often near the start, where the structure is."""
+    data = bytearray(data)
+    if rng.random() < 0.2:
+        return data[: rng.randrange(len(data))]
+    reach = len(data) if rng.random() < 0.5 else min(64, len(data))
+    for _ in range(rng.choice([1, 2, 4, 16])):
+        data[rng.randrange(reach)] = rng.choice([0, 127, 128, 255, rng.randrange(256)])
+    return data
+
+
+# SSD_FUZZ_IMAGES=20000 pytest tests/test_detect.py -k mutated: a longer run.
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_files_end_in_a_result_or_an_error_that_names_them(tmp_path):
+    image = make_sample.draw_sample(np.random.default_rng(3))[0].resize((64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    animation = {"save_all": True, "append_images": [image.rotate(20), image.rotate(40)], "duration": 50}
+    originals = [encode(image, kind) for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "TGA")]
+    originals += [encode(image, "GIF", **animation), encode(image, "TIFF", compression="tiff_lzw")]
+    originals += [encode(image, "JPEG", exif=exif), encode(image, "GIF")]
+    rng, model = random.Random(0), FakeModel()
+    path, target = tmp_path / "mutated", tmp_path / "out.gif"
+    outcomes = {"result": 0, "error": 0}
+    for i in range(int(os.environ.get("SSD_FUZZ_IMAGES", 300))):
+        path.write_bytes(mutate(originals[i % len(originals)], rng))
+        for action in (lambda: detect(path, model=model), lambda: annotate(path, target, model)):
+            try:
+                action()
+                outcomes["result"] += 1
+            except ValueError as error:
+                assert "mutated" in str(error)
+                outcomes["error"] += 1
+        model.batches.clear()
+    assert min(outcomes.values()) > 0.2 * sum(outcomes.values())
+
+
+def annotate(path, target, model):
+    def find(images):
+        return module.find_in_batch(images, 0.2, 0.5, 200, None, model)
+
+    module.annotate_file(path, target, find, COLORS)

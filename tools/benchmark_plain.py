@@ -1,0 +1,91 @@
+"""Plain versions of what the repo does fast: the benchmark times against them, tests compare results.
+
+They are what one writes first: a loop over images, one simple operation after the other.
+
+Shapes in comments: N images, P priors, C classes (background = 0 included).
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def plain_multibox_loss(
+    predicted_locs,
+    predicted_scores,
+    boxes,
+    labels,
+    priors_cxcy,
+    threshold=0.5,
+    neg_pos_ratio=3,
+    alpha=1.0,
+    n_negatives_without_objects=0,
+):
+    """What `MultiBoxLoss` computes, image by image, in the float type of the predictions.
+
+    predicted_locs: (N, P, 4) offsets; predicted_scores: (N, P, C), before the softmax.
+    boxes: list of N tensors (n_objects, 4), boundary form, fractional. labels: list of N tensors (n_objects,).
+    priors_cxcy: (P, 4), center-size form, fractional. The parameters are those of `MultiBoxLoss`.
+    Returns a scalar.
+    """
+    n_images, n_priors, n_classes = predicted_scores.shape
+    priors_cxcy = priors_cxcy.to(predicted_locs.dtype)
+    true_classes = torch.zeros(n_images, n_priors, dtype=torch.int64)
+    true_locs = torch.zeros(n_images, n_priors, 4, dtype=predicted_locs.dtype)
+    for i in range(n_images):
+        if len(labels[i]) == 0:
+            continue
+        image_boxes = boxes[i].to(predicted_locs.dtype)
+        matched, positive = plain_match(image_boxes, priors_cxcy, threshold)
+        true_classes[i] = torch.where(positive, labels[i][matched], 0)
+        true_locs[i] = plain_encode(image_boxes[matched], priors_cxcy)
+
+    positives = true_classes > 0  # (N, P)
+    n_positives = positives.sum(dim=1)  # (N,)
+    loc_loss = F.smooth_l1_loss(predicted_locs[positives], true_locs[positives], reduction="sum")
+
+    conf_losses = F.cross_entropy(predicted_scores.view(-1, n_classes), true_classes.view(-1), reduction="none")
+    conf_losses = conf_losses.view(n_images, n_priors)
+    negative_losses = conf_losses.clone()
+    negative_losses[positives] = 0.0
+    negative_losses, _ = negative_losses.sort(dim=1, descending=True)
+    n_negatives = n_positives * neg_pos_ratio
+    n_negatives[n_positives == 0] = n_negatives_without_objects
+    hardest = torch.arange(n_priors).expand_as(negative_losses) < n_negatives.unsqueeze(1)
+    conf_loss = conf_losses[positives].sum() + negative_losses[hardest].sum()
+    return (conf_loss + alpha * loc_loss) / max(1, int(n_positives.sum()))
+
+
+def plain_match(boxes_xy, priors_cxcy, threshold):
+    """Match the priors with the objects of one image: best pairs first, then all overlaps from the threshold on.
+
+    boxes_xy: (n_objects, 4), boundary form, fractional. priors_cxcy: (P, 4).
+    Returns for each prior the index of its object, (P,) int64, and whether it is positive, (P,) bool.
+    """
+    overlap = plain_overlap(boxes_xy, priors_cxcy)  # (n_objects, P)
+    best_overlap, matched = overlap.max(dim=0)  # (P,)
+    positive = best_overlap >= threshold
+    for _ in range(len(boxes_xy)):
+        own, prior = divmod(int(overlap.argmax()), overlap.shape[1])
+        matched[prior] = own
+        positive[prior] = True
+        overlap[own] = -1.0
+        overlap[:, prior] = -1.0
+    return matched, positive
+
+
+def plain_overlap(boxes_xy, priors_cxcy):
+    """Intersection over union of each box with each prior, (n_objects, P)."""
+    priors_xy = torch.cat([priors_cxcy[:, :2] - priors_cxcy[:, 2:] / 2, priors_cxcy[:, :2] + priors_cxcy[:, 2:] / 2], 1)
+    mins = torch.max(boxes_xy[:, None, :2], priors_xy[:, :2])  # (n_objects, P, 2)
+    maxs = torch.min(boxes_xy[:, None, 2:], priors_xy[:, 2:])
+    intersection = (maxs - mins).clamp(min=0).prod(dim=2)  # (n_objects, P)
+    areas = (boxes_xy[:, 2:] - boxes_xy[:, :2]).prod(dim=1)[:, None]  # (n_objects, 1)
+    return intersection / (areas + priors_cxcy[:, 2:].prod(dim=1) - intersection)
+
+
+def plain_encode(boxes_xy, priors_cxcy):
+    """Offsets of boxes from priors, both (P, 4): the paper's equation 2 with the Caffe code's variances."""
+    centers = (boxes_xy[:, :2] + boxes_xy[:, 2:]) / 2
+    sizes = boxes_xy[:, 2:] - boxes_xy[:, :2]
+    g_centers = (centers - priors_cxcy[:, :2]) / (priors_cxcy[:, 2:] * 0.1)
+    return torch.cat([g_centers, (sizes / priors_cxcy[:, 2:]).log() / 0.2], dim=1)
