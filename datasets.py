@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from utils import IMAGE_SIZE, IMAGENET_MEAN, read_image, transform
+from utils import blank_image, read_image, transform
 
 
 class PascalVOCDataset(Dataset):
@@ -40,9 +40,7 @@ class PascalVOCDataset(Dataset):
     holds a box that is not finite, has no area or lies beyond its image, or a label without a class.
     """
 
-    def __init__(
-        self, data_folder, split, keep_difficult=False, seed=0, skip_corrupt=False, augment=None
-    ):
+    def __init__(self, data_folder, split, keep_difficult=False, seed=0, skip_corrupt=False, augment=None):
         if split not in ("TRAIN", "TEST"):
             raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
         self.data_folder = Path(data_folder)
@@ -108,8 +106,8 @@ class PascalVOCDataset(Dataset):
         width, height = self.sizes[index].tolist()
         if (image.shape[2], image.shape[1]) != (width, height):
             raise ValueError(
-                f"{path} is {image.shape[2]} x {image.shape[1]} pixels, but {self.data_folder} has it as {width} x "
-                f"{height}; run create_data_lists.py again with check_images on"
+                f"{path} is {image.shape[2]} x {image.shape[1]} pixels, the lists in {self.data_folder} say "
+                f"{width} x {height}; run create_data_lists.py again with check_images on"
             )
 
     def image_names(self):
@@ -124,11 +122,14 @@ class PascalVOCDataset(Dataset):
     def collate_fn(batch):
         """Make a batch of items whose numbers of objects differ.
 
-        batch: list of N items. Returns images (N, 3, 300, 300) uint8, and three lists of N tensors: boxes
-        (M, 4) float32, boundary form, fractional, labels (M,) and difficulties (M,).
+        batch: list of N items.
+        Returns images (N, 3, 300, 300) uint8, and three lists of N tensors: boxes (M, 4) float32, boundary
+        form, fractional, labels (M,) int64 and difficulties (M,) uint8.
         """
         images, boxes, labels, difficulties = zip(*batch, strict=True)
-        return torch.stack(images), list(boxes), list(labels), list(difficulties)
+        # transform() leaves the channels last in memory; a batch in that order is five times as fast to make.
+        images = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+        return images, list(boxes), list(labels), list(difficulties)
 
 
 class TrainingBatches:
@@ -144,9 +145,7 @@ class TrainingBatches:
     Yields lists of (epoch, index), the keys of `PascalVOCDataset`.
     """
 
-    def __init__(
-        self, n_images, batch_size, seed, first_iteration, last_iteration, rank=0, world_size=1
-    ):
+    def __init__(self, n_images, batch_size, seed, first_iteration, last_iteration, rank=0, world_size=1):
         if n_images < 1:
             raise ValueError("there is no image to train on; run create_data_lists.py on another folder")
         if not 0 <= rank < world_size <= batch_size:
@@ -193,8 +192,7 @@ def check_seed(seed):
 
 def blank_item():
     """What stands in for an image that cannot be decoded: ImageNet's mean colour, no objects."""
-    mean = torch.tensor(IMAGENET_MEAN).mul(255).round().to(torch.uint8)
-    image = mean[:, None, None].repeat(1, IMAGE_SIZE, IMAGE_SIZE)
+    image = torch.from_numpy(blank_image()).permute(2, 0, 1)  # (3, 300, 300)
     return image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
 
 
@@ -268,7 +266,7 @@ def find_problem(image, entry, valid_labels):
         for box, label, difficulty in zip(boxes, labels, difficulties, strict=True):
             x_min, y_min, x_max, y_max = box
             if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):  # NaN fails this too
-                return f"the box {box} is not finite, has no area or reaches beyond the {width} x {height} image"
+                return f"the box {box} is not finite, has no area or is beyond the {width} x {height} image"
             if label not in valid_labels:
                 return f"the label {label!r} is not in label_map.json"
             if difficulty not in (0, 1):
@@ -276,5 +274,7 @@ def find_problem(image, entry, valid_labels):
         if type(width) is not int or type(height) is not int or min(width, height) < 1:
             return f"the size {entry['size']} is not a width and a height in pixels"
     except (KeyError, TypeError, ValueError):
-        return 'not {"boxes": [[x_min, y_min, x_max, y_max], ...], "labels": [...], "difficulties": [...], "size": [W, H]}'
+        return (
+            'its entry is no {"boxes": [[x_min, y_min, x_max, y_max], ...], "labels", "difficulties", "size"}'
+        )
     return None

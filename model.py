@@ -453,106 +453,132 @@ def l2_normalize(features, eps=1e-10):
 # The loss
 # ----------------------------------------------------------------------------------------------
 
+# More shapes: T objects in all images of the batch together, K priors of an image that count in the loss.
 
-def match_priors(boxes_xy, is_object, priors_xy, threshold):
+
+class BatchObjects(NamedTuple):
+    """The true objects of a batch in one list, numbered 0 to T - 1 through all its images.
+
+    Number T stands for "no object", that is background: it has label 0, and the whole image as a box, so that
+    whatever is computed from it stays finite.
+    """
+
+    boxes_xy: torch.Tensor  # (T + 1, 4) float32, boundary form, fractional
+    labels: torch.Tensor  # (T + 1,) int64
+    images: torch.Tensor  # (T,) int64, the image that each object is in
+    numbers: torch.Tensor  # (N, M) int64, the objects of each image; M is 1 at least, T fills what is empty
+
+
+def stack_objects(boxes, labels, device):
+    """Put the ragged lists of a batch's objects together on `device`, without waiting for it.
+
+    boxes, labels: lists of N, as `MultiBoxLoss` takes them. Returns BatchObjects.
+    """
+    # Put together on the CPU, where the data loader leaves the lists: four copies to the device, not 2N.
+    n_objects = torch.tensor([len(image_labels) for image_labels in labels])  # (N,)
+    n_all = int(n_objects.sum())  # T
+    is_object = torch.arange(max(1, int(n_objects.max()))) < n_objects[:, None]  # (N, M)
+    objects = BatchObjects(
+        boxes_xy=torch.cat([*(b.cpu().float() for b in boxes), torch.tensor([[0.0, 0.0, 1.0, 1.0]])]),
+        labels=torch.cat([*(b.cpu() for b in labels), torch.tensor([0])]),
+        images=torch.arange(len(labels)).repeat_interleave(n_objects),
+        numbers=torch.full(is_object.shape, n_all).masked_scatter_(is_object, torch.arange(n_all)),
+    )
+    return BatchObjects(*(copy_to_device(tensor, device) for tensor in objects))
+
+
+def copy_to_device(tensor, device):
+    """Copy a CPU tensor to a device; to a GPU through pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def match_priors(objects, priors_xy, threshold):
     """Decide for every prior of every image which object it is to predict, if any.
 
     1. Of all pairs of an object and a prior, the one with the highest overlap is fixed, both are taken out,
        and so on, until every object owns one prior: also when two objects share their best.
     2. Every other prior takes the object that it overlaps most, if that overlap reaches the threshold.
 
-    boxes_xy: (N, M, 4) float32, boundary form, fractional; rows of padding are any valid box.
-    is_object: (N, M) bool, False for padding.
-    priors_xy: (P, 4) float32, boundary form, fractional.
+    objects: BatchObjects. priors_xy: (P, 4) float32, boundary form, fractional.
     threshold: the lowest overlap that makes a match in step 2.
-    Returns objects (N, P) int64, an index into M for each prior, and is_positive (N, P) bool, False where
-    the prior is background (and its index means nothing).
+    Returns (N, P) int64, the number of each prior's object, T for background.
     Source: the paper, section 2.2; `MatchBBox()` of the Caffe code, whose matching in step 1 this is.
     """
-    n_images, n_objects = is_object.shape
-    n_priors = priors_xy.shape[0]
-    if n_objects == 0:
-        nothing = torch.zeros(n_images, n_priors, dtype=torch.int64, device=priors_xy.device)
-        return nothing, nothing.bool()
-    overlap = find_jaccard_overlap(boxes_xy, priors_xy)  # (N, M, P)
-    overlap = overlap.masked_fill_(~is_object[:, :, None], -1.0)
-    best_overlap, objects = overlap.max(dim=1)  # (N, P)
-    is_positive = best_overlap >= threshold
+    n_all, n_images, n_priors = len(objects.images), len(objects.numbers), len(priors_xy)
+    overlap = find_jaccard_overlap(objects.boxes_xy[:n_all], priors_xy)  # (T, P)
+    own_priors = assign_own_priors(overlap, objects.numbers)  # (T,)
+    overlap.scatter_(1, own_priors[:, None], torch.inf)  # an owner overlaps its prior more than anybody
 
-    own_prior = assign_own_priors(overlap, is_object)  # (N, M), P for padding
-    # A column more than there are priors takes what the padding writes.
-    owner = torch.full((n_images, n_priors + 1), -1, dtype=torch.int64, device=overlap.device)
-    owner.scatter_(1, own_prior, torch.arange(n_objects, device=overlap.device).expand(n_images, -1))
-    owner = owner[:, :-1]  # (N, P), -1 where no object owns the prior
-    is_owned = owner >= 0
-    return torch.where(is_owned, owner, objects), is_positive | is_owned
+    # Over the rows of overlap that belong to an image: the highest overlap, then the first object that has it.
+    # (Numbers are floats for a while: on a CPU scatter_reduce_() takes ten times as long for integers.)
+    image_of_pair = objects.images[:, None].expand(-1, n_priors)  # (T, P)
+    best_overlap = overlap.new_full((n_images, n_priors), threshold)
+    best_overlap.scatter_reduce_(0, image_of_pair, overlap, "amax")
+    numbers = torch.arange(n_all, dtype=overlap.dtype, device=overlap.device)[:, None]  # (T, 1)
+    candidates = torch.where(overlap >= best_overlap[objects.images], numbers, float(n_all))  # (T, P)
+    matched = overlap.new_full((n_images, n_priors), n_all)
+    return matched.scatter_reduce_(0, image_of_pair, candidates, "amin").long()
 
 
-def assign_own_priors(overlap, is_object):
+def assign_own_priors(overlap, numbers):
     """Step 1 of the matching: give every object a prior of its own, best pair first.
 
-    overlap: (N, M, P) float32, -1 in rows of padding. is_object: (N, M) bool.
-    Returns (N, M) int64: the prior of each object, all different in an image; P for padding.
+    overlap: (T, P) float32. numbers: (N, M) int64, the objects of each image, T for none.
+    Returns (T,) int64: the prior of each object, all different in an image.
+    Raises ValueError if an image has more objects than there are priors.
     """
-    n_images, n_objects, n_priors = overlap.shape
+    n_all, n_priors = overlap.shape
+    n_objects = numbers.shape[1]  # M
+    if n_objects > n_priors:
+        raise ValueError(f"an image has {n_objects} objects, but there are {n_priors} priors to predict them")
     # When an object's turn comes, M - 1 priors are gone at most: its best M are candidates enough.
-    n_candidates = min(n_objects, n_priors)
-    candidate_overlap, candidates = overlap.topk(n_candidates, dim=2)  # (N, M, K) both, K candidates each
-    own_prior = torch.full((n_images, n_objects + 1), n_priors, device=overlap.device)  # (N, M + 1)
+    best_overlaps, best_priors = overlap.topk(n_objects, dim=1)  # (T, M)
+    overlaps = F.pad(best_overlaps, (0, 0, 0, 1), value=-1.0)[numbers]  # (N, M, M), -1 where there is no object
+    priors = F.pad(best_priors, (0, 0, 0, 1))[numbers].flatten(1)  # (N, M * M)
+    own_priors = priors.new_zeros(n_all + 1)
     for _ in range(n_objects):
-        best, pair = candidate_overlap.flatten(1).max(dim=1, keepdim=True)  # (N, 1) both
-        row = pair // n_candidates  # the object
-        prior = candidates.flatten(1).gather(1, pair)
-        # Where all objects of an image are served, what is left is the padding's: it goes to a spare column.
-        own_prior.scatter_(1, torch.where(best >= 0, row, n_objects), prior)
-        candidate_overlap.masked_fill_(candidates == prior[:, :, None], -1.0)
-        candidate_overlap.scatter_(1, row[:, :, None].expand(-1, -1, n_candidates), -1.0)
-    return own_prior[:, :-1].masked_fill(~is_object, n_priors)
+        best, pair = overlaps.flatten(1).max(dim=1, keepdim=True)  # (N, 1)
+        row, prior = pair // n_objects, priors.gather(1, pair)  # (N, 1)
+        # Where all objects of an image are served, what is left is its padding: it writes to the last place.
+        served = torch.where(best >= 0, numbers.gather(1, row), n_all)  # (N, 1)
+        own_priors.scatter_(0, served.flatten(), prior.flatten())
+        overlaps.flatten(1).masked_fill_(priors == prior, -1.0)
+        overlaps.scatter_(1, row[:, :, None].expand(-1, -1, n_objects), -1.0)
+    return own_priors[:-1]
 
 
-class MinedCrossEntropy(torch.autograd.Function):
-    """Cross entropy, summed over the positive priors and the hardest negatives of each image.
+@torch.no_grad()
+def mine_priors(scores, is_positive, n_negatives):
+    """Find the priors that count: the positives, then the hardest negatives of each image.
 
-    The gradient of cross entropy with respect to the scores is softmax - one-hot: once the loss is known, it
-    is a product away. So the forward pass computes it as well, in place of a second pass through
-    exponentials and (N, P, C) tensors of zeros.
+    scores: (N, P, C), before the softmax, any float type. is_positive: (N, P) bool.
+    n_negatives: (N, 1) int64, how many to take of each image; all there are, if there are fewer.
+    Returns priors (N, K) int64, all different in an image, the positives first, and does_count (N, K) bool:
+    images with fewer than K priors that count are filled up with others.
     """
-
-    @staticmethod
-    def forward(ctx, scores, labels, n_negatives):
-        """scores (N, P, C) float32, labels (N, P) int64 (0: background), n_negatives (N, 1) int64 -> scalar."""
-        shifted = scores - scores.amax(dim=2, keepdim=True)  # exp() cannot overflow
-        true_scores = shifted.gather(2, labels[:, :, None]).squeeze(2)  # (N, P)
-        exps = shifted.exp_()  # (N, P, C)
-        sums = exps.sum(dim=2)  # (N, P)
-        losses = sums.log() - true_scores  # (N, P)
-        is_positive = labels > 0
-        is_hard = find_hardest_negatives(losses, ~is_positive, n_negatives)
-        weights = (is_positive | is_hard).float()  # (N, P): 1 where a prior counts
-        gradient = exps.mul_((weights / sums)[:, :, None])
-        gradient.scatter_add_(2, labels[:, :, None], -weights[:, :, None])
-        ctx.save_for_backward(gradient)
-        return (losses * weights).sum()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None
+    # The less probable the background is at a negative, the higher is its loss. No positive is less probable.
+    background = F.log_softmax(scores, dim=2, dtype=torch.float32)[:, :, 0]  # (N, P)
+    n_counting = is_positive.sum(dim=1, keepdim=True) + n_negatives  # (N, 1)
+    # A CPU has the largest number at hand; a GPU would have to stop and tell it, and ranks all priors instead.
+    n_priors = scores.shape[1]
+    k = min(n_priors, int(n_counting.max())) if scores.device.type == "cpu" else n_priors
+    ranking = background.masked_fill(is_positive, -torch.inf)
+    priors = ranking.topk(k, dim=1, largest=False).indices  # (N, K)
+    return priors, torch.arange(k, device=scores.device) < n_counting
 
 
-def find_hardest_negatives(losses, is_negative, n_negatives):
-    """Mark the negatives with the highest losses of each image.
+def take_priors(predictions, priors):
+    """Pick the rows of some priors.
 
-    losses: (N, P) float32, not negative. is_negative: (N, P) bool. n_negatives: (N, 1) int64, how many.
-    Returns (N, P) bool, with min(n_negatives, negatives there are) marks an image; among equal losses any.
+    predictions: (N, P, D). priors: (N, K) int64. Returns (N, K, D) float32.
     """
-    # How many to rank, K: a CPU has the largest number at hand; a GPU would have to stop and tell it.
-    n_ranked = min(int(n_negatives.max()), losses.shape[1]) if losses.device.type == "cpu" else losses.shape[1]
-    _, hardest = losses.masked_fill(~is_negative, -1.0).topk(n_ranked, dim=1)  # (N, K), in falling order
-    ranks = torch.arange(n_ranked, device=losses.device)
-    is_within = (ranks < n_negatives) & is_negative.gather(1, hardest)  # (N, K)
-    return torch.zeros_like(is_negative).scatter_(1, hardest, is_within)
+    n_images, n_priors, size = predictions.shape
+    first_rows = n_priors * torch.arange(n_images, device=priors.device)[:, None]  # (N, 1)
+    # As gather() would, but moving whole rows, which on a CPU is five times as fast there and back.
+    rows = predictions.flatten(0, 1).index_select(0, (priors + first_rows).flatten())  # (N * K, D)
+    return rows.view(n_images, -1, size).float()
 
 
 class MultiBoxLoss(nn.Module):
@@ -581,56 +607,48 @@ class MultiBoxLoss(nn.Module):
 
         predicted_locs: (N, P, 4), gcxgcy form; predicted_scores: (N, P, C), before the softmax; any float type.
         boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
-        labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on any device.
+        labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on any device; best on the CPU.
         Returns a float32 scalar. With several processes (torch.distributed) the number of positives is that
         of all of them: the mean over the processes, which DistributedDataParallel takes of the gradients, is
         then the loss of the whole batch.
         """
-        device = predicted_locs.device
-        with torch.autocast(device.type, enabled=False):
-            boxes_xy, object_labels, is_object = pad_objects(boxes, labels, device)
-            objects, is_positive = match_priors(boxes_xy, is_object, self.priors_xy, self.threshold)
+        with torch.autocast(predicted_locs.device.type, enabled=False):
+            objects = stack_objects(boxes, labels, predicted_locs.device)
+            matched = match_priors(objects, self.priors_xy, self.threshold)  # (N, P)
+            is_positive = matched < len(objects.images)
             n_positives = is_positive.sum(dim=1, keepdim=True)  # (N, 1)
             n_negatives = torch.where(
                 n_positives > 0, n_positives * self.neg_pos_ratio, self.n_negatives_without_objects
             )
-            prior_labels = object_labels.gather(1, objects).masked_fill_(~is_positive, 0)  # (N, P)
-            conf_loss = MinedCrossEntropy.apply(predicted_scores.float(), prior_labels, n_negatives)
-            loc_loss = self.localization_loss(predicted_locs.float(), boxes_xy, objects, is_positive)
+            # A few hundred of the 8732 priors of an image count. From here on we deal with them alone.
+            priors, does_count = mine_priors(predicted_scores, is_positive, n_negatives)  # (N, K)
+            matched = matched.gather(1, priors)  # (N, K)
+            conf_loss = confidence_loss(take_priors(predicted_scores, priors), objects.labels[matched], does_count)
+            loc_loss = localization_loss(
+                take_priors(predicted_locs, priors), objects.boxes_xy[matched], self.priors_cxcy[priors],
+                matched < len(objects.images),
+            )  # fmt: skip
             return (conf_loss + self.alpha * loc_loss) / mean_over_processes(n_positives.sum()).clamp(min=1)
 
-    def localization_loss(self, predicted_locs, boxes_xy, objects, is_positive):
-        """Smooth L1 between predicted and true offsets, summed over positive priors and coordinates."""
-        prior_boxes_xy = boxes_xy.gather(1, objects[:, :, None].expand(-1, -1, 4))  # (N, P, 4)
-        true_locs = cxcy_to_gcxgcy(xy_to_cxcy(prior_boxes_xy), self.priors_cxcy)  # (N, P, 4)
-        losses = F.smooth_l1_loss(predicted_locs, true_locs, reduction="none").sum(dim=2)  # (N, P)
-        return (losses * is_positive).sum()
 
+def confidence_loss(scores, labels, does_count):
+    """Cross entropy, summed over the priors that count.
 
-def pad_objects(boxes, labels, device):
-    """Ragged lists of objects as rectangular tensors on `device`, M objects an image.
-
-    boxes, labels: lists of N, as `MultiBoxLoss` takes them.
-    Returns boxes_xy (N, M, 4) float32, labels (N, M) int64 and is_object (N, M) bool, False for padding,
-    where the box is the whole image (so that nothing computed from it is infinite) and the label 0. M is 1
-    at least.
+    scores: (N, K, C) float32, before the softmax. labels: (N, K) int64. does_count: (N, K) bool.
     """
-    n_objects = torch.tensor([len(image_labels) for image_labels in labels])
-    # Filled on the CPU, where the data loader leaves the lists: one copy to the device instead of 2N.
-    is_object = torch.arange(max(1, int(n_objects.max()))) < n_objects[:, None]  # (N, M)
-    boxes_xy = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(*is_object.shape, 1)
-    object_labels = torch.zeros(is_object.shape, dtype=torch.int64)
-    image, slot = is_object.nonzero(as_tuple=True)
-    boxes_xy[image, slot] = torch.cat(boxes).cpu().float()
-    object_labels[image, slot] = torch.cat(labels).cpu()
-    return tuple(copy_to_device(tensor, device) for tensor in (boxes_xy, object_labels, is_object))
+    losses = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")  # (N * K,)
+    return (losses * does_count.flatten()).sum()
 
 
-def copy_to_device(tensor, device):
-    """Copy a CPU tensor to a device; to a GPU through pinned memory, so that nobody waits for the copy."""
-    if device.type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def localization_loss(predicted_locs, boxes_xy, priors_cxcy, is_positive):
+    """Smooth L1 between predicted and true offsets, summed over positive priors and the four coordinates.
+
+    predicted_locs: (N, K, 4) float32, gcxgcy form. boxes_xy: (N, K, 4), the object of each prior.
+    priors_cxcy: (N, K, 4). is_positive: (N, K) bool.
+    """
+    true_locs = cxcy_to_gcxgcy(xy_to_cxcy(boxes_xy), priors_cxcy)  # (N, K, 4)
+    losses = F.smooth_l1_loss(predicted_locs, true_locs, reduction="none").sum(dim=2)  # (N, K)
+    return (losses * is_positive).sum()
 
 
 def mean_over_processes(count):

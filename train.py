@@ -205,8 +205,8 @@ def check_resumable(saved, label_map):
 def make_optimizer(model, device):
     """SGD with momentum; biases learn faster and do not decay, as in the Caffe code."""
     named = list(model.named_parameters())
-    biases = [parameter for name, parameter in named if name.endswith(".bias")]
-    weights = [parameter for name, parameter in named if not name.endswith(".bias")]
+    biases = [parameter for name, parameter in named if name.split(".")[-1] == "bias"]
+    weights = [parameter for name, parameter in named if name.split(".")[-1] != "bias"]
     groups = [
         {"params": weights, "lr_factor": 1.0, "weight_decay": weight_decay},
         {"params": biases, "lr_factor": bias_lr_factor, "weight_decay": 0.0},
@@ -230,14 +230,16 @@ def make_train_loader(dataset, batches, device):
         collate_fn=dataset.collate_fn,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=ignore_signals,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # the loader's own: else it would draw from the one whose state is saved
     )
 
 
-def ignore_interrupts(_worker):
-    """Ctrl-C reaches the workers too; it is the main process that decides when to stop."""
+def ignore_signals(_worker):
+    """Ctrl-C, and a cluster's SIGTERM, may reach the workers too; it is the main process that decides to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def wrap_network(model):

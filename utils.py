@@ -103,8 +103,8 @@ def find_intersection(boxes_1_xy, boxes_2_xy):
     # One coordinate at a time, contiguous: three times as fast as with coordinates in the last dimension.
     x_min_1, y_min_1, x_max_1, y_max_1 = boxes_1_xy.movedim(-1, 0).contiguous()[..., :, None]  # (..., n1, 1) each
     x_min_2, y_min_2, x_max_2, y_max_2 = boxes_2_xy.movedim(-1, 0).contiguous()[..., None, :]  # (..., 1, n2) each
-    widths = (torch.minimum(x_max_1, x_max_2) - torch.maximum(x_min_1, x_min_2)).clamp_(min=0)
-    heights = (torch.minimum(y_max_1, y_max_2) - torch.maximum(y_min_1, y_min_2)).clamp_(min=0)
+    widths = torch.minimum(x_max_1, x_max_2).sub_(torch.maximum(x_min_1, x_min_2)).clamp_(min=0)
+    heights = torch.minimum(y_max_1, y_max_2).sub_(torch.maximum(y_min_1, y_min_2)).clamp_(min=0)
     return widths.mul_(heights)  # (..., n1, n2)
 
 
@@ -117,8 +117,8 @@ def find_jaccard_overlap(boxes_1_xy, boxes_2_xy):
     intersection = find_intersection(boxes_1_xy, boxes_2_xy)
     areas_1 = (boxes_1_xy[..., 2:] - boxes_1_xy[..., :2]).prod(dim=-1)  # (..., n1)
     areas_2 = (boxes_2_xy[..., 2:] - boxes_2_xy[..., :2]).prod(dim=-1)  # (..., n2)
-    union = areas_1[..., :, None] + areas_2[..., None, :] - intersection
-    return torch.where(union > 0, intersection / union, 0.0)
+    union = (areas_1[..., :, None] + areas_2[..., None, :]).sub_(intersection)
+    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))  # 0 / 0 is to be 0
 
 
 # ----------------------------------------------------------------------------------------------
@@ -236,8 +236,6 @@ def _rgb_to_oklab(rgb):
 
 MAX_ANNOTATION_BYTES = 10_000_000  # VOC's largest annotation has 14 kB
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-# What may be opened, whatever the file's name says: Pillow would also start Ghostscript for an EPS file.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 # What the data report can say of a file, in the order in which it says it.
 NOTES = {
@@ -642,12 +640,11 @@ def _look_at_image(path, decode):
             size, orientation = image.size, image.getexif().get(0x0112, 1)
     except Exception as error:  # Pillow's parsers raise whatever they come upon
         return None, None, f"{path}: not a readable image: {error}"
-    try:
-        check_image_size(*size, path)
-        if decode:
+    if decode:
+        try:
             read_image(path)
-    except (ValueError, OSError) as error:
-        return None, None, str(error)
+        except (ValueError, OSError) as error:
+            return None, None, str(error)
     return size, orientation if orientation in range(1, 9) else 1, None
 
 
@@ -870,8 +867,8 @@ FILLER = (124, 116, 104)
 # A header that claims more pixels than this is refused before anything is allocated for it.
 MAX_IMAGE_PIXELS = 80_000_000
 
-# What Pillow may decode: bitmaps only, for its EPS decoder, to name one, starts Ghostscript.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA")
+# What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 # Minimum overlap of the crop with an object, for each sampler. None: the whole image. 0: any crop.
 CROP_SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
@@ -935,7 +932,7 @@ def read_image(path):
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image; if it moved, run create_data_lists.py again") from None
+        raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
     except OSError as error:
         raise ValueError(f"{path}: the image file cannot be read ({error.strerror})") from None
     return decode_image(data, path)
@@ -948,24 +945,33 @@ def decode_image(data, name):
     Returns a (3, H, W) uint8 RGB tensor. Raises ValueError as `read_image()` does.
     """
     header = read_jpeg_header(data)
+    if header:
+        check_image_size(header[0], header[1], name)
     try:
         if header and header[2] in (1, 3):  # CMYK is left to Pillow, which knows Adobe's inverted kind
-            check_image_size(header[0], header[1])
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        check_image_size(*image.size)
+    except Exception as error:
+        raise ValueError(describe_damage(name, error)) from None
+    check_image_size(*image.size, name)
+    try:
         return torch.from_numpy(np.array(pil_to_rgb(image))).permute(2, 0, 1)
-    except Exception as error:  # decoders raise many kinds: RuntimeError, OSError, SyntaxError, struct.error
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name}: not an image that can be read, or a damaged one ({reason})") from None
+    except Exception as error:
+        raise ValueError(describe_damage(name, error)) from None
 
 
-def check_image_size(width, height):
+def describe_damage(name, error):
+    """One line about an image that a decoder refused. Decoders raise all kinds of exceptions."""
+    return f"{name}: not an image that can be read, or a damaged one ({' '.join(str(error).split())[:200]})"
+
+
+def check_image_size(width, height, name):
     """Refuse a header that would make the decoder allocate gigabytes (a decompression bomb)."""
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
-            f"its header claims {width} x {height} pixels, more than the {MAX_IMAGE_PIXELS:,} allowed"
+            f"{name}: its header claims {width} x {height} pixels, more than the {MAX_IMAGE_PIXELS:,} "
+            "allowed; save it smaller, or remove it"
         )
 
 
@@ -978,7 +984,7 @@ def normalize(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
-    return (images.float() - 255 * mean) / (255 * std)
+    return images.to(torch.float32).sub_(255 * mean).div_(255 * std)
 
 
 class Distortion(NamedTuple):

@@ -1,0 +1,638 @@
+"""Augmentations: every fast path against a plain float64 version of the same mathematics, and distributions."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import utils
+from utils import CROP_SAMPLERS, FILLER, Distortion, read_image, transform
+
+NOTHING = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
+
+
+def make_noise(height, width, seed=0):
+    """An (h, w, 3) uint8 picture with edges, gradients, greys and saturated colours."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).copy()
+    picture[: height // 4, : width // 2] = rng.integers(0, 256, (height // 4, width // 2, 3))
+    picture[-height // 8 :] = picture[-height // 8 :, :, :1]  # grey
+    return picture
+
+
+def as_image(pixels):
+    """An (h, w, 3) array as the (3, h, w) tensor that `transform()` takes."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+# Plain versions: float64, pixel by pixel where that is simplest, no rounding on the way.
+
+
+def plain_rgb_to_hsv(rgb):
+    """(..., 3) in [0, 255] -> hue in sixths of the circle, saturation in [0, 1], value in [0, 255]."""
+    r, g, b = np.moveaxis(rgb, -1, 0)
+    value, chroma = rgb.max(-1), rgb.max(-1) - rgb.min(-1)
+    safe = np.where(chroma > 0, chroma, 1)
+    hue = np.select([value == r, value == g], [(g - b) / safe, 2 + (b - r) / safe], 4 + (r - g) / safe)
+    return np.where(chroma > 0, hue % 6, 0), np.where(value > 0, chroma / np.where(value > 0, value, 1), 0), value
+
+
+def plain_hsv_to_rgb(hue, saturation, value):
+    """The inverse, by the six sectors of the textbook."""
+    sector, part = np.floor(hue % 6).astype(int) % 6, hue % 1
+    p, q, t = value * (1 - saturation), value * (1 - saturation * part), value * (1 - saturation * (1 - part))
+    r = np.choose(sector, [value, q, p, p, t, value])
+    g = np.choose(sector, [t, value, value, q, p, p])
+    b = np.choose(sector, [p, p, t, value, value, q])
+    return np.stack([r, g, b], axis=-1)
+
+
+def plain_distort(pixels, distortion):
+    """The photometric steps in Caffe's order, in float64; returns float64 in [0, 255]."""
+    rgb = np.clip(pixels.astype(np.float64) + distortion.brightness, 0, 255)
+    if distortion.contrast_first:
+        rgb = np.clip(rgb * (distortion.contrast / 256), 0, 255)
+    hue, saturation, value = plain_rgb_to_hsv(rgb)
+    saturation = np.clip(saturation * (distortion.saturation / 256), 0, 1)
+    rgb = plain_hsv_to_rgb(hue + distortion.hue / 256, saturation, value)
+    if not distortion.contrast_first:
+        rgb = np.clip(rgb * (distortion.contrast / 256), 0, 255)
+    return rgb
+
+
+def plain_resize_weights(size, new_size):
+    """(new_size, size) weights of a triangle filter that widens as it shrinks: bilinear, antialiased."""
+    scale = size / new_size
+    support = max(scale, 1)
+    centers = (np.arange(new_size) + 0.5) * scale
+    distances = np.abs(np.arange(size) + 0.5 - centers[:, None]) / support
+    weights = np.maximum(1 - distances, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def plain_resize(pixels, width, height):
+    """(h, w, 3) -> (height, width, 3), float64."""
+    rows, columns = plain_resize_weights(pixels.shape[0], height), plain_resize_weights(pixels.shape[1], width)
+    return np.einsum("yh,xw,hwc->yxc", rows, columns, pixels.astype(np.float64), optimize=True)
+
+
+def plain_overlap(a, b):
+    """Jaccard overlap of two boxes, boundary form."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return intersection / (sum(areas) - intersection)
+
+
+def plain_crop(canvas, boxes, rng):
+    """All seven samplers, one try at a time, then a choice among those that succeeded."""
+    width, height = canvas[2] - canvas[0], canvas[3] - canvas[1]
+    found = [canvas]
+    for min_overlap in (0.1, 0.3, 0.5, 0.7, 0.9, 0.0):
+        for _ in range(50):
+            s = rng.uniform(0.3, 1)
+            r = rng.uniform(max(0.5, s * s), min(2, 1 / (s * s)))
+            w, h = s * r**0.5 * width, s / r**0.5 * height
+            x, y = canvas[0] + rng.uniform(0, width - w), canvas[1] + rng.uniform(0, height - h)
+            crop = (x, y, x + w, y + h)
+            centers = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes]
+            some_inside = any(x <= c[0] < x + w and y <= c[1] < y + h for c in centers)
+            if some_inside and max(plain_overlap(crop, box) for box in boxes) >= min_overlap:
+                found.append(crop)
+                break
+    return found[rng.integers(len(found))]
+
+
+def largest_gap(sample_1, sample_2):
+    """Kolmogorov and Smirnov's statistic: the largest distance of two empirical distribution functions."""
+    grid = np.sort(np.concatenate([sample_1, sample_2]))
+    ranks = [np.searchsorted(np.sort(sample), grid, side="right") / len(sample) for sample in (sample_1, sample_2)]
+    return np.abs(ranks[0] - ranks[1]).max()
+
+
+def is_uniform(sample, low, high):
+    """Whether a sample's distribution function stays as near to a uniform one's as 99.9% of samples do."""
+    ranks = np.searchsorted(np.sort(sample), np.linspace(low, high, 200), side="right") / len(sample)
+    return np.abs(ranks - np.linspace(0, 1, 200)).max() < 1.95 / np.sqrt(len(sample))
+
+
+def is_half(hits):
+    """Whether an event of probability 1/2 happened as often as it does in 99.99% of samples."""
+    return abs(np.mean(hits) - 0.5) < 3.9 * 0.5 / np.sqrt(len(hits))
+
+
+# Photometric
+
+
+def test_scale_is_exact_for_every_value_and_factor():
+    values = np.arange(256, dtype=np.uint8)
+    for factor in range(257):
+        assert np.abs(utils.scale(values, factor) - values * (factor / 256)).max() <= 0.5
+    factors = np.arange(256, dtype=np.uint16)
+    assert np.abs(utils.scale(values, factors) - values * (factors / 256)).max() <= 0.5
+
+
+@pytest.mark.parametrize("brightness", [-32, -7, 0, 1, 32])
+def test_brightness_is_added_and_kept_in_range(brightness):
+    values = np.arange(256, dtype=np.uint8)
+    expected = [min(max(value + brightness, 0), 255) for value in range(256)]
+    assert utils.add_brightness(values, brightness).tolist() == expected
+
+
+@pytest.mark.parametrize("contrast", [128, 200, 255, 256, 257, 300, 384])
+def test_contrast_multiplies_about_zero(contrast):
+    values = np.arange(256, dtype=np.uint8)
+    expected = np.minimum(np.arange(256) * contrast / 256, 255)
+    assert np.abs(utils.scale_contrast(values, contrast) - expected).max() <= 0.5
+
+
+def test_hand_computed_colors():
+    def distort(rgb, **parameters):
+        return utils.distort(np.array([[rgb]], dtype=np.uint8), Distortion(**parameters))[0, 0].tolist()
+
+    assert distort([255, 0, 0], hue=128) == [255, 127, 0]  # red, half a sixth on: orange
+    assert distort([255, 0, 0], hue=-128) == [255, 0, 127]
+    assert distort([0, 255, 0], hue=128) == [0, 255, 127]
+    assert distort([200, 150, 100], hue=128) == [200, 200, 100]  # past the corner: 30 + 30 degrees
+    assert distort([200, 150, 100], hue=-128) == [200, 100, 100]
+    assert distort([200, 150, 100], saturation=128) == [200, 175, 150]
+    assert distort([200, 150, 100], saturation=384) == [200, 125, 50]
+    assert distort([200, 110, 20], saturation=384) == [200, 100, 0]  # S ends at 1: the factor is 200 / 180
+    assert distort([90, 90, 90], saturation=384, hue=100) == [90, 90, 90]
+    assert distort([0, 0, 0], saturation=384, hue=100) == [0, 0, 0]
+    assert distort([200, 100, 20], brightness=-30, contrast=384) == [255, 105, 0]
+    # 200 * 1.5 is cut to 255 before the saturation, or 200 - 100 * 0.5 is multiplied after it.
+    assert distort([200, 100, 100], contrast=384, saturation=128) == [255, 203, 203]
+    assert distort([200, 100, 100], contrast=384, saturation=128, contrast_first=False) == [255, 225, 225]
+
+
+@pytest.mark.parametrize("saturation", [128, 180, 256, 257, 330, 384])
+@pytest.mark.parametrize("hue", [-153, -64, -1, 0, 1, 100, 153])
+def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
+    steps = np.array([*range(0, 256, 15), 1, 2, 127, 128, 254], dtype=np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(22 * 22, 22, 3)
+    result = utils.distort_color(colors, saturation, hue)
+    exact = plain_distort(colors, Distortion(saturation=saturation, hue=hue))
+    errors = np.abs(result - exact)
+    # One rounding to a level, of which the saturation can make one and a half before it rounds once more.
+    assert errors.max() <= (0.5 if saturation == 256 else 1.76)
+    assert errors.mean() < 0.6
+    assert saturation == 256 == hue + 256 or not np.array_equal(result, colors)
+
+
+def test_all_steps_together_stay_within_rounding_of_float64():
+    pixels = make_noise(60, 80)
+    worst, mean = 0, 0
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        distortion = utils.sample_distortion(rng)
+        errors = np.abs(utils.distort(pixels, distortion) - plain_distort(pixels, distortion))
+        worst, mean = max(worst, errors.max()), max(mean, errors.mean())
+    assert worst < 3.5  # levels of 255: up to four roundings, some then multiplied by up to 1.5 twice
+    assert mean < 0.75
+
+
+def test_distort_leaves_its_input_alone_and_bands_change_nothing(monkeypatch):
+    pixels = make_noise(50, 40)
+    before = pixels.copy()
+    distortion = Distortion(brightness=20, contrast=300, saturation=350, hue=-90)
+    whole = utils.distort(pixels, distortion)
+    monkeypatch.setattr(utils, "DISTORTED_AT_ONCE", 300)  # 7 rows
+    assert np.array_equal(utils.distort(pixels, distortion), whole)
+    assert np.array_equal(utils.distort(pixels[5:20, 10:30], distortion), whole[5:20, 10:30])
+    assert np.array_equal(pixels, before)
+    assert utils.distort(pixels[:4], Distortion()).base is pixels  # nothing to do: nothing copied
+
+
+def test_distortions_are_drawn_as_in_the_design():
+    rng = np.random.default_rng(0)
+    drawn = [utils.sample_distortion(rng) for _ in range(8000)]
+    ranges = {"brightness": (0, 32), "contrast": (256, 128), "saturation": (256, 128), "hue": (0, 153)}
+    for name, (neutral, spread) in ranges.items():
+        values = np.array([getattr(distortion, name) for distortion in drawn])
+        active = values[values != neutral]
+        assert abs(len(active) / len(values) - 0.5) < 0.03  # half of them, less those that drew the neutral value
+        assert active.min() == neutral - spread and active.max() == neutral + spread
+        # Each level stands for an interval of one about it; the neutral level is missing.
+        jittered = active + rng.uniform(-0.5, 0.5, len(active))
+        assert is_uniform(jittered, neutral - spread - 0.5, neutral + spread + 0.5) or spread == 32
+    assert is_half([distortion.contrast_first for distortion in drawn])
+    together = [(d.brightness != 0) + (d.contrast != 256) + (d.saturation != 256) + (d.hue != 0) for d in drawn]
+    assert np.abs(np.bincount(together) / len(drawn) - np.array([1, 4, 6, 4, 1]) / 16).max() < 0.03
+
+
+# Geometry
+
+
+def test_zoom_out_boxes_are_drawn_as_in_the_design():
+    rng = np.random.default_rng(0)
+    width, height = 500, 375
+    canvases = np.array([utils.sample_zoom_out_box(width, height, rng) for _ in range(6000)])
+    zoomed = (canvases != (0, 0, width, height)).any(axis=1)
+    assert is_half(zoomed)
+    canvases = canvases[zoomed]
+    widths, heights = canvases[:, 2] - canvases[:, 0], canvases[:, 3] - canvases[:, 1]
+    assert is_uniform(widths / width, 1, 4)
+    assert np.abs(widths / width - heights / height).max() < 0.003  # one ratio for both
+    for low, high, size, canvas_size in ((0, 2, width, widths), (1, 3, height, heights)):
+        assert (canvases[:, low] <= 0).all() and (canvases[:, high] >= size).all()
+        assert is_uniform((-canvases[:, low] + 0.5) / (canvas_size - size + 1), 0, 1)
+
+
+def test_crops_are_distributed_as_by_seven_samplers_one_try_at_a_time():
+    canvas = (-30, -40, 370, 260)
+    boxes = np.array([[10.0, 20, 120, 180], [150, 30, 350, 200], [5, 5, 25, 20]])
+    n = 1500
+    rng = np.random.default_rng(0)
+    fast = np.array([utils.sample_crop_box(canvas, (0, 0, 360, 250), boxes, rng) for _ in range(n)])
+    plain = np.array([plain_crop(canvas, boxes.tolist(), rng) for _ in range(n)])
+    whole = [(crops == canvas).all(axis=1) for crops in (fast, plain)]
+    assert abs(whole[0].mean() - whole[1].mean()) < 4 * np.sqrt(2 * 0.15 * 0.85 / n)
+    assert 0.1 < whole[0].mean() < 0.25  # 1/7 if every sampler succeeds, more if some do not
+    fast, plain = fast[~whole[0]], plain[~whole[1]]
+    limit = 1.95 * np.sqrt(1 / len(fast) + 1 / len(plain))  # 99.9% of pairs of samples
+    for measure in (
+        lambda crops: crops[:, 0],
+        lambda crops: crops[:, 1],
+        lambda crops: (crops[:, 2] - crops[:, 0]) * (crops[:, 3] - crops[:, 1]),
+        lambda crops: (crops[:, 2] - crops[:, 0]) / (crops[:, 3] - crops[:, 1]),
+    ):
+        assert largest_gap(measure(fast), measure(plain)) < limit
+    # The comparison is sharp enough to see samplers with a wrong lower bound of the scale.
+    wrong = np.sqrt((plain[:, 2] - plain[:, 0]) * (plain[:, 3] - plain[:, 1])) * 1.1
+    assert largest_gap(np.sqrt((fast[:, 2] - fast[:, 0]) * (fast[:, 3] - fast[:, 1])), wrong) > limit
+
+
+@pytest.mark.parametrize("min_overlap", [m for m in CROP_SAMPLERS if m is not None])
+def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
+    monkeypatch.setattr(utils, "CROP_SAMPLERS", (min_overlap,))
+    canvas, image_box = (-100, -50, 700, 500), (0, 0, 500, 375)
+    boxes = np.array([[20.0, 20, 400, 350], [450, 300, 470, 330]])
+    rng = np.random.default_rng(1)
+    cropped = 0
+    for _ in range(300):
+        crop = utils.sample_crop_box(canvas, image_box, boxes, rng)
+        assert canvas[0] <= crop[0] < crop[2] <= canvas[2] and canvas[1] <= crop[1] < crop[3] <= canvas[3]
+        if crop == canvas:
+            continue  # none of 50 tries succeeded
+        cropped += 1
+        overlaps = [plain_overlap(crop, box) for box in boxes]
+        inside = [
+            crop[0] <= (box[0] + box[2]) / 2 < crop[2] and crop[1] <= (box[1] + box[3]) / 2 < crop[3]
+            for box in boxes
+        ]
+        assert max(overlaps) >= min_overlap
+        assert any(inside)
+        w, h = (crop[2] - crop[0]) / 800, (crop[3] - crop[1]) / 550
+        assert 0.297 < (w * h) ** 0.5 <= 1 and 0.49 < w / h < 2.04  # whole pixels: a little off
+    # With these two boxes 0.9 is met by one crop in 500.
+    assert cropped > (200 if min_overlap < 0.6 else 10 if min_overlap < 0.8 else 0)
+
+
+def test_an_image_without_objects_is_cropped_freely_but_never_out_of_sight():
+    rng = np.random.default_rng(0)
+    canvas, image_box = (-600, -700, 1400, 800), (0, 0, 500, 375)
+    crops = np.array([utils.sample_crop_box(canvas, image_box, np.zeros((0, 4)), rng) for _ in range(2000)])
+    assert (crops[:, 0] < 500).all() and (crops[:, 2] > 0).all()
+    assert (crops[:, 1] < 375).all() and (crops[:, 3] > 0).all()
+    assert abs((crops == canvas).all(axis=1).mean() - 1 / 7) < 0.03  # the sampler of the whole image
+
+
+def test_place_is_in_whole_pixels_and_fills_the_image_without_zoom():
+    assert utils.find_place((10, 20, 110, 220), (10, 20, 110, 220)) == (0, 0, 300, 300)
+    assert utils.find_place((-100, -50, 500, 250), (0, 0, 300, 250)) == (50, 50, 200, 300)
+    assert utils.find_place((0, 0, 100_000, 100_000), (5, 99_999, 6, 100_000)) == (0, 299, 1, 300)
+
+
+def test_boxes_stay_on_the_pixels_that_they_marked():
+    """Three coloured rectangles on grey, found again by their colour after the whole transform."""
+    width, height = 240, 180
+    pixels = np.full((height, width, 3), 128, dtype=np.uint8)
+    boxes = [[20, 15, 100, 80], [120, 30, 225, 90], [40, 100, 200, 170]]
+    for channel, (x_min, y_min, x_max, y_max) in enumerate(boxes):
+        pixels[y_min:y_max, x_min:x_max] = 20
+        pixels[y_min:y_max, x_min:x_max, channel] = 220
+    all_boxes, labels, difficulties = torch.tensor(boxes).float(), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
+    compared, dropped = 0, 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        image, found, kept, difficult = transform(as_image(pixels), all_boxes, labels, difficulties, "TRAIN", rng)
+        assert image.shape == (3, 300, 300) and image.dtype == torch.uint8 and found.dtype == torch.float32
+        assert 1 <= len(found) == len(kept) == len(difficult)
+        assert difficult.tolist() == difficulties[kept].tolist()
+        rgb = image.permute(1, 2, 0).numpy().astype(int)
+        chroma = rgb.max(-1) - rgb.min(-1)
+        for channel in range(3):
+            # A turn of 36 degrees leaves the rectangle's own channel the largest. An edge pixel mixes the
+            # rectangle with grey: half of its chroma is half of the pixel. The filler's chroma is 20.
+            own = (rgb.argmax(-1) == channel) & (chroma > 20)
+            if channel not in kept:
+                dropped += 1
+                continue
+            x_min, y_min, x_max, y_max = 300 * found[kept.tolist().index(channel)]
+            center = chroma[int((y_min + y_max) / 2), int((x_min + x_max) / 2)]
+            if min(x_max - x_min, y_max - y_min) < 4:
+                continue  # a sliver: no pixel of it is unmixed
+            ys, xs = np.nonzero(own & (chroma > center / 2))
+            edges = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+            assert np.abs(np.subtract(edges, [x_min, y_min, x_max, y_max])).max() <= 1, f"seed {seed}"
+            compared += 1
+    assert compared > 600 and dropped > 100
+
+
+def replay(pixels, boxes, seed):
+    """What `transform()` makes of the same draws, step by step in float64, every step on all pixels."""
+    rng = np.random.default_rng(seed)
+    height, width = pixels.shape[:2]
+    distortion = utils.sample_distortion(rng)
+    canvas = utils.sample_zoom_out_box(width, height, rng)
+    crop = utils.sample_crop_box(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
+    flip = rng.random() < 0.5
+    distorted = plain_distort(pixels, distortion)
+    source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
+    place = utils.find_place(crop, source)
+    image = np.empty((300, 300, 3))
+    image[:] = FILLER
+    image[place[1] : place[3], place[0] : place[2]] = plain_resize(
+        distorted[source[1] : source[3], source[0] : source[2]], place[2] - place[0], place[3] - place[1]
+    )
+    scale = np.array([place[2] - place[0], place[3] - place[1]]) / np.subtract(source[2:], source[:2])
+    kept, mapped = [], []
+    for index, (x_min, y_min, x_max, y_max) in enumerate(boxes.tolist()):
+        if crop[0] <= (x_min + x_max) / 2 < crop[2] and crop[1] <= (y_min + y_max) / 2 < crop[3]:
+            xs = [(min(max(x, source[0]), source[2]) - source[0]) * scale[0] + place[0] for x in (x_min, x_max)]
+            ys = [(min(max(y, source[1]), source[3]) - source[1]) * scale[1] + place[1] for y in (y_min, y_max)]
+            xs = [300 - x for x in xs[::-1]] if flip else xs
+            kept.append(index)
+            mapped.append([xs[0] / 300, ys[0] / 300, xs[1] / 300, ys[1] / 300])
+    return image[:, ::-1] if flip else image, mapped, kept
+
+
+@pytest.mark.parametrize("size", [(375, 500), (90, 120), (640, 480)])
+def test_the_fast_transform_is_the_plain_one_to_within_rounding(size):
+    pixels = make_noise(*size)
+    boxes = torch.tensor([[10.0, 5, 60, 70], [40, 30, size[1], size[0]], [0, 0, 30, 20]])
+    for seed in range(12):
+        image, found, kept, _ = transform(
+            as_image(pixels), boxes, torch.arange(3), torch.zeros(3), "TRAIN", np.random.default_rng(seed)
+        )
+        plain_image, plain_boxes, plain_kept = replay(pixels, boxes, seed)
+        errors = np.abs(image.permute(1, 2, 0).numpy() - plain_image)
+        assert errors.max() <= 4 and errors.mean() < 1, f"seed {seed}: {errors.max()}, {errors.mean()}"
+        assert kept.tolist() == plain_kept
+        np.testing.assert_allclose(found.numpy(), plain_boxes, atol=1e-6)
+
+
+def test_the_filler_is_not_distorted():
+    pixels = np.full((60, 80, 3), 250, dtype=np.uint8)
+    distorted, filled = 0, 0
+    for seed in range(100):
+        image = transform(as_image(pixels), *NOTHING, "TRAIN", np.random.default_rng(seed))[0]
+        colors = torch.unique(image.reshape(3, -1), dim=1).T.tolist()
+        photo = [color for color in colors if color != list(FILLER)]
+        assert len(photo) == 1 and len(set(photo[0])) == 1  # one grey, whatever was done to it
+        distorted += photo[0] != [250] * 3
+        filled += len(colors) == 2
+    assert distorted > 40 and filled > 20
+
+
+def test_half_of_the_images_are_flipped():
+    ramp = np.repeat(np.arange(60, 188, 2, dtype=np.uint8)[None, :, None], 64, axis=0)
+    pixels = np.ascontiguousarray(np.repeat(ramp, 3, axis=2))  # grey, brighter to the right
+    flipped = []
+    for seed in range(1000):
+        image = transform(as_image(pixels), *NOTHING, "TRAIN", np.random.default_rng(seed))[0].int()
+        _, xs = torch.nonzero(image[0] == image[2], as_tuple=True)  # the filler is not grey
+        flipped.append((image[0, :, xs.min()].max() > image[0, :, xs.max()].max()).item())
+    assert is_half(flipped)
+
+
+def test_test_images_are_only_resized():
+    pixels = make_noise(120, 200)
+    boxes = torch.tensor([[0.0, 0, 200, 120], [50, 30, 100, 60]])
+    image, found, labels, difficulties = transform(
+        as_image(pixels), boxes, torch.tensor([3, 4]), torch.tensor([0, 1]), "TEST"
+    )
+    assert np.abs(image.permute(1, 2, 0).numpy() - plain_resize(pixels, 300, 300)).max() <= 1
+    assert found.tolist() == [[0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]]
+    assert labels.tolist() == [3, 4] and difficulties.tolist() == [0, 1]
+    photo = Image.fromarray(make_noise(700, 900))
+    image = transform(photo, *NOTHING, "TEST")[0]
+    expected = photo.resize((300, 300), Image.Resampling.BILINEAR)
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_a_300_by_300_image_comes_back_as_a_copy():
+    image = as_image(make_noise(300, 300))
+    before = image.clone()
+    result = transform(image, *NOTHING, "TEST")[0]
+    assert torch.equal(result, before)
+    result.zero_()
+    assert torch.equal(image, before)
+
+
+def test_inputs_are_not_changed_and_seeds_decide():
+    image, boxes = as_image(make_noise(100, 130)), torch.tensor([[5.0, 5, 100, 90]])
+    before = image.clone(), boxes.clone()
+    objects = boxes, torch.tensor([1]), torch.tensor([0])
+    results = [transform(image, *objects, "TRAIN", np.random.default_rng((0, 1, seed))) for seed in (5, 5, 6, 7)]
+    assert torch.equal(image, before[0]) and torch.equal(boxes, before[1])
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not torch.equal(results[0][0], results[2][0]) and not torch.equal(results[2][0], results[3][0])
+    photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+    same = transform(photo, *objects, "TRAIN", np.random.default_rng((0, 1, 5)))
+    planar = transform(image.contiguous(), *objects, "TRAIN", np.random.default_rng((0, 1, 5)))
+    assert torch.equal(same[0], results[0][0]) and torch.equal(planar[0], results[0][0])
+    assert transform(image, *objects, "TRAIN")[0].shape == (3, 300, 300)  # without a generator: a new one
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (2, 3), (3000, 7)])
+def test_images_and_boxes_of_one_pixel(size):
+    height, width = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    boxes = torch.tensor([[0.0, 0, 1, 1], [width - 1, height - 1, width, height]])
+    for seed in range(60):
+        image, found, labels, _ = transform(
+            as_image(pixels), boxes, torch.tensor([1, 2]), torch.zeros(2), "TRAIN", np.random.default_rng(seed)
+        )
+        assert image.shape == (3, 300, 300)
+        assert 1 <= len(found) == len(labels)
+        assert found.min() >= 0 and found.max() <= 1
+        assert (found[:, 2:] > found[:, :2]).all()
+
+
+def test_boxes_too_small_for_float32_are_dropped_and_positive_ones_kept():
+    image = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    boxes = torch.tensor([[50, 50, 50 + 1e-9, 60], [50, 50, 50.001, 50.001]], dtype=torch.float64)
+    _, found, labels, _ = transform(image, boxes, torch.tensor([1, 2]), torch.zeros(2), "TEST")
+    assert labels.tolist() == [2]
+    assert (found[:, 2:] > found[:, :2]).all()
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_images_without_objects(split):
+    for seed in range(50):
+        image, boxes, labels, difficulties = transform(
+            as_image(make_noise(50, 70)), *NOTHING, split, np.random.default_rng(seed)
+        )
+        assert image.shape == (3, 300, 300)
+        assert boxes.shape == (0, 4) and boxes.dtype == torch.float32
+        assert labels.shape == difficulties.shape == (0,) and labels.dtype == torch.int64
+
+
+def test_another_split_is_an_error():
+    with pytest.raises(ValueError, match="'train'"):
+        transform(torch.zeros(3, 9, 9, dtype=torch.uint8), *NOTHING, "train")
+
+
+# Reading and normalising
+
+
+def encode(image, kind="JPEG", **options):
+    """The bytes of a PIL image's file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+PHOTO = Image.fromarray(make_noise(60, 80))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 95, "subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}]
+)
+def test_jpegs_are_decoded_as_by_pillow(tmp_path, options):
+    path = tmp_path / "photo with ä space.jpg"
+    path.write_bytes(encode(PHOTO, **options))
+    image = read_image(path)
+    assert image.shape == (3, 60, 80) and image.dtype == torch.uint8
+    with Image.open(path) as expected:
+        difference = image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected.convert("RGB"))
+    assert np.abs(difference).max() <= 1  # two builds of libjpeg-turbo; here they agree exactly
+    assert torch.equal(image, read_image(str(path)))
+
+
+def test_images_of_every_mode_are_read_as_rgb(tmp_path):
+    def read(image, kind, **options):
+        (tmp_path / "image").write_bytes(encode(image, kind, **options))
+        return read_image(tmp_path / "image")
+
+    grey = PHOTO.convert("L")
+    rgb_of_grey = as_image(np.asarray(grey.convert("RGB")).copy())
+    assert torch.equal(read(PHOTO, "PNG"), as_image(np.asarray(PHOTO).copy()))
+    assert torch.equal(read(grey, "PNG"), rgb_of_grey)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 77)
+    assert torch.equal(read(deep, "PNG"), rgb_of_grey)  # 16 bits: the upper eight
+    assert torch.equal(read(deep, "TIFF"), rgb_of_grey)
+    jpeg_grey = read(grey, "JPEG", quality=100)
+    assert (jpeg_grey[0] == jpeg_grey[2]).all() and (jpeg_grey.int() - rgb_of_grey.int()).abs().max() < 9
+    cmyk = read(PHOTO.convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    assert (cmyk.int() - as_image(np.asarray(PHOTO).copy()).int()).abs().float().mean() < 3
+    palette = read(PHOTO.quantize(64), "PNG")
+    assert torch.equal(palette, as_image(np.asarray(PHOTO.quantize(64).convert("RGB")).copy()))
+    assert read(PHOTO.convert("1"), "PNG").unique().tolist() == [0, 255]
+    transparent = PHOTO.convert("RGBA")
+    transparent.putalpha(Image.new("L", PHOTO.size, 0))
+    assert (read(transparent, "PNG") == 255).all()  # laid on white
+    assert torch.equal(read(PHOTO.convert("RGBA"), "PNG"), as_image(np.asarray(PHOTO).copy()))
+    assert (read(Image.new("LA", (5, 4), (10, 0)), "PNG") == 255).all()
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    (tmp_path / "turned.jpg").write_bytes(encode(PHOTO, exif=exif))
+    (tmp_path / "plain.jpg").write_bytes(encode(PHOTO))
+    assert torch.equal(read_image(tmp_path / "turned.jpg"), read_image(tmp_path / "plain.jpg"))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
+        read_image(tmp_path / "missing.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    jpeg, png = encode(make_large()), encode(PHOTO, "PNG")
+    faults = {
+        "empty.jpg": b"",
+        "text.jpg": b"this is not an image",
+        "truncated.jpg": jpeg[: len(jpeg) // 2],
+        "header.jpg": jpeg[:200],
+        "start.jpg": b"\xff\xd8",
+        "truncated.png": png[: len(png) // 2],
+        "damaged.png": png[:60] + bytes(40) + png[100:],
+        "drawing.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+    }
+    for name, data in faults.items():
+        (tmp_path / name).write_bytes(data)
+    for name in (*faults, "folder.jpg"):
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            read_image(tmp_path / name)
+
+
+def make_large():
+    """A photo whose JPEG is long enough to be cut in the middle of its scan."""
+    return Image.fromarray(make_noise(200, 300))
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path):
+    jpeg = bytearray(encode(PHOTO))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"  # 65535 x 65535
+    (tmp_path / "bomb.jpg").write_bytes(jpeg)
+    (tmp_path / "bomb.png").write_bytes(encode(Image.new("1", (9000, 9000)), "PNG"))
+    (tmp_path / "huge.png").write_bytes(encode(Image.new("1", (20000, 20000)), "PNG"))
+    for name in ("bomb.jpg", "bomb.png", "huge.png"):
+        with pytest.raises(ValueError, match=name.replace(".", r"\.") + ".*pixels"):
+            read_image(tmp_path / name)
+
+
+def test_cut_and_damaged_jpegs_end_in_an_image_or_our_error(tmp_path):
+    rng = np.random.default_rng(0)
+    jpeg = encode(PHOTO)
+    path = tmp_path / "fuzzed.jpg"
+    outcomes = {True: 0, False: 0}
+    for _ in range(300):
+        data = bytearray(jpeg)
+        for position in rng.integers(0, len(data), rng.integers(1, 8)):
+            data[position] = rng.integers(0, 256)
+        path.write_bytes(data[: rng.integers(2, len(data))] if rng.random() < 0.3 else data)
+        try:
+            image = read_image(path)
+            assert image.dtype == torch.uint8 and image.shape[0] == 3
+            outcomes[True] += 1
+        except ValueError as error:
+            assert str(path) in str(error) and len(str(error)) < 600
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 30
+
+
+def test_normalize():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+    images = images.contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    result = utils.normalize(images, (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
+    assert result.dtype == torch.float32 and result.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(result[1, :, 2, 3], torch.tensor([-1.0, 0.5, 3.0]))
+    assert torch.equal(images, before)
+    default = utils.normalize(images)
+    expected = (51 / 255 - utils.IMAGENET_MEAN[1]) / utils.IMAGENET_STD[1]
+    assert default[0, 1, 0, 0].item() == pytest.approx(expected, abs=1e-5)
+    assert tuple(round(255 * mean) for mean in utils.IMAGENET_MEAN) == FILLER
+
+
+def test_real_photos(real_data):
+    paths = sorted((real_data / "voc_photos").glob("VOC*/JPEGImages/*.jpg"))
+    assert len(paths) == 20
+    for seed, path in enumerate(paths[:6]):
+        image = read_image(path)
+        with Image.open(path) as photo:
+            assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(photo).astype(int)).max() <= 1
+        pixels = image.permute(1, 2, 0).numpy()
+        boxes = torch.tensor([[0.0, 0, 200, 200], [100, 50, 300, 250]])
+        result = transform(
+            image, boxes, torch.arange(2), torch.zeros(2), "TRAIN", np.random.default_rng(seed)
+        )[0]
+        errors = np.abs(result.permute(1, 2, 0).numpy() - replay(pixels, boxes, seed)[0])
+        assert errors.max() <= 4 and errors.mean() < 1
