@@ -255,22 +255,36 @@ class PredictionConvolutions(nn.Module):
 # ----------------------------------------------------------------------------------------------
 
 
+# Offsets of sizes are held at this value before they are decoded: no training produces it (a size of exp(40)
+# times the prior's), but larger ones would overflow float32.
+MAX_SIZE_OFFSET = 200.0
+
+
 class SSD300(nn.Module):
     """The detector: from normalised images to 8732 boxes an image, each with a score for every class.
 
     n_classes: C, background included.
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights (see `normalize()`).
     priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
+    max_size_offset: for weights whose boxes are decoded with a tighter limit on the offsets of sizes.
 
     Building a model never downloads anything: weights start random until they are loaded.
     """
 
-    def __init__(self, n_classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, priors_cxcy=None):
+    def __init__(
+        self,
+        n_classes,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        priors_cxcy=None,
+        max_size_offset=MAX_SIZE_OFFSET,
+    ):
         super().__init__()
         if n_classes < 2:
             raise ValueError(f"n_classes is {n_classes}: it counts the background, so it is 2 at least")
         self.label_map = None  # name -> label; a training run or a checkpoint fills it in
         self.n_classes = n_classes
+        self.max_size_offset = max_size_offset
         self.base = VGGBase()
         self.aux_convs = AuxiliaryConvolutions()
         self.pred_convs = PredictionConvolutions(n_classes)
@@ -363,6 +377,7 @@ class SSD300(nn.Module):
         self.mean.copy_(torch.tensor(saved["mean"]).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(saved["std"]).view(1, 3, 1, 1))
         self.priors_cxcy.copy_(saved["priors_cxcy"])
+        self.max_size_offset = saved.get("max_size_offset", MAX_SIZE_OFFSET)
         heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
         return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
 
@@ -378,6 +393,7 @@ def model_state(model):
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
         "priors_cxcy": model.priors_cxcy,
+        "max_size_offset": model.max_size_offset,
     }
 
 
@@ -388,7 +404,8 @@ def model_from_checkpoint(saved, name):
     Returns an SSD300 on the CPU. Raises ValueError if an entry is missing or does not fit.
     """
     try:
-        model = SSD300(len(saved["label_map"]), saved["mean"], saved["std"], saved["priors_cxcy"])
+        limit = saved.get("max_size_offset", MAX_SIZE_OFFSET)
+        model = SSD300(len(saved["label_map"]), saved["mean"], saved["std"], saved["priors_cxcy"], limit)
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {error}") from error
@@ -453,7 +470,7 @@ def l2_normalize(features, eps=1e-10):
 # The loss
 # ----------------------------------------------------------------------------------------------
 
-# More shapes: T objects in all images of the batch together, K priors of an image that count in the loss.
+# More shapes: T objects in all images of the batch together, R priors of the batch that are looked at closely.
 
 
 class BatchObjects(NamedTuple):
@@ -479,8 +496,8 @@ def stack_objects(boxes, labels, device):
     n_all = int(n_objects.sum())  # T
     is_object = torch.arange(max(1, int(n_objects.max()))) < n_objects[:, None]  # (N, M)
     objects = BatchObjects(
-        boxes_xy=torch.cat([*(b.cpu().float() for b in boxes), torch.tensor([[0.0, 0.0, 1.0, 1.0]])]),
-        labels=torch.cat([*(b.cpu() for b in labels), torch.tensor([0])]),
+        boxes_xy=torch.cat([torch.cat(boxes).cpu().float(), torch.tensor([[0.0, 0.0, 1.0, 1.0]])]),
+        labels=torch.cat([torch.cat(labels).cpu(), torch.tensor([0])]),
         images=torch.arange(len(labels)).repeat_interleave(n_objects),
         numbers=torch.full(is_object.shape, n_all).masked_scatter_(is_object, torch.arange(n_all)),
     )
@@ -511,7 +528,7 @@ def match_priors(objects, priors_xy, threshold):
     own_priors = assign_own_priors(overlap, objects.numbers)  # (T,)
     overlap.scatter_(1, own_priors[:, None], torch.inf)  # an owner overlaps its prior more than anybody
 
-    # Over the rows of overlap that belong to an image: the highest overlap, then the first object that has it.
+    # Of the rows of an image, for each prior: the highest overlap, then the first object that has it.
     # (Numbers are floats for a while: on a CPU scatter_reduce_() takes ten times as long for integers.)
     image_of_pair = objects.images[:, None].expand(-1, n_priors)  # (T, P)
     best_overlap = overlap.new_full((n_images, n_priors), threshold)
@@ -535,50 +552,44 @@ def assign_own_priors(overlap, numbers):
         raise ValueError(f"an image has {n_objects} objects, but there are {n_priors} priors to predict them")
     # When an object's turn comes, M - 1 priors are gone at most: its best M are candidates enough.
     best_overlaps, best_priors = overlap.topk(n_objects, dim=1)  # (T, M)
-    overlaps = F.pad(best_overlaps, (0, 0, 0, 1), value=-1.0)[numbers]  # (N, M, M), -1 where there is no object
+    # All pairs of an image in one row, object by object; -1 where there is no object.
+    overlaps = F.pad(best_overlaps, (0, 0, 0, 1), value=-1.0)[numbers].flatten(1)  # (N, M * M)
     priors = F.pad(best_priors, (0, 0, 0, 1))[numbers].flatten(1)  # (N, M * M)
-    own_priors = priors.new_zeros(n_all + 1)
+    slots = torch.arange(n_objects, device=overlap.device).repeat_interleave(n_objects)  # (M * M,)
+    rounds = []
     for _ in range(n_objects):
-        best, pair = overlaps.flatten(1).max(dim=1, keepdim=True)  # (N, 1)
-        row, prior = pair // n_objects, priors.gather(1, pair)  # (N, 1)
-        # Where all objects of an image are served, what is left is its padding: it writes to the last place.
-        served = torch.where(best >= 0, numbers.gather(1, row), n_all)  # (N, 1)
-        own_priors.scatter_(0, served.flatten(), prior.flatten())
-        overlaps.flatten(1).masked_fill_(priors == prior, -1.0)
-        overlaps.scatter_(1, row[:, :, None].expand(-1, -1, n_objects), -1.0)
-    return own_priors[:-1]
+        best, pair = overlaps.max(dim=1, keepdim=True)  # (N, 1)
+        rounds.append((best, pair))
+        overlaps.masked_fill_((priors == priors.gather(1, pair)) | (slots == slots[pair]), -1.0)
+    best, pairs = (torch.cat(columns, dim=1) for columns in zip(*rounds, strict=True))  # (N, M)
+    # After an image's last object there is nothing left to fix: such rounds write to a place that is cut off.
+    owners = torch.where(best >= 0, numbers.gather(1, slots[pairs]), n_all)  # (N, M)
+    own_priors = priors.new_zeros(n_all + 1)
+    return own_priors.scatter_(0, owners.flatten(), priors.gather(1, pairs).flatten())[:-1]
 
 
 @torch.no_grad()
 def mine_priors(scores, is_positive, n_negatives):
-    """Find the priors that count: the positives, then the hardest negatives of each image.
+    """Find the priors that count: the positives, and the hardest negatives of each image.
 
     scores: (N, P, C), before the softmax, any float type. is_positive: (N, P) bool.
     n_negatives: (N, 1) int64, how many to take of each image; all there are, if there are fewer.
-    Returns priors (N, K) int64, all different in an image, the positives first, and does_count (N, K) bool:
-    images with fewer than K priors that count are filled up with others.
+    Returns rows (R,) int64, all different, indices into the N * P priors of the batch, and does_count (R,) bool:
+    on a GPU, all priors are among the rows. Among equal losses any may be taken.
     """
-    # The less probable the background is at a negative, the higher is its loss. No positive is less probable.
-    background = F.log_softmax(scores, dim=2, dtype=torch.float32)[:, :, 0]  # (N, P)
+    n_images, n_priors, _ = scores.shape
+    losses = -F.log_softmax(scores, dim=2, dtype=torch.float32)[:, :, 0]  # (N, P), of a prior that is negative
+    losses.masked_fill_(is_positive, torch.inf)  # positives rank first
     n_counting = is_positive.sum(dim=1, keepdim=True) + n_negatives  # (N, 1)
-    # A CPU has the largest number at hand; a GPU would have to stop and tell it, and ranks all priors instead.
-    n_priors = scores.shape[1]
-    k = min(n_priors, int(n_counting.max())) if scores.device.type == "cpu" else n_priors
-    ranking = background.masked_fill(is_positive, -torch.inf)
-    priors = ranking.topk(k, dim=1, largest=False).indices  # (N, K)
-    return priors, torch.arange(k, device=scores.device) < n_counting
-
-
-def take_priors(predictions, priors):
-    """Pick the rows of some priors.
-
-    predictions: (N, P, D). priors: (N, K) int64. Returns (N, K, D) float32.
-    """
-    n_images, n_priors, size = predictions.shape
-    first_rows = n_priors * torch.arange(n_images, device=priors.device)[:, None]  # (N, 1)
-    # As gather() would, but moving whole rows, which on a CPU is five times as fast there and back.
-    rows = predictions.flatten(0, 1).index_select(0, (priors + first_rows).flatten())  # (N * K, D)
-    return rows.view(n_images, -1, size).float()
+    # A CPU has the highest number at hand. A GPU would have to stop to tell it: it ranks all priors.
+    on_cpu = scores.device.type == "cpu"
+    n_ranked = min(int(n_counting.max()), n_priors) if on_cpu else n_priors
+    priors = losses.topk(n_ranked, dim=1).indices  # (N, n_ranked), hardest first
+    does_count = torch.arange(n_ranked, device=scores.device) < n_counting  # (N, n_ranked)
+    rows = priors + n_priors * torch.arange(n_images, device=scores.device)[:, None]  # (N, n_ranked)
+    if on_cpu:
+        rows, does_count = rows[does_count], does_count[does_count]
+    return rows.flatten(), does_count.flatten()
 
 
 class MultiBoxLoss(nn.Module):
@@ -605,7 +616,8 @@ class MultiBoxLoss(nn.Module):
     def forward(self, predicted_locs, predicted_scores, boxes, labels):
         """The loss of a batch, divided by its number of positive priors (by 1 where there are none).
 
-        predicted_locs: (N, P, 4), gcxgcy form; predicted_scores: (N, P, C), before the softmax; any float type.
+        predicted_locs: (N, P, 4), gcxgcy form, any float type.
+        predicted_scores: (N, P, C), before the softmax, any float type.
         boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
         labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on any device; best on the CPU.
         Returns a float32 scalar. With several processes (torch.distributed) the number of positives is that
@@ -615,40 +627,24 @@ class MultiBoxLoss(nn.Module):
         with torch.autocast(predicted_locs.device.type, enabled=False):
             objects = stack_objects(boxes, labels, predicted_locs.device)
             matched = match_priors(objects, self.priors_xy, self.threshold)  # (N, P)
-            is_positive = matched < len(objects.images)
+            n_objects = len(objects.images)  # T
+            is_positive = matched < n_objects
             n_positives = is_positive.sum(dim=1, keepdim=True)  # (N, 1)
             n_negatives = torch.where(
                 n_positives > 0, n_positives * self.neg_pos_ratio, self.n_negatives_without_objects
             )
-            # A few hundred of the 8732 priors of an image count. From here on we deal with them alone.
-            priors, does_count = mine_priors(predicted_scores, is_positive, n_negatives)  # (N, K)
-            matched = matched.gather(1, priors)  # (N, K)
-            conf_loss = confidence_loss(take_priors(predicted_scores, priors), objects.labels[matched], does_count)
-            loc_loss = localization_loss(
-                take_priors(predicted_locs, priors), objects.boxes_xy[matched], self.priors_cxcy[priors],
-                matched < len(objects.images),
-            )  # fmt: skip
-            return (conf_loss + self.alpha * loc_loss) / mean_over_processes(n_positives.sum()).clamp(min=1)
-
-
-def confidence_loss(scores, labels, does_count):
-    """Cross entropy, summed over the priors that count.
-
-    scores: (N, K, C) float32, before the softmax. labels: (N, K) int64. does_count: (N, K) bool.
-    """
-    losses = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")  # (N * K,)
-    return (losses * does_count.flatten()).sum()
-
-
-def localization_loss(predicted_locs, boxes_xy, priors_cxcy, is_positive):
-    """Smooth L1 between predicted and true offsets, summed over positive priors and the four coordinates.
-
-    predicted_locs: (N, K, 4) float32, gcxgcy form. boxes_xy: (N, K, 4), the object of each prior.
-    priors_cxcy: (N, K, 4). is_positive: (N, K) bool.
-    """
-    true_locs = cxcy_to_gcxgcy(xy_to_cxcy(boxes_xy), priors_cxcy)  # (N, K, 4)
-    losses = F.smooth_l1_loss(predicted_locs, true_locs, reduction="none").sum(dim=2)  # (N, K)
-    return (losses * is_positive).sum()
+            # A few hundred of an image's priors count. From here on we deal with these alone, in one list.
+            rows, does_count = mine_priors(predicted_scores, is_positive, n_negatives)  # (R,)
+            scores = predicted_scores.flatten(0, 1).index_select(0, rows).float()  # (R, C)
+            locs = predicted_locs.flatten(0, 1).index_select(0, rows).float()  # (R, 4)
+            matched = matched.flatten()[rows]  # (R,)
+            conf_losses = F.cross_entropy(scores, objects.labels[matched], reduction="none")  # (R,)
+            true_locs = cxcy_to_gcxgcy(
+                xy_to_cxcy(objects.boxes_xy[matched]), self.priors_cxcy[rows % len(self.priors_cxcy)]
+            )  # (R, 4)
+            loc_losses = F.smooth_l1_loss(locs, true_locs, reduction="none").sum(dim=1)  # (R,)
+            loss = (conf_losses * does_count + self.alpha * loc_losses * (matched < n_objects)).sum()
+            return loss / mean_over_processes(n_positives.sum()).clamp(min=1)
 
 
 def mean_over_processes(count):

@@ -36,8 +36,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 from tqdm import tqdm
+
+try:  # torchvision 0.29 announces that a later version will leave decoding to another package
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None  # Pillow decodes instead: the same pixels in twice the time
 
 # ----------------------------------------------------------------------------------------------
 # 1. Boxes
@@ -101,8 +105,8 @@ def find_intersection(boxes_1_xy, boxes_2_xy):
     Returns a (..., n1, n2) tensor, in that unit squared; 0 where two boxes only touch.
     """
     # One coordinate at a time, contiguous: three times as fast as with coordinates in the last dimension.
-    x_min_1, y_min_1, x_max_1, y_max_1 = boxes_1_xy.movedim(-1, 0).contiguous()[..., :, None]  # (..., n1, 1) each
-    x_min_2, y_min_2, x_max_2, y_max_2 = boxes_2_xy.movedim(-1, 0).contiguous()[..., None, :]  # (..., 1, n2) each
+    x_min_1, y_min_1, x_max_1, y_max_1 = boxes_1_xy.movedim(-1, 0).contiguous()[..., :, None]  # (..., n1, 1)
+    x_min_2, y_min_2, x_max_2, y_max_2 = boxes_2_xy.movedim(-1, 0).contiguous()[..., None, :]  # (..., 1, n2)
     widths = torch.minimum(x_max_1, x_max_2).sub_(torch.maximum(x_min_1, x_min_2)).clamp_(min=0)
     heights = torch.minimum(y_max_1, y_max_2).sub_(torch.maximum(y_min_1, y_min_2)).clamp_(min=0)
     return widths.mul_(heights)  # (..., n1, n2)
@@ -948,7 +952,7 @@ def decode_image(data, name):
     if header:
         check_image_size(header[0], header[1], name)
     try:
-        if header and header[2] in (1, 3):  # CMYK is left to Pillow, which knows Adobe's inverted kind
+        if decode_jpeg and header and header[2] in (1, 3):  # CMYK is left to Pillow, which knows Adobe's inverted kind
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)

@@ -1,4 +1,4 @@
-"""Augmentations: every fast path against a plain float64 version of the same mathematics, and distributions."""
+"""Augmentations: every fast path against a plain float64 version of the same mathematics; distributions."""
 
 import io
 
@@ -37,7 +37,8 @@ def plain_rgb_to_hsv(rgb):
     value, chroma = rgb.max(-1), rgb.max(-1) - rgb.min(-1)
     safe = np.where(chroma > 0, chroma, 1)
     hue = np.select([value == r, value == g], [(g - b) / safe, 2 + (b - r) / safe], 4 + (r - g) / safe)
-    return np.where(chroma > 0, hue % 6, 0), np.where(value > 0, chroma / np.where(value > 0, value, 1), 0), value
+    saturation = np.where(value > 0, chroma / np.where(value > 0, value, 1), 0)
+    return np.where(chroma > 0, hue % 6, 0), saturation, value
 
 
 def plain_hsv_to_rgb(hue, saturation, value):
@@ -75,7 +76,8 @@ def plain_resize_weights(size, new_size):
 
 def plain_resize(pixels, width, height):
     """(h, w, 3) -> (height, width, 3), float64."""
-    rows, columns = plain_resize_weights(pixels.shape[0], height), plain_resize_weights(pixels.shape[1], width)
+    rows = plain_resize_weights(pixels.shape[0], height)
+    columns = plain_resize_weights(pixels.shape[1], width)
     return np.einsum("yh,xw,hwc->yxc", rows, columns, pixels.astype(np.float64), optimize=True)
 
 
@@ -109,8 +111,9 @@ def plain_crop(canvas, boxes, rng):
 def largest_gap(sample_1, sample_2):
     """Kolmogorov and Smirnov's statistic: the largest distance of two empirical distribution functions."""
     grid = np.sort(np.concatenate([sample_1, sample_2]))
-    ranks = [np.searchsorted(np.sort(sample), grid, side="right") / len(sample) for sample in (sample_1, sample_2)]
-    return np.abs(ranks[0] - ranks[1]).max()
+    ranks_1 = np.searchsorted(np.sort(sample_1), grid, side="right") / len(sample_1)
+    ranks_2 = np.searchsorted(np.sort(sample_2), grid, side="right") / len(sample_2)
+    return np.abs(ranks_1 - ranks_2).max()
 
 
 def is_uniform(sample, low, high):
@@ -164,21 +167,21 @@ def test_hand_computed_colors():
     assert distort([90, 90, 90], saturation=384, hue=100) == [90, 90, 90]
     assert distort([0, 0, 0], saturation=384, hue=100) == [0, 0, 0]
     assert distort([200, 100, 20], brightness=-30, contrast=384) == [255, 105, 0]
-    # 200 * 1.5 is cut to 255 before the saturation, or 200 - 100 * 0.5 is multiplied after it.
-    assert distort([200, 100, 100], contrast=384, saturation=128) == [255, 203, 203]
-    assert distort([200, 100, 100], contrast=384, saturation=128, contrast_first=False) == [255, 225, 225]
+    # 198 * 1.5 is cut to 255 before the saturation, 255 - (255 - 141) / 2; or (198 - 104 / 2) * 1.5 after it.
+    assert distort([198, 94, 94], contrast=384, saturation=128) == [255, 198, 198]
+    assert distort([198, 94, 94], contrast=384, saturation=128, contrast_first=False) == [255, 219, 219]
 
 
 @pytest.mark.parametrize("saturation", [128, 180, 256, 257, 330, 384])
 @pytest.mark.parametrize("hue", [-153, -64, -1, 0, 1, 100, 153])
 def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
     steps = np.array([*range(0, 256, 15), 1, 2, 127, 128, 254], dtype=np.uint8)
-    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(22 * 22, 22, 3)
+    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(len(steps) ** 2, -1, 3)
     result = utils.distort_color(colors, saturation, hue)
     exact = plain_distort(colors, Distortion(saturation=saturation, hue=hue))
     errors = np.abs(result - exact)
     # One rounding to a level, of which the saturation can make one and a half before it rounds once more.
-    assert errors.max() <= (0.5 if saturation == 256 else 1.76)
+    assert errors.max() < (0.501 if saturation == 256 else 1.76)
     assert errors.mean() < 0.6
     assert saturation == 256 == hue + 256 or not np.array_equal(result, colors)
 
@@ -214,14 +217,15 @@ def test_distortions_are_drawn_as_in_the_design():
     for name, (neutral, spread) in ranges.items():
         values = np.array([getattr(distortion, name) for distortion in drawn])
         active = values[values != neutral]
-        assert abs(len(active) / len(values) - 0.5) < 0.03  # half of them, less those that drew the neutral value
+        levels = 2 * spread + 1
+        assert abs(len(active) / len(values) - 0.5 * (1 - 1 / levels)) < 3.9 * 0.5 / np.sqrt(len(values))
         assert active.min() == neutral - spread and active.max() == neutral + spread
-        # Each level stands for an interval of one about it; the neutral level is missing.
-        jittered = active + rng.uniform(-0.5, 0.5, len(active))
-        assert is_uniform(jittered, neutral - spread - 0.5, neutral + spread + 0.5) or spread == 32
+        active = np.where(active > neutral, active - 1, active)  # the neutral level is missing: close the gap
+        assert is_uniform(active + rng.random(len(active)), neutral - spread, neutral + spread)
     assert is_half([distortion.contrast_first for distortion in drawn])
-    together = [(d.brightness != 0) + (d.contrast != 256) + (d.saturation != 256) + (d.hue != 0) for d in drawn]
-    assert np.abs(np.bincount(together) / len(drawn) - np.array([1, 4, 6, 4, 1]) / 16).max() < 0.03
+    neutral = Distortion()
+    active = np.array([[a != b for a, b in zip(d[:4], neutral[:4], strict=True)] for d in drawn])
+    assert np.abs(np.bincount(active.sum(1)) / len(drawn) - np.array([1, 4, 6, 4, 1]) / 16).max() < 0.03
 
 
 # Geometry
@@ -270,7 +274,7 @@ def test_crops_are_distributed_as_by_seven_samplers_one_try_at_a_time():
 def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
     monkeypatch.setattr(utils, "CROP_SAMPLERS", (min_overlap,))
     canvas, image_box = (-100, -50, 700, 500), (0, 0, 500, 375)
-    boxes = np.array([[20.0, 20, 400, 350], [450, 300, 470, 330]])
+    boxes = np.array([[-80.0, -40, 600, 460], [450, 300, 470, 330]])
     rng = np.random.default_rng(1)
     cropped = 0
     for _ in range(300):
@@ -288,8 +292,7 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
         assert any(inside)
         w, h = (crop[2] - crop[0]) / 800, (crop[3] - crop[1]) / 550
         assert 0.297 < (w * h) ** 0.5 <= 1 and 0.49 < w / h < 2.04  # whole pixels: a little off
-    # With these two boxes 0.9 is met by one crop in 500.
-    assert cropped > (200 if min_overlap < 0.6 else 10 if min_overlap < 0.8 else 0)
+    assert cropped > 100
 
 
 def test_an_image_without_objects_is_cropped_freely_but_never_out_of_sight():
@@ -315,11 +318,12 @@ def test_boxes_stay_on_the_pixels_that_they_marked():
     for channel, (x_min, y_min, x_max, y_max) in enumerate(boxes):
         pixels[y_min:y_max, x_min:x_max] = 20
         pixels[y_min:y_max, x_min:x_max, channel] = 220
-    all_boxes, labels, difficulties = torch.tensor(boxes).float(), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
+    difficulties = torch.tensor([0, 1, 0])
+    objects = torch.tensor(boxes).float(), torch.tensor([0, 1, 2]), difficulties
     compared, dropped = 0, 0
-    for seed in range(400):
+    for seed in range(250):
         rng = np.random.default_rng(seed)
-        image, found, kept, difficult = transform(as_image(pixels), all_boxes, labels, difficulties, "TRAIN", rng)
+        image, found, kept, difficult = transform(as_image(pixels), *objects, "TRAIN", rng)
         assert image.shape == (3, 300, 300) and image.dtype == torch.uint8 and found.dtype == torch.float32
         assert 1 <= len(found) == len(kept) == len(difficult)
         assert difficult.tolist() == difficulties[kept].tolist()
@@ -340,7 +344,7 @@ def test_boxes_stay_on_the_pixels_that_they_marked():
             edges = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
             assert np.abs(np.subtract(edges, [x_min, y_min, x_max, y_max])).max() <= 1, f"seed {seed}"
             compared += 1
-    assert compared > 600 and dropped > 100
+    assert compared > 350 and dropped > 50
 
 
 def replay(pixels, boxes, seed):
@@ -363,11 +367,11 @@ def replay(pixels, boxes, seed):
     kept, mapped = [], []
     for index, (x_min, y_min, x_max, y_max) in enumerate(boxes.tolist()):
         if crop[0] <= (x_min + x_max) / 2 < crop[2] and crop[1] <= (y_min + y_max) / 2 < crop[3]:
-            xs = [(min(max(x, source[0]), source[2]) - source[0]) * scale[0] + place[0] for x in (x_min, x_max)]
-            ys = [(min(max(y, source[1]), source[3]) - source[1]) * scale[1] + place[1] for y in (y_min, y_max)]
-            xs = [300 - x for x in xs[::-1]] if flip else xs
+            x_min, x_max = ((np.clip(x, source[0], source[2]) - source[0]) * scale[0] for x in (x_min, x_max))
+            y_min, y_max = ((np.clip(y, source[1], source[3]) - source[1]) * scale[1] for y in (y_min, y_max))
+            box = np.array([x_min + place[0], y_min + place[1], x_max + place[0], y_max + place[1]]) / 300
             kept.append(index)
-            mapped.append([xs[0] / 300, ys[0] / 300, xs[1] / 300, ys[1] / 300])
+            mapped.append([1 - box[2], box[1], 1 - box[0], box[3]] if flip else box)
     return image[:, ::-1] if flip else image, mapped, kept
 
 
@@ -391,11 +395,13 @@ def test_the_filler_is_not_distorted():
     distorted, filled = 0, 0
     for seed in range(100):
         image = transform(as_image(pixels), *NOTHING, "TRAIN", np.random.default_rng(seed))[0]
-        colors = torch.unique(image.reshape(3, -1), dim=1).T.tolist()
-        photo = [color for color in colors if color != list(FILLER)]
-        assert len(photo) == 1 and len(set(photo[0])) == 1  # one grey, whatever was done to it
-        distorted += photo[0] != [250] * 3
-        filled += len(colors) == 2
+        rgb = image.permute(1, 2, 0).numpy()
+        is_grey = rgb[:, :, 0] == rgb[:, :, 2]
+        greys = rgb[is_grey]
+        assert greys.min() == greys.max()  # the photo stays of one grey, whatever is done to it
+        assert (rgb[~is_grey] == FILLER).all()
+        distorted += greys.max() != 250
+        filled += not is_grey.all()
     assert distorted > 40 and filled > 20
 
 
@@ -403,10 +409,12 @@ def test_half_of_the_images_are_flipped():
     ramp = np.repeat(np.arange(60, 188, 2, dtype=np.uint8)[None, :, None], 64, axis=0)
     pixels = np.ascontiguousarray(np.repeat(ramp, 3, axis=2))  # grey, brighter to the right
     flipped = []
-    for seed in range(1000):
-        image = transform(as_image(pixels), *NOTHING, "TRAIN", np.random.default_rng(seed))[0].int()
-        _, xs = torch.nonzero(image[0] == image[2], as_tuple=True)  # the filler is not grey
-        flipped.append((image[0, :, xs.min()].max() > image[0, :, xs.max()].max()).item())
+    for seed in range(500):
+        image = transform(as_image(pixels), *NOTHING, "TRAIN", np.random.default_rng(seed))[0].numpy()
+        columns = np.flatnonzero((image[0] == image[2]).any(axis=0))  # the filler is not grey
+        is_grey = (image[0] == image[2])[:, columns[0]]
+        left, right = image[0][is_grey][:, columns[[0, -1]]].T.astype(int)
+        flipped.append(left.mean() > right.mean())
     assert is_half(flipped)
 
 
@@ -416,7 +424,7 @@ def test_test_images_are_only_resized():
     image, found, labels, difficulties = transform(
         as_image(pixels), boxes, torch.tensor([3, 4]), torch.tensor([0, 1]), "TEST"
     )
-    assert np.abs(image.permute(1, 2, 0).numpy() - plain_resize(pixels, 300, 300)).max() <= 1
+    assert np.abs(image.permute(1, 2, 0).numpy() - plain_resize(pixels, 300, 300)).max() < 1.01
     assert found.tolist() == [[0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]]
     assert labels.tolist() == [3, 4] and difficulties.tolist() == [0, 1]
     photo = Image.fromarray(make_noise(700, 900))
@@ -438,7 +446,7 @@ def test_inputs_are_not_changed_and_seeds_decide():
     image, boxes = as_image(make_noise(100, 130)), torch.tensor([[5.0, 5, 100, 90]])
     before = image.clone(), boxes.clone()
     objects = boxes, torch.tensor([1]), torch.tensor([0])
-    results = [transform(image, *objects, "TRAIN", np.random.default_rng((0, 1, seed))) for seed in (5, 5, 6, 7)]
+    results = [transform(image, *objects, "TRAIN", np.random.default_rng((0, 1, s))) for s in (5, 5, 6, 7)]
     assert torch.equal(image, before[0]) and torch.equal(boxes, before[1])
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not torch.equal(results[0][0], results[2][0]) and not torch.equal(results[2][0], results[3][0])
@@ -455,8 +463,9 @@ def test_images_and_boxes_of_one_pixel(size):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     boxes = torch.tensor([[0.0, 0, 1, 1], [width - 1, height - 1, width, height]])
     for seed in range(60):
+        rng = np.random.default_rng(seed)
         image, found, labels, _ = transform(
-            as_image(pixels), boxes, torch.tensor([1, 2]), torch.zeros(2), "TRAIN", np.random.default_rng(seed)
+            as_image(pixels), boxes, torch.arange(2), torch.zeros(2), "TRAIN", rng
         )
         assert image.shape == (3, 300, 300)
         assert 1 <= len(found) == len(labels)
@@ -513,6 +522,14 @@ def test_jpegs_are_decoded_as_by_pillow(tmp_path, options):
         difference = image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected.convert("RGB"))
     assert np.abs(difference).max() <= 1  # two builds of libjpeg-turbo; here they agree exactly
     assert torch.equal(image, read_image(str(path)))
+
+
+def test_without_torchvisions_decoder_pillow_reads_jpegs_too(tmp_path, monkeypatch):
+    (tmp_path / "photo.jpg").write_bytes(encode(PHOTO))
+    expected = read_image(tmp_path / "photo.jpg")
+    monkeypatch.setattr(utils, "decode_jpeg", None)
+    difference = read_image(tmp_path / "photo.jpg").int() - expected.int()
+    assert difference.abs().max() <= 1
 
 
 def test_images_of_every_mode_are_read_as_rgb(tmp_path):
@@ -627,9 +644,9 @@ def test_real_photos(real_data):
     assert len(paths) == 20
     for seed, path in enumerate(paths[:6]):
         image = read_image(path)
-        with Image.open(path) as photo:
-            assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(photo).astype(int)).max() <= 1
         pixels = image.permute(1, 2, 0).numpy()
+        with Image.open(path) as photo:
+            assert np.abs(pixels.astype(int) - np.asarray(photo)).max() <= 1
         boxes = torch.tensor([[0.0, 0, 200, 200], [100, 50, 300, 250]])
         result = transform(
             image, boxes, torch.arange(2), torch.zeros(2), "TRAIN", np.random.default_rng(seed)

@@ -23,7 +23,7 @@ def test_round_trip(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.tar"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.tar"):
         load_checkpoint(tmp_path / "nothing.tar")
 
 

@@ -84,7 +84,7 @@ def convert(source, format="auto", class_names=None):
     format = find_format(state, format, source)
     peer = FORMATS[format]
     n_classes = count_classes(state, peer, source)
-    priors_cxcy = take_priors(state, peer, source)
+    priors_cxcy = find_priors(state, peer, source)
     model = SSD300(n_classes, peer.mean, peer.std, priors_cxcy, peer.max_size_offset)
     model.label_map = find_label_map(class_names, n_classes, peer, source)
     model.load_state_dict(translate_state(state, peer, model, source))
@@ -215,69 +215,301 @@ FORMATS = {
 # ----------------------------------------------------------------------------------------------
 
 
+def entry_names(peer):
+    """What each entry of our state dict is called in another format: dict of our name to theirs."""
+    names = {}
+    for ours, theirs in zip(OUR_LAYERS, peer.layers, strict=True):
+        if ours == "rescale_factors":
+            names[ours] = theirs
+        else:
+            names.update({f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")})
+    return names
+
+
 def find_format(state, format, name):
-    """The format of a state dict, by its first layer; ValueError, naming the file, if it has another than asked."""
-    found = [key for key, peer in FORMATS.items() if f"{peer.layers[0]}.weight" in state]
-    wanted = list(FORMATS) if format == "auto" else [format]
-    for key in found:
-        if key in wanted:
+    """The format whose first entry the state dict has; ValueError, naming the file, if there is none."""
+    candidates = list(FORMATS) if format == "auto" else [format]
+    first_entries = {key: entry_names(FORMATS[key])["base.conv1_1.weight"] for key in candidates}
+    for key, entry in first_entries.items():
+        if entry in state:
             return key
-    expected = " or ".join(f"{FORMATS[key].layers[0]}.weight ({key})" for key in wanted)
-    raise ValueError(f"{name}: no entry {expected}, but {', '.join(list(state)[:3])}, ...: not an SSD300 of that format")
+    expected = " or ".join(f"{entry!r} ({key})" for key, entry in first_entries.items())
+    raise ValueError(f"{name}: it lacks the entry {expected}; it has {', '.join(list(state)[:5]) or 'none at all'}")
 
 
 def count_classes(state, peer, name):
-    """C, from the number of scores that a cell of the first source map gets."""
-    bias = take_entry(state, f"{peer.layers[OUR_LAYERS.index('pred_convs.cl_conv4_3')]}.bias", name)
-    n_classes, rest = divmod(bias.numel(), SOURCE_MAPS[0].n_priors)
-    if rest or n_classes < 2:
-        raise ValueError(
-            f"{name}: the scores of conv4_3 have {bias.numel()} channels, not a multiple of "
-            f"{SOURCE_MAPS[0].n_priors} priors for two classes or more"
-        )
-    return n_classes
+    """C, from the number of scores at a cell of the first source map."""
+    entry = entry_names(peer)["pred_convs.cl_conv4_3.bias"]
+    n_scores, n_priors = get_entry(state, entry, name).numel(), SOURCE_MAPS[0].n_priors
+    if n_scores % n_priors or n_scores < 2 * n_priors:
+        raise ValueError(f"{name}: {entry!r} has {n_scores} numbers; SSD300 needs {n_priors} for each class")
+    return n_scores // n_priors
 
 
 def find_label_map(class_names, n_classes, peer, name):
-    """The label map, of the names given or else of the format's; ValueError, naming the file, if too few or many."""
+    """The label map of the names given, or else of the format's own; ValueError if they are too few or many."""
     names = peer.class_names if class_names is None else class_names
     if len(names) != n_classes - 1:
-        whose = "the format's own" if class_names is None else "given"
+        whose = "its format's" if class_names is None else "the given"
         raise ValueError(
-            f"{name}: it knows {n_classes - 1} classes, but {len(names)} names are {whose}; name all of them in the "
-            "order of their labels with --class_names=first,second,..."
+            f"{name}: it has {n_classes - 1} classes, but {whose} names are {len(names)}; "
+            "give all of them, in the order of their labels, with --class_names=first,second,..."
         )
     return make_label_map(names)
 
 
-def take_priors(state, peer, name):
-    """The priors that the file holds, as those of sgrvinod do, or else those of its format: (P, 4) float32."""
+def find_priors(state, peer, name):
+    """The priors that the file holds, as the tutorial's does, or else its format's: (P, 4) float32."""
     if "priors_cxcy" not in state:
         return peer.create_priors()
-    priors_cxcy = take_entry(state, "priors_cxcy", name)
+    priors_cxcy = get_entry(state, "priors_cxcy", name)
     if priors_cxcy.shape != (8732, 4) or bool((priors_cxcy[:, 2:] <= 0).any()):
-        shape = tuple(priors_cxcy.shape)
-        raise ValueError(f"{name}: 'priors_cxcy' must be (8732, 4), sizes above 0, but it is {shape}")
+        raise ValueError(f"{name}: 'priors_cxcy' is no table of 8732 priors, (c_x, c_y, w, h), of positive size")
     return priors_cxcy
 
 
 def translate_state(state, peer, model, name):
-    """Turn a state dict of another format into one of ours; it is used up on the way.
+    """Turn a state dict of another format into one of ours.
 
     state: dict of name to tensor. model: an SSD300, for the shapes. name: the file, for errors.
-    Raises ValueError if an entry is missing, has another shape or is not finite, or if entries are left over.
+    Raises ValueError if an entry is missing, is not finite or has another shape, or if there are others.
     """
+    names = entry_names(peer)
+    unknown = [entry for entry in state if entry not in names.values() and entry != "priors_cxcy"]
+    if unknown:
+        raise ValueError(f"{name}: entries that are no part of SSD300: {', '.join(map(str, unknown[:5]))}")
     translated = {}
-    for key, ours in model.state_dict().items():
-        layer, _, kind = key.rpartition(".") if key != "rescale_factors" else (key, "", "")
-        theirs = peer.layers[OUR_LAYERS.index(layer)]
-        entry = f"{theirs}.{kind}" if kind and theirs else theirs
-        tensor = take_entry(state, entry, name)
-        if layer == "rescale_factors" and tensor.shape == (512,):
-            tensor = tensor.view(1, 512, 1, 1)
-        if tensor.shape != ours.shape:
-            raise ValueError(f"{name}: {entry!r} has shape {tuple(tensor.shape)}, SSD300 needs {tuple(ours.shape)}")
-        translated[key] = reorder_head(layer, tensor, peer.order)
-    if state:
-        raise ValueError(f"{name}: SSD300 has no layers for the entries {', '.join(list(state)[:5])}")
+    for ours, parameter in model.state_dict().items():
+        tensor = get_entry(state, names[ours], name)
+        if ours == "rescale_factors" and tensor.dim() == 1:
+            tensor = tensor[None, :, None, None]
+        if tensor.shape != parameter.shape:
+            shapes = f"{tuple(tensor.shape)}, SSD300 needs {tuple(parameter.shape)}"
+            raise ValueError(f"{name}: the entry {names[ours]!r} has shape {shapes}")
+        translated[ours] = tensor
+    for source_map in SOURCE_MAPS:
+        order = [place for place in peer.order if place < source_map.n_priors]
+        for kind in (f"{layer}_{source_map.name}.{part}" for layer in ("loc", "cl") for part in ("weight", "bias")):
+            priors = translated[f"pred_convs.{kind}"].unflatten(0, (source_map.n_priors, -1))
+            translated[f"pred_convs.{kind}"] = priors[order].flatten(0, 1)
     return translated
+
+
+def get_entry(state, entry, name):
+    """A tensor of a state dict as float32; ValueError, naming file and entry, if there is none, or not finite."""
+    if not isinstance(state.get(entry), torch.Tensor):
+        raise ValueError(f"{name}: it lacks the entry {entry!r}, or this is no tensor")
+    if not bool(state[entry].isfinite().all()):
+        raise ValueError(f"{name}: the entry {entry!r} holds numbers that are not finite")
+    return state[entry].float()
+
+
+# ----------------------------------------------------------------------------------------------
+# Reading the file, without running anything
+# ----------------------------------------------------------------------------------------------
+
+
+def read_weights(source):
+    """Read a state dict, or the tensors of a pickled model.
+
+    source: path, or a name of torchvision's SSD300 weights.
+    Returns a dict of name to tensor on the CPU.
+    Raises as `convert()` does.
+    """
+    if source in SSD300_VGG16_Weights.__members__:
+        return download_weights(SSD300_VGG16_Weights[source])
+    if not Path(source).is_file():
+        known = ", ".join(SSD300_VGG16_Weights.__members__)
+        raise FileNotFoundError(f"{source}: no such file, nor is it a name of torchvision's weights ({known})")
+    try:
+        try:
+            contents = torch.load(source, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # it holds more than tensors: a whole model, perhaps
+            contents = read_pickled_model(source)
+    except Exception as error:  # a file that is damaged, or made to do harm, can fail in many ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{source}: no weights of SSD300 could be read, and nothing was run ({reason})") from error
+    return find_state(contents, source)
+
+
+def download_weights(weights):
+    """torchvision's state dict, from its cache or its server; ConnectionError, naming the URL, if that fails."""
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except OSError as error:  # urllib's errors are OSErrors
+        raise ConnectionError(
+            f"could not download {weights.url}: {error}. Fetch it by other means, and give --source=FILE"
+        ) from error
+
+
+def find_state(contents, name):
+    """The state dict in what a file holds: itself, or its entry "model" or "state_dict"."""
+    if isinstance(contents, dict) and str(contents.get("format")).startswith("ssd300/"):
+        raise ValueError(f"{name}: it is a checkpoint of this repo already, and needs no conversion")
+    for key in ("model", "state_dict"):
+        if isinstance(contents, dict) and isinstance(contents.get(key), dict):
+            contents = contents[key]
+    if not isinstance(contents, dict):
+        raise ValueError(f"{name}: it holds no state dict, but an object of type {type(contents).__name__}")
+    if contents and all(str(entry).startswith("module.") for entry in contents):  # saved from nn.DataParallel
+        contents = {entry.removeprefix("module."): tensor for entry, tensor in contents.items()}
+    return contents
+
+
+def read_pickled_model(path):
+    """Read the tensors of a model that was saved as a Python object, and nothing else.
+
+    sgrvinod's checkpoint is such a file. Unpickling it would import its classes and run what they ask for;
+    and `torch.load(weights_only=True)` refuses classes in files of torch < 1.6, which may be listed or not.
+    So `InertUnpickler` reads its structure, with stand-ins for all objects, and the numbers follow from there.
+
+    path: what torch.save() wrote, in its zip format or the one before.
+    Returns a dict of name to tensor, as the state dict of the model, and its priors as "priors_cxcy".
+    Raises pickle.UnpicklingError, or other errors where the file is damaged.
+    """
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):
+            return read_zip_format(file)
+        return read_legacy_format(file)
+
+
+def read_zip_format(file):
+    """A model from the zip archive that torch >= 1.6 writes: data.pkl, and a file for each storage."""
+    with zipfile.ZipFile(file) as archive:
+        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        folder = pickled.removesuffix("data.pkl")
+        records = find_records(InertUnpickler(io.BytesIO(archive.read(pickled))).load())
+        return {name: make_tensor(record, archive.read(f"{folder}data/{record.key}")) for name, record in records.items()}
+
+
+def read_legacy_format(file):
+    """A model from the format of torch < 1.6: a few pickles, the list of storages, then their bytes in turn."""
+    for _ in range(3):  # a magic number, the version of the format, facts about the machine
+        InertUnpickler(file).load()
+    unpickler = InertUnpickler(file)
+    records = find_records(unpickler.load())
+    wanted = {record.key for record in records.values()}
+    storages = {}
+    for key in InertUnpickler(file).load():
+        n_bytes = int.from_bytes(file.read(8), "little") * unpickler.dtypes[key].itemsize
+        if key in wanted:
+            storages[key] = file.read(n_bytes)
+        else:
+            file.seek(n_bytes, io.SEEK_CUR)
+    return {name: make_tensor(record, storages[record.key]) for name, record in records.items()}
+
+
+class TensorRecord(NamedTuple):
+    """Where a tensor's numbers are: in which storage, and how they are laid out there."""
+
+    key: str
+    dtype: torch.dtype
+    offset: int
+    size: tuple
+    stride: tuple
+
+
+def make_tensor(record, data):
+    """A tensor from the bytes of its storage; an error if they do not hold all of it."""
+    storage = torch.frombuffer(bytearray(data), dtype=record.dtype)
+    return storage.as_strided(record.size, record.stride, record.offset).clone()
+
+
+def find_records(contents):
+    """The parameters of the model in a pickled checkpoint: dict of name to TensorRecord."""
+    model = contents.get("model") if isinstance(contents, dict) else contents
+    if not isinstance(model, StandIn):
+        raise pickle.UnpicklingError("it holds no model")
+    records = dict(walk_parameters(model))
+    if isinstance(vars(model).get("priors_cxcy"), TensorRecord):
+        records["priors_cxcy"] = model.priors_cxcy
+    return records
+
+
+def walk_parameters(module, prefix=""):
+    """All parameters of a pickled nn.Module and of the modules in it, as (name, TensorRecord)."""
+    for name, parameter in module._parameters.items():
+        if isinstance(parameter, TensorRecord):
+            yield prefix + name, parameter
+    for name, child in module._modules.items():
+        yield from walk_parameters(child, f"{prefix}{name}.")
+
+
+class StandIn:
+    """Takes the place of any object in a pickle; it keeps the object's attributes and does nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        pass
+
+
+# What a pickled checkpoint of the tutorial is made of; each becomes a StandIn. Its own classes may have come
+# from a module of any name.
+TUTORIAL_CLASSES = ("SSD300", "VGGBase", "AuxiliaryConvolutions", "PredictionConvolutions")
+LIBRARY_MODULES = ("torch.nn.", "torch.optim.")
+LIBRARY_NAMES = ("collections.defaultdict", "builtins.dict", "builtins.set", "torch.device", "torch.Size")
+
+
+class InertUnpickler(pickle.Unpickler):
+    """Reads the structure of a pickle without importing or calling anything that it names.
+
+    All that a pickle can do beyond numbers, strings and containers, it does by names, which come here. They
+    are met with records of tensors, stand-ins, or an error; so there is nothing else that it could call.
+    """
+
+    def __init__(self, file):
+        super().__init__(file, encoding="utf-8")
+        self.dtypes = {}  # of the storages, by key
+
+    def find_class(self, module, name):
+        full_name = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        if full_name == "collections.OrderedDict":
+            return OrderedDict
+        if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
+        if full_name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
+            return self.record_tensor
+        if full_name in ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"):
+            return self.record_parameter
+        if name in TUTORIAL_CLASSES or full_name in LIBRARY_NAMES or full_name.startswith(LIBRARY_MODULES):
+            return type(name, (StandIn,), {})
+        raise pickle.UnpicklingError(f"it names {full_name}, which is no part of the tutorial's checkpoint")
+
+    def persistent_load(self, pid):
+        if pid[0] == "module":  # torch < 1.6: a class, with its source code
+            return pid[1]
+        _, dtype, key, _, n_elements, *view = pid
+        if any(part is not None for part in view):
+            raise pickle.UnpicklingError("it holds a view of a storage, which no tutorial's checkpoint does")
+        self.dtypes[key] = dtype
+        return key, dtype
+
+    def record_tensor(self, storage, offset, size, stride, *_):
+        return TensorRecord(*storage, offset, size, stride)
+
+    def record_parameter(self, tensor, *_):
+        return tensor
+
+
+STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+if __name__ == "__main__":
+    override_parameters(globals(), sys.argv[1:])
+    main()

@@ -9,6 +9,7 @@ numbers of the README's links to functions up to date.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
+import contextlib
 import csv
 import math
 import re
@@ -23,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
-from detect import draw_boxes, to_pixels  # noqa: E402 (the path to them has to be set first)
+from detect import to_pixels  # noqa: E402 (the path to them has to be set first)
 from make_sample import CLASSES, draw_sample  # noqa: E402
 from model import (  # noqa: E402
     SOURCE_MAPS,
@@ -37,7 +38,6 @@ from model import (  # noqa: E402
 )
 from utils import (  # noqa: E402
     calculate_mAP,
-    class_colors,
     cxcy_to_gcxgcy,
     cxcy_to_xy,
     find_intersection,
@@ -65,6 +65,8 @@ BLUE, RED, GREEN, AMBER, PURPLE = "#0969da", "#cf222e", "#1a7f37", "#bc4c00", "#
 OBJECT_COLORS = (RED, BLUE, GREEN, PURPLE, AMBER)
 
 LABEL_MAP = make_label_map(sorted(CLASSES))
+CLASS_NAMES = rev_label_map(LABEL_MAP)
+CLASS_COLORS = dict(zip(sorted(CLASSES), (BLUE, GREEN, RED, PURPLE), strict=True))
 
 
 def main():
@@ -162,6 +164,26 @@ class Sheet:
                 points.append((tip[0] - length * math.cos(turn + side), tip[1] - length * math.sin(turn + side)))
             self.draw.polygon([tuple(self.scaled(point)) for point in points], color)
 
+    def label(self, box_xy, text, color, size=22):
+        """Write a text on a plate at the upper edge of a box: above it, or inside it at the top of the sheet."""
+        font = ImageFont.load_default(size * DETAIL)
+        width, height = font.getlength(text) / DETAIL + 8, size * 1.2
+        x, y = float(box_xy[0]) - 1.5, float(box_xy[1])
+        x = min(x, float(box_xy[2]) + 1.5 - width) if x + width > WIDTH - 20 else x
+        y = y - height if y > height + 20 else y
+        self.box((x, y, x + width, y + height), width=0, fill=color)
+        self.text(x + 4, y + height / 2, text, "#ffffff", size, "lm")
+
+    @contextlib.contextmanager
+    def only_within(self, place, margin=12):
+        """Let what is drawn meanwhile appear within a box alone, or up to `margin` beyond."""
+        before = self.image.copy()
+        yield
+        x_min, y_min, x_max, y_max = self.scaled(place)
+        window = [x_min - margin * DETAIL, y_min - margin * DETAIL, x_max + margin * DETAIL, y_max + margin * DETAIL]
+        before.paste(self.image.crop(window), window[:2])
+        self.image.paste(before)
+
     def photo(self, image, place):
         """Lay an image into the box `place`."""
         x_min, y_min, x_max, y_max = self.scaled(place)
@@ -230,7 +252,7 @@ def predict(image, boxes_xy, labels, model):
     scores = 1.2 * noise[:, 4:]
     scores[:, 0] += 8
     scores[torch.arange(n_priors), labels[objects]] += 15 * overlap
-    return (offsets + 0.6 * noise[:, :4])[None], scores[None]
+    return (offsets + 0.4 * noise[:, :4])[None], scores[None]
 
 
 def find_best_priors(boxes_xy, model):
@@ -250,27 +272,28 @@ def draw_hero(model):
     """A picture, the priors that match its objects, and what comes out."""
     sheet = Sheet(390)
     image, boxes_xy, labels, names = load_picture(103)
-    height = 372 * image.height / image.width
+    height = 368 * image.height / image.width
     places = [(20 + 396 * i, 20, 388 + 396 * i, 20 + height) for i in range(3)]
+    for place in places:
+        sheet.photo(image, place)
     objects, is_positive = match(boxes_xy, model)
-    sheet.photo(image, places[0])
-    sheet.photo(image, places[1])
-    for row in is_positive.nonzero().squeeze(1).tolist():
-        color = OBJECT_COLORS[int(objects[row])]
-        sheet.box(fit(cxcy_to_xy(model.priors_cxcy[row]), places[1]), color, 1.5)
-    large = image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC)
+    with sheet.only_within(places[1]):
+        for row in is_positive.nonzero().squeeze(1).tolist():
+            color = CLASS_COLORS[names[int(objects[row])]]
+            sheet.box(fit(cxcy_to_xy(model.priors_cxcy[row]), places[1]), color, 1.5)
+    titles = ["an image in", f"{int(is_positive.sum())} of {len(is_positive)} priors match", "boxes and classes out"]
+    texts = names
     if model.label_map:
-        (boxes,), (found,), (scores,) = model.detect_objects(
+        (boxes_xy,), (found,), (scores,) = model.detect_objects(
             *predict(image, boxes_xy, labels, model), min_score=0.4, max_overlap=0.45, top_k=200
         )
-        names, scores, title = [rev_label_map(LABEL_MAP)[label] for label in found.tolist()], scores.tolist(), "found"
-    else:
-        boxes, scores, title = boxes_xy, None, "boxes and classes out"
-    sheet.photo(draw_boxes(large, to_pixels(boxes, large.size), names, scores, class_colors(LABEL_MAP)), places[2])
-    y = 20 + height + 16
-    titles = ["an image in", f"{int(is_positive.sum())} of {len(is_positive)} priors match", title]
-    for place, text in zip(places, titles, strict=True):
-        sheet.text((place[0] + place[2]) / 2, y, text, anchor="ma", size=28)
+        names = [CLASS_NAMES[label] for label in found.tolist()]
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
+    for box, name, text in zip(fit(boxes_xy.clamp(0, 1), places[2]), names, texts, strict=True):
+        sheet.box(box, CLASS_COLORS[name], 3.5)
+        sheet.label(box, text, CLASS_COLORS[name])
+    for place, title in zip(places, titles, strict=True):
+        sheet.text((place[0] + place[2]) / 2, 20 + height + 16, title, anchor="ma", size=28)
     return sheet
 
 
@@ -490,7 +513,9 @@ def draw_offsets(model):
     box_xy = boxes_xy[names.index("star")]
     objects, is_positive = match(boxes_xy, model)
     candidates = (is_positive & (objects == names.index("star"))).nonzero().squeeze(1)
-    overlap = find_jaccard_overlap(box_xy[None], cxcy_to_xy(model.priors_cxcy[candidates]))[0]
+    priors_xy = cxcy_to_xy(model.priors_cxcy[candidates])
+    overlap = find_jaccard_overlap(box_xy[None], priors_xy)[0]
+    overlap[((priors_xy < 0) | (priors_xy > 1)).any(dim=1)] = 1  # a prior that can be drawn on the photo
     prior_cxcy = model.priors_cxcy[candidates[overlap.argmin()]]  # the poorest match: most to see
     window = image.crop((0, 0, 260, 250))  # the corner in which the star lies
     place = (20, 20, 20 + 260 * 1.56, 20 + 250 * 1.56)
@@ -527,7 +552,7 @@ def draw_prediction(_model):
     for i in range(n * n):
         x, y = 40 + 46 * (i % n), 80 + 46 * (i // n)
         sheet.box((x, y, x + 46, y + 46), FAINT, 2, fill=clear(GREEN, 0.7 if i == n * n // 2 else 0.1))
-    sheet.text(20, 330, f"a cell has {source.n_priors} priors;\nwith {n_classes} classes (one of\nthem background) ...", size=24)
+    sheet.text(20, 330, f"A cell has {source.n_priors} priors.\nThere are {n_classes} classes,\nbackground included.", size=24)
     tables = [("offsets", 4, 84, BLUE), ("scores", n_classes, 288, PURPLE)]
     for name, width, y, color in tables:
         sheet.arrow((290, 195), (352, y + 50), FAINT, 3)
@@ -576,15 +601,16 @@ def draw_l2_norm(_model):
 
 def draw_matching(model):
     """Which priors match which object; and two objects that share their best prior."""
-    sheet = Sheet(520)
     image, boxes_xy, _, _ = load_picture(14)
     place = (20, 66, 20 + 560, 66 + 560 * image.height / image.width)
+    sheet = Sheet(round(place[3]) + 20)
     sheet.photo(image, place)
     sheet.text(20, 20, "priors that match, one colour for each object", bold=True, size=25)
     objects, is_positive = match(boxes_xy, model)
-    for row in is_positive.nonzero().squeeze(1).tolist():
-        color = OBJECT_COLORS[int(objects[row])]
-        sheet.box(fit(cxcy_to_xy(model.priors_cxcy[row]), place), color, 2)
+    with sheet.only_within(place):
+        for row in is_positive.nonzero().squeeze(1).tolist():
+            color = OBJECT_COLORS[int(objects[row])]
+            sheet.box(fit(cxcy_to_xy(model.priors_cxcy[row]), place), color, 2)
     counts = [int((is_positive & (objects == i)).sum()) for i in range(len(boxes_xy))]
     for i, (box, count) in enumerate(zip(fit(boxes_xy, place).tolist(), counts, strict=True)):
         sheet.text((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, str(count), OBJECT_COLORS[i], 30, "mm", True, True)
@@ -637,7 +663,7 @@ def draw_smooth_l1(_model):
 def draw_mining(model):
     """The positives of a picture, and the hardest negatives that the loss takes beside them."""
     sheet = Sheet(500)
-    image, boxes_xy, labels, _ = load_picture(156)
+    image, boxes_xy, labels, _ = load_picture(31)
     _, predicted_scores = predict(image, boxes_xy, labels, model)
     objects, is_positive = match(boxes_xy, model)
     prior_labels = labels[objects].masked_fill(~is_positive, 0)
@@ -649,9 +675,10 @@ def draw_mining(model):
     width = 440 * image.width / image.height
     place = (20, 20, 20 + width, 460)
     sheet.photo(image, place)
-    for mask, color, line in ((is_hard, RED, 1.3), (is_positive, BLUE, 2.6)):
-        for row in mask.nonzero().squeeze(1).tolist():
-            sheet.box(fit(cxcy_to_xy(model.priors_cxcy[row]), place), color, line)
+    with sheet.only_within(place, margin=18):
+        for mask, color, line in ((is_hard, RED, 1.5), (is_positive, BLUE, 3)):
+            for row in mask.nonzero().squeeze(1).tolist():
+                sheet.box(fit(cxcy_to_xy(model.priors_cxcy[row]), place), color, line)
     x = place[2] + 50
     n_left = len(is_positive) - int(is_positive.sum()) - int(is_hard.sum())
     rows = [("positives", is_positive, BLUE), ("hardest negatives", is_hard, RED)]
@@ -677,18 +704,17 @@ def draw_nms(model):
         ("after suppression", {"min_score": 0.2, "max_overlap": 0.45, "top_k": n_candidates}),
         ("the best 3 (top_k)", {"min_score": 0.2, "max_overlap": 0.45, "top_k": 3}),
     ]
-    colors, names = class_colors(LABEL_MAP), rev_label_map(LABEL_MAP)
-    height = 372 * image.height / image.width
+    height = 368 * image.height / image.width
     for i, (title, setting) in enumerate(settings):
         place = (20 + 396 * i, 64, 388 + 396 * i, 64 + height)
         (boxes,), (found,), (scores,) = model.detect_objects(*predictions, **setting)
-        large = image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC)
-        if i:
-            class_names = [names[label] for label in found.tolist()]
-            large = draw_boxes(large, to_pixels(boxes, large.size), class_names, scores.tolist(), colors)
-        sheet.photo(large, place)
-        for box, label in zip(boxes.clamp(0, 1), found.tolist(), strict=True) if not i else []:
-            sheet.box(fit(box, place), colors[names[label]], 2)
+        sheet.photo(image, place)
+        names = [CLASS_NAMES[label] for label in found.tolist()]
+        with sheet.only_within(place):
+            for box, name, score in reversed(list(zip(fit(boxes, place), names, scores.tolist(), strict=True))):
+                sheet.box(box, CLASS_COLORS[name], 3.5 if i else 1.5)
+                if i:
+                    sheet.label(box, f"{name} {score:.2f}", CLASS_COLORS[name], 20)
         sheet.text((place[0] + place[2]) / 2, 20, title, bold=True, size=28, anchor="ma")
         sheet.text((place[0] + place[2]) / 2, place[3] + 14, f"{len(boxes)} boxes", size=26, anchor="ma")
     return sheet
@@ -700,7 +726,6 @@ def draw_augmentation(_model):
     image, boxes_xy, labels, _ = load_picture(156)
     boxes_xy_pixels = to_pixels(boxes_xy, image.size)
     difficulties = torch.zeros(len(labels), dtype=torch.uint8)
-    colors, names = class_colors(LABEL_MAP), rev_label_map(LABEL_MAP)
     for i, seed in enumerate((None, 1, 2, 3, 4, 5, 6, 7)):
         split, rng = ("TEST", None) if seed is None else ("TRAIN", np.random.default_rng((0, 0, seed)))
         pixels, boxes, kept, _ = transform(image, boxes_xy_pixels, labels, difficulties, split, rng)
@@ -709,17 +734,17 @@ def draw_augmentation(_model):
         place = (x, y, x + 272, y + 252)
         sheet.photo(picture, place)
         for box, label in zip(boxes, kept.tolist(), strict=True):
-            sheet.box(fit(box, place), colors[names[label]], 3.5)
-            sheet.box(fit(box, place), INK, 1)
+            sheet.box(fit(box, place), PAPER, 6)
+            sheet.box(fit(box, place), CLASS_COLORS[CLASS_NAMES[label]], 3.5)
         if seed is None:
             sheet.text(x + 8, y + 214, "as it is", size=26, bold=True, halo=True)
     return sheet
 
 
-# The detections of the precision-recall figure, best first: the object that each finds (0 to 4 are easy, 5 is
+# The detections of the precision-recall figure, best first: the object that each finds (0 to 5 are easy, 6 is
 # difficult), or None for a box where there is nothing. The README works through them by hand.
-RANKED_DETECTIONS = (0, 1, None, 2, 5, None, 3)
-N_EASY = 5
+RANKED_DETECTIONS = (0, 1, None, 6, 2, None, None, 3)
+N_EASY = 6
 
 
 def precision_recall():
@@ -788,23 +813,33 @@ def draw_training(_model):
     n = max(1, len(rows) // 40)  # rows in the sliding mean
     smooth = np.array([losses[max(0, i - n + 1) : i + 1].mean() for i in range(len(losses))])
     sheet = Sheet(470)
-    for values, top, place, title in (
-        ([losses, smooth], max(np.quantile(losses, 0.99), smooth.max()) * 1.05, (110, 60, 780, 400), "loss"),
-        ([rates], rates.max() * 1.1, (900, 60, 1180, 400), "learning rate"),
-    ):
+    loss_ticks = ticks_up_to(max(np.quantile(losses, 0.99), smooth.max()))
+    panels = [
+        ("loss", (100, 60, 780, 400), loss_ticks, [(losses, "#a5c8ee", 2), (smooth, BLUE, 4)]),
+        ("learning rate", (920, 60, 1180, 400), [0, rates.max() / 2, rates.max()], [(rates, AMBER, 4)]),
+    ]
+    for title, place, ticks, curves in panels:
         sheet.box(place, GRID, 2, fill="#ffffff")
         sheet.text(place[0], 18, title, bold=True, size=28)
-        for k in range(5):
-            y = place[3] - (place[3] - place[1]) * k / 4
-            sheet.text(place[0] - 10, y, f"{top * k / 4:.2g}", FAINT, 22, "rm")
+        for tick in ticks:
+            y = place[3] - (place[3] - place[1]) * tick / ticks[-1]
+            sheet.text(place[0] - 10, y, f"{tick:g}", FAINT, 22, "rm")
         for k in range(0, 5, 2):
             x = place[0] + (place[2] - place[0]) * k / 4
             sheet.text(x, 408, f"{iterations[-1] * k / 4:.0f}", FAINT, 22, "ma")
-        for series, color, width in zip(values, (GRID, BLUE) if len(values) > 1 else (AMBER,), (2, 4), strict=False):
-            points = [fit([a / iterations[-1], 1 - min(v / top, 1)], place) for a, v in zip(iterations, series, strict=True)]
-            sheet.line([tuple(point.tolist()) for point in points], color, width)
+        for values, color, width in curves:
+            heights = 1 - np.minimum(values / ticks[-1], 1)
+            points = np.stack([iterations / iterations[-1], heights], axis=1)
+            sheet.line([tuple(point) for point in fit(points, place).tolist()], color, width)
     sheet.text(445, 436, "iteration", size=24, anchor="ma")
     return sheet
+
+
+def ticks_up_to(highest):
+    """Four or five round numbers from 0 to `highest` or a bit more."""
+    power = 10.0 ** math.floor(math.log10(highest / 4))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if 4 * factor * power >= highest)
+    return [step * k for k in range(math.ceil(highest / step) + 1)]
 
 
 FIGURES = {
