@@ -1,10 +1,10 @@
 """SSD300: the network, its priors, and the loss that it learns by.
 
 Reads top to bottom: the table of source maps -> VGGBase -> AuxiliaryConvolutions -> PredictionConvolutions
--> SSD300 (which puts the three together, and turns predictions into objects) -> MultiBoxLoss.
+-> SSD300, which puts the three together -> detection, from predictions to objects -> MultiBoxLoss.
 
 Shapes in comments: N images, P = 8732 priors, C classes (background = 0 included), M objects in the image
-of the batch that has most (the others are padded to it), G the side of a source map's grid.
+of the batch that has most, G the side of a source map's grid.
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"), and the authors' Caffe code.
 """
@@ -13,11 +13,13 @@ import pickle
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from utils import (
     IMAGENET_MEAN,
@@ -25,6 +27,7 @@ from utils import (
     cxcy_to_gcxgcy,
     cxcy_to_xy,
     find_jaccard_overlap,
+    gcxgcy_to_cxcy,
     load_checkpoint,
     normalize,
     xy_to_cxcy,
@@ -342,6 +345,18 @@ class SSD300(nn.Module):
         """
         return normalize(images.to(self.mean.device, non_blocking=True), self.mean, self.std)
 
+    def detect_objects(
+        self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None
+    ):
+        """Turn this model's predictions for a batch into objects: see the function `detect_objects()`.
+
+        Returns three lists of N tensors, each by falling score: boxes (n, 4), fractional boundary form, labels
+        (n,) and scores (n,).
+        """
+        return detect_objects(
+            predicted_locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k, max_candidates
+        )
+
     def load_pretrained(self, weights):
         """Start the base from a VGG-16 that was trained to classify ImageNet; take over its mean and std.
 
@@ -370,7 +385,10 @@ class SSD300(nn.Module):
             for name, tensor in saved["model"].items()
             if same_classes or not name.startswith("pred_convs.cl_")
         }
-        missing, unexpected = self.load_state_dict(state, strict=False)
+        try:
+            missing, unexpected = self.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # an entry of another shape
+            raise ValueError(f"the checkpoint does not fit SSD300: {error}") from error
         missing = [name for name in missing if not name.startswith("pred_convs.cl_")]
         if missing or unexpected:
             raise ValueError(f"the checkpoint does not fit SSD300: it lacks {missing}, and has {unexpected} besides")
@@ -439,7 +457,7 @@ def read_vgg16_weights(weights):
     if weights in known:
         try:
             return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
-        except OSError as error:  # urllib's errors are OSErrors
+        except (OSError, RuntimeError) as error:  # urllib's errors, and a file whose hash is wrong
             raise ConnectionError(
                 f"could not download {known[weights].url}: {error}. Give train.py --pretrained=FILE for a VGG-16 "
                 "state dict that lies on this machine, or --pretrained= for random weights"
@@ -464,6 +482,239 @@ def l2_normalize(features, eps=1e-10):
     """
     features = features.float()
     return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + eps)
+
+
+# ----------------------------------------------------------------------------------------------
+# Detection
+# ----------------------------------------------------------------------------------------------
+
+# Offsets that no training produces (a size of more than exp(40) times the prior's) would overflow float32 in
+# boxes or in their areas. They are held at values that stay finite throughout; all others are untouched.
+MAX_SIZE_OFFSET = 200.0
+MAX_COORDINATE = 1e18
+
+MAX_CHUNK_ON_CPU = 8192  # candidates of an image that one round examines, at most
+MAX_CHUNK_ON_GPU = 1024  # fewer, because the overlaps of all their pairs are in memory at once
+MAX_LEADERS = 32  # boxes of each group that the rest of it is compared with at a time, on the CPU
+N_COMPARISONS = 2**15  # at a time on the CPU, about: as many as stay in its cache
+N_SETTLING_STEPS = 12  # on the GPU, whose host does not look whether fewer are enough
+
+
+@torch.no_grad()
+def detect_objects(
+    predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None
+):
+    """Turn the raw predictions for a batch into the objects that they show.
+
+    Each pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. In
+    each class a candidate is suppressed when its overlap with a better one that survives is > max_overlap.
+    The best top_k survivors of all classes together are returned. Equal scores rank by prior, then by class.
+    The result is that of this plain algorithm, bit for bit, with softmax, decoding and
+    `find_jaccard_overlap()` in float32.
+
+    predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy as the model predicts them.
+    predicted_scores: (N, P, C) float tensor, scores before the softmax.
+    priors_cxcy: (P, 4) float32 tensor, center-size form, fractional.
+    min_score, max_overlap: floats in [0, 1].
+    top_k: most objects returned for an image, at least 1.
+    max_candidates: only this many best candidates of each class of an image enter suppression (400 in the
+        Caffe code); None lets all in.
+
+    Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form,
+    not clipped to the image (as in the Caffe code), finite for all finite predictions; labels (n,) int64,
+    1 to C - 1; scores (n,) float32. n is at most top_k, and 0 where nothing is found.
+    Raises ValueError when shapes disagree or a parameter is out of its range.
+    """
+    _check_arguments(predicted_locs, predicted_scores, priors_cxcy, top_k, max_candidates)
+    offsets_gcxgcy = predicted_locs.float()  # (N, P, 4)
+    class_scores = F.softmax(predicted_scores.float(), dim=2)  # (N, P, C)
+    n_images, _, n_classes = class_scores.shape
+    keys = _candidate_keys(class_scores, min_score, max_candidates)  # (N, at most P * C)
+    on_cpu = keys.device.type == "cpu"
+    suppress = _suppress_by_leaders if on_cpu else _suppress_by_all_pairs
+    max_chunk = MAX_CHUNK_ON_CPU if on_cpu else MAX_CHUNK_ON_GPU
+    chunk_size = min(2 * top_k, max_chunk) if on_cpu else max_chunk
+
+    # Whether a candidate survives depends on better ones alone. So only the best are decoded and compared,
+    # then the next best, until each image has its top_k survivors or no candidate left. A GPU is waited for
+    # once in each round, when its results are read.
+    boxes, labels, scores = ([None] * n_images for _ in range(3))
+    images = list(range(n_images))  # those not finished: the rows of keys, found and offsets
+    found = keys.new_zeros(n_images, top_k)  # keys of the survivors so far, falling, then zeros
+    n_examined = 0
+    while images:
+        chunk, keys = _take_best(keys, chunk_size)
+        pool = torch.cat([found, chunk], dim=1)  # (N, K)
+        pool_boxes_xy, pool_labels, _ = _decode_keys(pool, offsets_gcxgcy, priors_cxcy, n_classes)
+        survives, is_settled = suppress(pool_boxes_xy, pool_labels, max_overlap)  # (N, K), (N, K)
+        found = _take_best(torch.where(survives, pool, 0), top_k)[0]
+        if is_settled is not None:
+            keys = torch.cat([keys, torch.where(is_settled, 0, pool)], dim=1)
+
+        n_found = (found > 0).sum(dim=1)
+        goes_on = (n_found < top_k) & (keys > 0).any(dim=1)
+        results = _decode_keys(found, offsets_gcxgcy, priors_cxcy, n_classes)
+        n_found, goes_on = torch.stack([n_found, goes_on]).tolist()
+        for row, image in enumerate(images):
+            boxes[image], labels[image], scores[image] = (part[row, : n_found[row]] for part in results)
+        rows = [row for row in range(len(images)) if goes_on[row]]
+        if rows:
+            # As many more as give what is missing, if candidates survive as often as they have so far.
+            n_examined += chunk_size
+            n_survivors = sum(n_found[row] for row in rows)
+            n_missing = top_k * len(rows) - n_survivors
+            chunk_size = min(max(n_missing * n_examined // max(n_survivors, 1), 2 * top_k), max_chunk)
+            keys, found, offsets_gcxgcy = keys[rows], found[rows], offsets_gcxgcy[rows]
+        images = [images[row] for row in rows]
+    return boxes, labels, scores
+
+
+def _check_arguments(predicted_locs, predicted_scores, priors_cxcy, top_k, max_candidates):
+    """Raise ValueError for arguments of detect_objects() that do not go together."""
+    n_images, n_priors = len(predicted_locs), len(priors_cxcy)
+    if predicted_locs.shape != (n_images, n_priors, 4):
+        raise ValueError(f"predicted_locs must be (N, {n_priors}, 4), not {tuple(predicted_locs.shape)}")
+    shape = tuple(predicted_scores.shape)
+    if shape[:2] != (n_images, n_priors) or len(shape) != 3 or shape[2] < 2:
+        raise ValueError(
+            f"predicted_scores must be ({n_images}, {n_priors}, n_classes) with n_classes >= 2, not {shape}"
+        )
+    for name, value in (("top_k", top_k), ("max_candidates", max_candidates)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def _candidate_keys(class_scores, min_score, max_candidates):
+    """Number the candidates of each image so that the better of two has the greater key.
+
+    A key is made of the bits of the score (as an integer they are in the order of the scores, none of which
+    is negative) and, below them, P * C - index, where index = prior * C + class counts through class_scores:
+    higher scores go first, then lower indices, and no two keys are equal.
+
+    class_scores: (N, P, C) float32 tensor, in [0, 1].
+    Returns an (N, n) int64 tensor in no order, 0 where there is no candidate. On a GPU n = P * C; on a CPU,
+    which can count them without waiting, n is the most candidates that an image has.
+    """
+    is_candidate = class_scores > min_score
+    is_candidate[:, :, 0] = False  # background
+    if max_candidates is not None:
+        is_candidate &= _is_among_best_of_class(class_scores, max_candidates)
+    bits = class_scores.flatten(1).view(torch.int32)  # (N, P * C)
+    is_candidate = is_candidate.flatten(1)
+    places = torch.arange(bits.shape[1], 0, -1, device=bits.device)
+    if bits.device.type != "cpu":
+        return torch.where(is_candidate, (bits.long() << 32) + places, 0)
+    keys = []
+    for image_bits, mask in zip(bits, is_candidate, strict=True):
+        chosen = torch.from_numpy(mask.numpy().nonzero()[0])
+        if 2 * len(chosen) > len(mask):  # then it is quicker to number all
+            keys.append(image_bits.long().bitwise_left_shift_(32).add_(places).mul_(mask))
+        else:
+            keys.append(image_bits[chosen].long().bitwise_left_shift_(32).add_(places[chosen]))
+    return pad_sequence(keys, batch_first=True) if keys else bits.long()
+
+
+def _is_among_best_of_class(class_scores, max_candidates):
+    """Which candidates are among the max_candidates best of their class and image: (N, P, C) bool."""
+    n_priors = class_scores.shape[1]
+    order = torch.arange(n_priors, 0, -1, device=class_scores.device)  # of equal scores the first prior's wins
+    keys = (class_scores.contiguous().view(torch.int32).long() << 32) + order[:, None]  # (N, P, C)
+    best = keys.transpose(1, 2).topk(min(max_candidates, n_priors)).values  # (N, C, max_candidates)
+    return keys >= best[:, None, :, -1]
+
+
+def _take_best(keys, n):
+    """Split keys (N, m) into the n greatest of each row (all if there are no more), falling, and the rest."""
+    if keys.device.type != "cpu":
+        best = keys.topk(min(n, keys.shape[1])).values
+        return best, torch.where(keys < best[:, -1:], keys, 0)
+    n_rest = max(keys.shape[1] - n, 0)
+    if n_rest > 0:  # NumPy's partition is several times as fast as topk() on a CPU
+        keys = torch.from_numpy(np.partition(keys.numpy(), n_rest, axis=1))
+    best = np.sort(keys[:, n_rest:].numpy(), axis=1)
+    return torch.from_numpy(best).flip(1), keys[:, :n_rest]
+
+
+def _decode_keys(keys, offsets_gcxgcy, priors_cxcy, n_classes):
+    """The candidates that keys (N, K) stand for.
+
+    Returns boxes (N, K, 4), fractional boundary form, finite; labels (N, K), 0 where there is no candidate;
+    scores (N, K).
+    """
+    n = len(priors_cxcy) * n_classes
+    index = (n - (keys & 0xFFFFFFFF)).clamp(max=n - 1).int()  # quicker to divide
+    prior = torch.div(index, n_classes, rounding_mode="trunc")
+    labels = torch.where(keys > 0, index - prior * n_classes, 0).long()
+    scores = (keys >> 32).int().view(torch.float32)
+
+    n_images, n_priors, _ = offsets_gcxgcy.shape
+    rows = (prior + n_priors * torch.arange(n_images, device=keys.device)[:, None]).flatten()
+    offsets_gcxgcy = offsets_gcxgcy.reshape(-1, 4).index_select(0, rows)  # (N * K, 4)
+    offsets_gcxgcy[:, 2:].clamp_(max=MAX_SIZE_OFFSET)
+    boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy.index_select(0, prior.flatten())))
+    return boxes_xy.clamp_(-MAX_COORDINATE, MAX_COORDINATE).view(*keys.shape, 4), labels, scores
+
+
+def _suppress_by_all_pairs(boxes_xy, labels, max_overlap):
+    """Suppress overlapping boxes without waiting for the device: all pairs are compared.
+
+    Survivors are the boxes that no better survivor suppresses. Starting from all boxes, each step applies
+    this to what the last one left. The steps err in turns on either side, so a box on which two agree is
+    settled: after n steps the first n of any row are, and nearly always all.
+
+    boxes_xy: (N, K, 4), by falling score; labels: (N, K), 0 for no box.
+    Returns which boxes survive for sure, (N, K) bool, and which are settled, (N, K) bool, true up to some
+    place in each row and false from there.
+    """
+    is_box = labels > 0
+    suppresses = find_jaccard_overlap(boxes_xy, boxes_xy) > max_overlap  # (N, K, K): the row the column
+    suppresses &= labels[:, :, None] == labels[:, None, :]
+    suppresses = suppresses.triu_(diagonal=1).to(boxes_xy.dtype)
+    survives, previous = is_box, is_box
+    for _ in range(N_SETTLING_STEPS):
+        n_suppressors = torch.bmm(survives[:, None].to(boxes_xy.dtype), suppresses)[:, 0]  # (N, K)
+        survives, previous = is_box & (n_suppressors == 0), survives
+    is_settled = (survives == previous).long().cumprod(dim=1) > 0
+    return survives & is_settled, is_settled
+
+
+def _suppress_by_leaders(boxes_xy, labels, max_overlap):
+    """What `_suppress_by_all_pairs()` returns, with far fewer comparisons: for a CPU. None: all are settled.
+
+    The boxes of one class in one image are a group. In each pass the best boxes of every group, its leaders,
+    are settled among themselves, and those of them that survive suppress others of their group.
+    """
+    n_rows, n = labels.shape
+    survives = torch.zeros(n_rows * n, dtype=torch.bool)
+    groups = (labels + (labels.max() + 1) * torch.arange(n_rows)[:, None]).flatten()  # (N * K,)
+    left = labels.flatten().nonzero()[:, 0]  # those not settled yet, by group, then by falling score
+    left = left[groups[left].argsort(stable=True)]
+    groups = groups[left]
+    planes = boxes_xy.reshape(-1, 4)[left].t().contiguous()  # (4, n left): a plane for each coordinate
+    while len(left) > 0:
+        slots = torch.arange(max(1, min(N_COMPARISONS // len(left), MAX_LEADERS)))
+        _, group, sizes = groups.unique_consecutive(return_inverse=True, return_counts=True)
+        starts = sizes.cumsum(0) - sizes  # (G,)
+        rank = torch.arange(len(left)) - starts[group]  # in its group, from 0
+        leaders = (starts[:, None] + slots).clamp(max=len(left) - 1)  # (G, L); no matter where a group has fewer
+        leader_planes = planes[:, leaders].index_select(1, group)  # (4, n left, L)
+        overlap = find_jaccard_overlap(planes[:, :, None].permute(1, 2, 0), leader_planes.permute(1, 2, 0))
+        overlaps = (overlap[:, 0] > max_overlap) & (slots < rank[:, None])  # (n left, L): with a better leader
+        leading = _settle(overlaps[leaders])  # (G, L): leaders that survive
+        suppressed = (overlaps & leading.index_select(0, group)).any(dim=1)
+        is_leader = rank < len(slots)
+        survives[left[is_leader & ~suppressed]] = True
+        going_on = (~is_leader & ~suppressed).nonzero()[:, 0]
+        left, groups, planes = left[going_on], groups[going_on], planes.index_select(1, going_on)
+    return survives.view(n_rows, n), None
+
+
+def _settle(overlaps):
+    """Survivors (G, L) bool among leaders; overlaps: (G, L, L) bool, of each (row) with better ones (column)."""
+    survivors, previous = torch.ones_like(overlaps[:, 0]), None
+    while previous is None or not survivors.equal(previous):
+        survivors, previous = ~(overlaps & survivors[:, None]).any(dim=2), survivors
+    return survivors
 
 
 # ----------------------------------------------------------------------------------------------

@@ -388,13 +388,8 @@ def test_where_labels_go():
     taken = [(20, 40, 60, 50)]
     assert module.place_label([25, 52, 80, 90], label, size, taken) == (25, 52, 65, 62)  # above is taken
     taken = [(0, 0, 200, 70)]
-    assert module.place_label([20, 30, 80, 60], label, size, taken) == (
-        20,
-        20,
-        60,
-        30,
-    )  # below is, too: above
     assert module.place_label([20, 30, 80, 75], label, size, taken) == (20, 75, 60, 85)  # only below is free
+    assert module.place_label([20, 30, 80, 60], label, size, taken) == (20, 20, 60, 30)  # nothing is: above
 
 
 def test_size_of_text_and_lines_follows_the_image(monkeypatch):
@@ -563,15 +558,9 @@ def test_script(tmp_path):
     image, _ = make_sample.draw_sample(np.random.default_rng(0))
     image.save(tmp_path / "in" / "one.png")
     (tmp_path / "in" / "two.jpg").write_bytes(b"damaged")
-    # Weights are random: about a third of a score for each class, and thousands of objects.
-    parameters = [
-        "--checkpoint=a.pth.tar",
-        "--images=in",
-        "--output_folder=out",
-        "--min_score=0.1",
-        "--top_k=9",
-    ]
-    run = run_script(*parameters, "--suppress=dog", folder=tmp_path)
+    # Weights are random: each class has about a quarter of the score, so there are thousands of objects.
+    files = ["--checkpoint=a.pth.tar", "--images=in", "--output_folder=out"]
+    run = run_script(*files, "--min_score=0.1", "--top_k=9", "--suppress=dog", folder=tmp_path)
     assert run.returncode == 1 and "two.jpg: not an image" in run.stderr and "Traceback" not in run.stderr
     assert "1 of 2 images annotated, in out" in run.stdout
     # The same in a notebook.

@@ -370,6 +370,7 @@ def read_pickled_model(path):
     with open(path, "rb") as file:
         if zipfile.is_zipfile(file):
             return read_zip_format(file)
+        file.seek(0)
         return read_legacy_format(file)
 
 

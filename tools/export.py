@@ -1,0 +1,310 @@
+"""Write a trained network as ONNX or as a torch.export program, and check that it finds what the model finds.
+
+    python tools/export.py                                              checkpoint_ssd300.pth.tar -> ssd300.onnx
+    python tools/export.py --save_to=ssd300.pt2                         for torch.export.load()
+    python tools/export.py --find_objects=True --images="photos/*.jpg"  boxes, labels and scores come out
+
+Reads a checkpoint. The suffix of `save_to` is the format. ONNX needs what requirements-dev.txt lists; to load a
+.pt2 file that finds objects, `import torchvision` first (its nms is called).
+Any parameter below can be overridden on the command line with --name=value.
+
+What goes in and comes out (N images, P = 8732 priors, C classes, background = 0 included):
+
+    images   (N, 3, 300, 300)  RGB: uint8; or float32, normalised by the model's mean and deviation
+    offsets  (N, P, 4)         float32, from the priors        }
+    scores   (N, P, C)         float32, before the softmax     }  without find_objects
+    boxes    (N, top_k, 4)     float32, boundary form, fractional, not clipped to the image  }
+    labels   (N, top_k)        int64; 0 where no object is left: box and score are 0, too    }  with it
+    scores   (N, top_k)        float32, falling                                              }
+
+The label map goes along, as JSON: an ONNX file has it in its metadata as "label_map", a .pt2 file as the extra
+file "label_map.json".
+"""
+
+import functools
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import nms
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(REPO / "tools"))
+
+from detect import list_images, open_image  # noqa: E402 (the paths to them have to be set first)
+from make_sample import draw_sample  # noqa: E402
+from model import load_model  # noqa: E402
+from utils import cxcy_to_xy, gcxgcy_to_cxcy, override_parameters, transform  # noqa: E402
+
+checkpoint = "checkpoint_ssd300.pth.tar"
+save_to = "ssd300.onnx"  # a file that ends in .onnx or .pt2
+
+# The network
+batch_size = 0  # images at a time; 0: any number
+uint8_input = True  # it takes bytes and normalises them itself; False: it takes normalised floats
+find_objects = False  # True: boxes, labels and scores of objects come out, as eval.py finds them
+min_score = 0.01  # lower scores are no objects
+max_overlap = 0.45  # of two boxes of a class that overlap more than this, the better one stays
+top_k = 200  # objects in an image, of all classes together
+
+# The check
+images = ""  # a file, a folder, or a pattern with * or ?; "": four generated images
+tolerance = 1e-3  # how far numbers may be apart, as a part of the largest one if this is above 1
+
+ONNX_OPSET = 18  # the version of ONNX's operators: the lowest that torch's exporter writes
+MIN_FOUND = 0.99  # objects that have to be the same: an overlap of just max_overlap can go either way
+
+
+def main():
+    check_parameters()
+    model = load_model(checkpoint)
+    pixels = read_images(images)
+    network = Network(model, uint8_input, make_detector(Path(save_to).suffix) if find_objects else None)
+    export(network, save_to, batch_size)
+    taken = "uint8" if uint8_input else "normalised float32"
+    print(f"{save_to}: {Path(save_to).stat().st_size / 1e6:.0f} MB, takes {taken} images, {batch_size or 'any number'} at a time")
+    try:
+        print(check(network, load_exported(save_to), pixels, batch_size, tolerance))
+    except ValueError:
+        Path(save_to).unlink()  # nobody should use it
+        raise
+
+
+def check_parameters():
+    """Refuse parameters that are out of range."""
+    if Path(save_to).suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"save_to is {save_to!r}; its suffix is the format, .onnx or .pt2")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if Path(save_to).suffix == ".onnx" and missing:
+        raise ValueError(
+            f"save_to={save_to} needs the packages {', '.join(missing)}: pip install -r requirements-dev.txt; "
+            "a name that ends in .pt2 needs none of them"
+        )
+    if batch_size < 0 or top_k < 1 or not 0 <= min_score <= 1 or not 0 <= max_overlap <= 1:
+        raise ValueError(
+            f"batch_size={batch_size} must be 0 or more, top_k={top_k} 1 or more, min_score={min_score} and "
+            f"max_overlap={max_overlap} between 0 and 1"
+        )
+
+
+# ----------------------------------------------------------------------------------------------
+# What is exported
+# ----------------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """The model, normalisation before it and detection after it as wanted.
+
+    takes_bytes: whether images are uint8. detector: a Detector, or None for the predictions at all priors.
+    """
+
+    def __init__(self, model, takes_bytes, detector=None):
+        super().__init__()
+        self.model = model
+        self.takes_bytes = takes_bytes
+        self.detector = detector
+
+    @property
+    def output_names(self):
+        return ["offsets", "scores"] if self.detector is None else ["boxes", "labels", "scores"]
+
+    def forward(self, images):
+        images = self.model.normalize(images) if self.takes_bytes else images
+        predicted_locs, predicted_scores = self.model(images)
+        if self.detector is None:
+            return predicted_locs, predicted_scores
+        return self.detector(predicted_locs, predicted_scores, self.model)
+
+
+class Detector(nn.Module):
+    """`SSD300.detect_objects()` without its loops and lists, which cannot be exported: tensors of fixed length.
+
+    suppress: what decides which candidates stay, see `suppress_by_nms()`. The other arguments are those of
+    `detect_objects()`.
+    """
+
+    def __init__(self, suppress, min_score, max_overlap, top_k):
+        super().__init__()
+        self.suppress = suppress
+        self.min_score, self.max_overlap, self.top_k = min_score, max_overlap, top_k
+
+    def forward(self, predicted_locs, predicted_scores, model):
+        """Offsets (N, P, 4), scores (N, P, C) -> boxes (N, top_k, 4), labels (N, top_k), scores (N, top_k)."""
+        centers, sizes = predicted_locs.split(2, dim=2)
+        offsets_gcxgcy = torch.cat([centers, sizes.clamp(max=model.max_size_offset)], dim=2)
+        boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, model.priors_cxcy))  # (N, P, 4)
+        class_scores = F.softmax(predicted_scores, dim=2)[:, :, 1:].transpose(1, 2)  # (N, C - 1, P)
+        kept = self.suppress(boxes_xy, class_scores, self.min_score, self.max_overlap, self.top_k)
+        scores, index = kept.flatten(1).topk(self.top_k)  # (N, top_k), index = class * P + prior
+        n_priors = boxes_xy.shape[1]
+        is_object = scores > 0
+        labels = torch.where(is_object, index // n_priors + 1, 0)
+        boxes_xy = boxes_xy.gather(1, (index % n_priors)[:, :, None].expand(-1, -1, 4))
+        return torch.where(is_object[:, :, None], boxes_xy, 0.0), labels, scores
+
+
+def suppress_by_nms(boxes_xy, class_scores, min_score, max_overlap, top_k):
+    """Set the scores of all candidates to 0 but of those that no better one of their class suppresses.
+
+    boxes_xy: (N, P, 4) float32. class_scores: (N, C - 1, P) float32. The other arguments are those of
+    `detect_objects()`; beyond the top_k best of a class, survivors may be left out.
+    Returns (N, C - 1, P) float32.
+    """
+    is_candidate = class_scores > min_score
+    image, label, prior = is_candidate.nonzero(as_tuple=True)  # (K,) each
+    # One call for all images and classes: each is shifted to a place of its own, in float64, where 29 more bits
+    # hold what the shift takes.
+    boxes = boxes_xy.double()[image, prior]  # (K, 4)
+    distance = boxes_xy.double().max() - boxes_xy.double().min() + 1
+    boxes = boxes + ((image * class_scores.shape[1] + label) * distance)[:, None]
+    kept = nms(boxes, class_scores[image, label, prior].double(), max_overlap)
+    survives = torch.zeros_like(is_candidate)
+    survives = survives.index_put((image[kept], label[kept], prior[kept]), survives.new_ones(()))
+    return torch.where(survives, class_scores, 0.0)
+
+
+@functools.cache
+def onnx_suppress():
+    """`suppress_by_nms()` as one operator, which `export()` translates into ONNX's own NonMaxSuppression."""
+
+    @torch.library.custom_op("ssd300::suppress", mutates_args=())
+    def suppress(
+        boxes_xy: torch.Tensor, class_scores: torch.Tensor, min_score: float, max_overlap: float, top_k: int
+    ) -> torch.Tensor:
+        return suppress_by_nms(boxes_xy, class_scores, min_score, max_overlap, top_k)
+
+    suppress.register_fake(lambda boxes_xy, class_scores, *_: class_scores.new_empty(class_scores.shape))
+    return suppress
+
+
+def translate_suppress(boxes_xy, class_scores, min_score, max_overlap, top_k):
+    """The operator of `onnx_suppress()` in ONNX: the scores that NonMaxSuppression selects, all others 0."""
+    from onnxscript import opset18 as op  # needed for ONNX only
+
+    limits = [op.Constant(value_ints=[top_k])]
+    limits += [op.Constant(value_floats=[value]) for value in (max_overlap, min_score)]
+    selected = op.NonMaxSuppression(boxes_xy, class_scores, *limits)  # (K, 3): image, class, prior
+    zeros = op.Mul(class_scores, op.Constant(value_float=0.0))
+    return op.ScatterND(zeros, selected, op.GatherND(class_scores, selected))
+
+
+def make_detector(suffix):
+    """A Detector with the parameters at the top of this file, for one of the formats."""
+    suppress = onnx_suppress() if suffix == ".onnx" else suppress_by_nms
+    return Detector(suppress, min_score, max_overlap, top_k)
+
+
+@torch.no_grad()
+def export(network, path, batch_size):
+    """Write a Network, on the CPU, to a file whose suffix is the format; batch_size 0: for any number of images."""
+    dtype = torch.uint8 if network.takes_bytes else torch.float32
+    example = torch.zeros(batch_size or 2, 3, 300, 300, dtype=dtype)
+    shapes = {"images": {0: torch.export.Dim("n_images")}} if batch_size == 0 else None
+    label_map = json.dumps(network.model.label_map)
+    network.eval()
+    if Path(path).suffix == ".pt2":
+        program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+        torch.export.save(program, path, extra_files={"label_map.json": label_map})
+        return
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamic_shapes=shapes,
+        input_names=["images"],
+        output_names=network.output_names,
+        opset_version=ONNX_OPSET,
+        custom_translation_table={onnx_suppress()._opoverload: translate_suppress},
+        dynamo=True,
+        verbose=False,
+    )
+    program.model.metadata_props["label_map"] = label_map
+    program.save(path, external_data=False)
+
+
+# ----------------------------------------------------------------------------------------------
+# The check
+# ----------------------------------------------------------------------------------------------
+
+
+def read_images(images):
+    """Images as the network sees them, (n, 3, 300, 300) uint8: those that a path or pattern names, or a sample."""
+    if images:
+        pictures = [open_image(path) for path in list_images(images)]
+    else:
+        pictures = [draw_sample(np.random.default_rng((0, number)))[0] for number in range(4)]
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
+    return torch.stack([transform(picture, *nothing, split="TEST")[0] for picture in pictures])
+
+
+def load_exported(path):
+    """Load an exported network, as a function from a tensor of images to a list of tensors."""
+    if Path(path).suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime  # needed for ONNX only
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
+
+
+@torch.no_grad()
+def check(network, exported, pixels, batch_size, tolerance):
+    """Compare an exported network with the model that it was made from.
+
+    network: the Network. exported: from `load_exported()`. pixels: (n, 3, 300, 300) uint8.
+    Returns a sentence that says how far they are apart; raises ValueError if that is too far.
+    """
+    model, detector = network.model, network.detector
+    # A fixed batch is filled up with the last image; for any number, one image comes first, then several.
+    sizes = [batch_size] * (-len(pixels) // -batch_size) if batch_size else [1, *[4] * (-(len(pixels) - 1) // -4)]
+    pixels_in_order = torch.cat([pixels, pixels[-1:].expand(sum(sizes), -1, -1, -1)])[: sum(sizes)]
+    comparisons = []
+    for batch in pixels_in_order.split(sizes):
+        normalized = model.normalize(batch)
+        theirs = exported(batch if network.takes_bytes else normalized)
+        ours = model(normalized)
+        if detector is None:
+            comparisons.append([relative_difference(*pair) for pair in zip(ours, theirs, strict=True)])
+        else:
+            limits = detector.min_score, detector.max_overlap, detector.top_k
+            ours = zip(*model.detect_objects(*ours, *limits), strict=True)
+            comparisons += [count_same(mine, other, tolerance) for mine, other in zip(ours, zip(*theirs, strict=True), strict=True)]
+    if detector is None:
+        offsets, scores = (max(column) for column in zip(*comparisons, strict=True))
+        report = f"on {len(pixels)} images its offsets differ from the model's by {offsets:.1e}, its scores by {scores:.1e}"
+        agrees = max(offsets, scores) <= tolerance
+    else:
+        n_same, n_ours, n_theirs = (sum(column) for column in zip(*comparisons, strict=True))
+        report = f"on {len(pixels)} images it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
+        agrees = n_same >= MIN_FOUND * max(n_ours, n_theirs)
+    if not agrees:
+        raise ValueError(f"the exported network is not the model: {report}")
+    return report
+
+
+def relative_difference(ours, theirs):
+    """Largest difference of two tensors, as a part of the largest number if that is above 1."""
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
+
+
+def count_same(ours, theirs, tolerance):
+    """How many objects of an image are the same, and how many there are of each side.
+
+    ours: boxes (n, 4), labels (n,), scores (n,). theirs: the same of length top_k, label 0 where there is none.
+    """
+    boxes, labels, scores = ours
+    is_object = theirs[1] > 0
+    their_boxes, their_labels, their_scores = (part[is_object] for part in theirs)
+    is_same = (boxes[:, None] - their_boxes).abs().amax(dim=2) <= tolerance * boxes.abs().max(initial=1)
+    is_same &= (labels[:, None] == their_labels) & ((scores[:, None] - their_scores).abs() <= tolerance)
+    return int(is_same.any(dim=1).sum()), len(labels), len(their_labels)
+
+
+if __name__ == "__main__":
+    override_parameters(globals(), sys.argv[1:])
+    main()
