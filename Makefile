@@ -13,6 +13,9 @@ lint: .venv/installed-dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
+figures: .venv/installed
+	$(PYTHON) tools/make_figures.py
+
 benchmark: .venv/installed
 	$(PYTHON) tools/benchmark.py
 
@@ -25,4 +28,4 @@ benchmark: .venv/installed
 	$(PYTHON) -m pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test lint benchmark
+.PHONY: demo test lint figures benchmark

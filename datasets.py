@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from utils import blank_image, read_image, transform
 
@@ -126,10 +126,20 @@ class PascalVOCDataset(Dataset):
         Returns images (N, 3, 300, 300) uint8, and three lists of N tensors: boxes (M, 4) float32, boundary
         form, fractional, labels (M,) int64 and difficulties (M,) uint8.
         """
-        images, boxes, labels, difficulties = zip(*batch, strict=True)
+        images, *lists = zip(*batch, strict=True)
         # transform() leaves the channels last in memory; a batch in that order is five times as fast to make.
         images = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-        return images, list(boxes), list(labels), list(difficulties)
+        # One block of memory for all boxes, one for all labels: a worker passes each block on as an open file,
+        # and hundreds of them exceed the number that a system allows (1024 usually).
+        packed = [torch.cat(tensors) for tensors in lists]
+        if get_worker_info() is not None:
+            # A worker would move them to shared memory later, in a thread whose errors are lost (no space,
+            # too many open files), and the run would wait for this batch for ever. Here they reach it.
+            for tensor in (images, *packed):
+                if tensor.numel():
+                    tensor.share_memory_()
+        sizes = [[len(tensor) for tensor in tensors] for tensors in lists]
+        return images, *(list(all_.split(n)) for all_, n in zip(packed, sizes, strict=True))
 
 
 class TrainingBatches:

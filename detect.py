@@ -20,6 +20,7 @@ Any parameter below can be overridden on the command line with --name=value.
 import functools
 import glob
 import itertools
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -68,6 +69,8 @@ MIN_TEXT_SIZE = 9  # pixels: smaller text cannot be read
 
 
 def main():
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it is a number of frames, 1 or more")
     paths = list_images(images)
     targets = plan_outputs(paths, Path(output_folder))
     hidden = [name.strip() for name in suppress.split(",") if name.strip()]
@@ -136,20 +139,32 @@ def find_in_batch(images, min_score, max_overlap, top_k, suppress, model):
     pixels = torch.stack([transform(image, *nothing, split="TEST")[0] for image in images])
     with torch.inference_mode():
         predicted_locs, predicted_scores = model(model.normalize(pixels))  # (N, P, 4), (N, P, C)
-        # A hidden object must not take the place of one that is shown: cut to top_k after it is gone.
-        limit = predicted_scores[0].numel() if hidden else top_k
-        found = model.detect_objects(predicted_locs, predicted_scores, min_score, max_overlap, limit)
+        predicted_scores = hide_classes(predicted_scores, hidden)
+        found = model.detect_objects(predicted_locs, predicted_scores, min_score, max_overlap, top_k)
     class_names = rev_label_map(model.label_map)
     results = []
     for image, boxes_xy, labels, scores in zip(images, *found, strict=True):
         boxes_xy_pixels = to_pixels(boxes_xy.cpu().float(), image.size)
-        labels, scores = labels.cpu(), scores.cpu()
         keep = (boxes_xy_pixels[:, 2:] > boxes_xy_pixels[:, :2]).all(dim=1)  # some area inside the image
-        keep &= torch.tensor([label not in hidden for label in labels.tolist()], dtype=torch.bool)
-        keep = keep.nonzero().squeeze(1)[:top_k]
-        names = [class_names[label] for label in labels[keep].tolist()]
-        results.append((boxes_xy_pixels[keep], names, scores[keep].tolist()))
+        names = [class_names[label] for label in labels.cpu()[keep].tolist()]
+        results.append((boxes_xy_pixels[keep], names, scores.cpu()[keep].tolist()))
     return results
+
+
+def hide_classes(predicted_scores, hidden):
+    """Count some classes as background, before anything is found: what is hidden takes no other object's place.
+
+    predicted_scores: (N, P, C) float tensor, before the softmax. hidden: set of labels, without 0.
+    Returns a tensor of that shape, in which hidden classes have no probability, the background has theirs
+    besides its own, and the others have what they had.
+    """
+    if not hidden:
+        return predicted_scores
+    hidden = sorted(hidden)
+    result = predicted_scores.float().clone()
+    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)
+    result[:, :, hidden] = -torch.inf
+    return result
 
 
 def to_pixels(boxes_xy, size):
@@ -381,12 +396,12 @@ def plan_outputs(paths, folder):
 
     Raises ValueError, naming the files, if two would get the same one, or an original would be written over.
     """
-    sources = {path.resolve(): path for path in paths}
+    sources = {os.path.realpath(path) for path in paths}
     targets = {}
     for path in paths:
         kept = path.suffix.lower() in KEPT_SUFFIXES
         target = folder / (path.name if kept else f"{path.name}.png")
-        if target.resolve() in sources:
+        if os.path.realpath(target) in sources:
             raise ValueError(f"{target}: an original would be written over; choose another output_folder")
         if target in targets:
             both = f"{targets[target]} and {path}"

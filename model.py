@@ -9,7 +9,6 @@ of the batch that has most, G the side of a source map's grid.
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"), and the authors' Caffe code.
 """
 
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -258,18 +257,13 @@ class PredictionConvolutions(nn.Module):
 # ----------------------------------------------------------------------------------------------
 
 
-# Offsets of sizes are held at this value before they are decoded: no training produces it (a size of exp(40)
-# times the prior's), but larger ones would overflow float32.
-MAX_SIZE_OFFSET = 200.0
-
-
 class SSD300(nn.Module):
     """The detector: from normalised images to 8732 boxes an image, each with a score for every class.
 
     n_classes: C, background included.
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights (see `normalize()`).
     priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
-    max_size_offset: for weights whose boxes are decoded with a tighter limit on the offsets of sizes.
+    max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
 
     Building a model never downloads anything: weights start random until they are loaded.
     """
@@ -280,7 +274,7 @@ class SSD300(nn.Module):
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         priors_cxcy=None,
-        max_size_offset=MAX_SIZE_OFFSET,
+        max_size_offset=None,
     ):
         super().__init__()
         if n_classes < 2:
@@ -353,9 +347,17 @@ class SSD300(nn.Module):
         Returns three lists of N tensors, each by falling score: boxes (n, 4), fractional boundary form, labels
         (n,) and scores (n,).
         """
+        predicted_locs = self.limit_sizes(predicted_locs)
         return detect_objects(
             predicted_locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k, max_candidates
         )
+
+    def limit_sizes(self, predicted_locs):
+        """Predicted offsets (N, P, 4), those of the sizes not above this model's limit, if it has one."""
+        if self.max_size_offset is None:
+            return predicted_locs
+        centers, sizes = predicted_locs[..., :2], predicted_locs[..., 2:]
+        return torch.cat([centers, sizes.clamp(max=self.max_size_offset)], dim=-1)
 
     def load_pretrained(self, weights):
         """Start the base from a VGG-16 that was trained to classify ImageNet; take over its mean and std.
@@ -365,7 +367,11 @@ class SSD300(nn.Module):
         torchvision names it, all of it or `features.*` alone, for input of ImageNet's mean and std.
         Raises ValueError or FileNotFoundError, naming the file or the URL, and the way out.
         """
-        self.base.load_vgg16(read_vgg16_weights(weights))
+        state_dict = read_vgg16_weights(weights)
+        try:
+            self.base.load_vgg16(state_dict)
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from error
         is_caffe = weights == "IMAGENET1K_FEATURES"
         mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
         self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
@@ -395,7 +401,7 @@ class SSD300(nn.Module):
         self.mean.copy_(torch.tensor(saved["mean"]).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(saved["std"]).view(1, 3, 1, 1))
         self.priors_cxcy.copy_(saved["priors_cxcy"])
-        self.max_size_offset = saved.get("max_size_offset", MAX_SIZE_OFFSET)
+        self.max_size_offset = saved.get("max_size_offset")
         heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
         return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
 
@@ -422,8 +428,13 @@ def model_from_checkpoint(saved, name):
     Returns an SSD300 on the CPU. Raises ValueError if an entry is missing or does not fit.
     """
     try:
-        limit = saved.get("max_size_offset", MAX_SIZE_OFFSET)
-        model = SSD300(len(saved["label_map"]), saved["mean"], saved["std"], saved["priors_cxcy"], limit)
+        model = SSD300(
+            len(saved["label_map"]),
+            saved["mean"],
+            saved["std"],
+            saved["priors_cxcy"],
+            saved.get("max_size_offset"),
+        )
         model.load_state_dict(saved["model"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {error}") from error
@@ -468,9 +479,13 @@ def read_vgg16_weights(weights):
             "random weights"
         )
     try:
-        return torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{weights}: no state dict of tensors: {str(error).splitlines()[0]}") from error
+        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{weights}: no state dict of tensors: {reason}") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(e, torch.Tensor) for e in state_dict.values()):
+        raise ValueError(f"{weights}: no state dict of tensors, such as torchvision's VGG-16 has")
+    return state_dict
 
 
 def l2_normalize(features, eps=1e-10):
@@ -825,22 +840,26 @@ def mine_priors(scores, is_positive, n_negatives):
 
     scores: (N, P, C), before the softmax, any float type. is_positive: (N, P) bool.
     n_negatives: (N, 1) int64, how many to take of each image; all there are, if there are fewer.
-    Returns rows (R,) int64, all different, indices into the N * P priors of the batch, and does_count (R,) bool:
-    on a GPU, all priors are among the rows. Among equal losses any may be taken.
+    Returns rows (R,) int64, all different, indices into the N * P priors of the batch, and does_count (R,) bool.
+    On a CPU only those that count are among the rows. On a GPU, which would have to stop to tell how many they
+    are, all priors are. Among equal losses any may be taken.
     """
     n_images, n_priors, _ = scores.shape
     losses = -F.log_softmax(scores, dim=2, dtype=torch.float32)[:, :, 0]  # (N, P), of a prior that is negative
     losses.masked_fill_(is_positive, torch.inf)  # positives rank first
     n_counting = is_positive.sum(dim=1, keepdim=True) + n_negatives  # (N, 1)
-    # A CPU has the highest number at hand. A GPU would have to stop to tell it: it ranks all priors.
-    on_cpu = scores.device.type == "cpu"
-    n_ranked = min(int(n_counting.max()), n_priors) if on_cpu else n_priors
+    n_ranked = min(int(n_counting.max()), n_priors) if is_at_hand(scores) else n_priors
     priors = losses.topk(n_ranked, dim=1).indices  # (N, n_ranked), hardest first
     does_count = torch.arange(n_ranked, device=scores.device) < n_counting  # (N, n_ranked)
     rows = priors + n_priors * torch.arange(n_images, device=scores.device)[:, None]  # (N, n_ranked)
-    if on_cpu:
+    if is_at_hand(scores):
         rows, does_count = rows[does_count], does_count[does_count]
     return rows.flatten(), does_count.flatten()
+
+
+def is_at_hand(tensor):
+    """Whether Python can look at a tensor's values at no cost. For those on a GPU it would have to wait."""
+    return tensor.device.type == "cpu"
 
 
 class MultiBoxLoss(nn.Module):

@@ -879,7 +879,7 @@ CROP_SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 CROP_TRIES = 50
 
 # Pixels that are distorted at a time: a usual photo at once, a huge one in bounded memory.
-DISTORTED_AT_ONCE = 100_000
+DISTORTED_AT_ONCE = 2**18
 
 
 def read_jpeg_header(data):
@@ -1054,16 +1054,21 @@ def scale(values, factor):
 def add_brightness(pixels, brightness):
     """Add a number of levels, of either sign, to uint8 values, kept in [0, 255]."""
     if brightness > 0:
-        return np.clip(pixels, np.uint8(0), np.uint8(255 - brightness)) + np.uint8(brightness)
-    if brightness < 0:
-        return np.clip(pixels, np.uint8(-brightness), np.uint8(255)) - np.uint8(-brightness)
+        pixels = np.clip(pixels, np.uint8(0), np.uint8(255 - brightness))
+        pixels += np.uint8(brightness)
+    elif brightness < 0:
+        pixels = np.clip(pixels, np.uint8(-brightness), np.uint8(255))
+        pixels -= np.uint8(-brightness)
     return pixels
 
 
 def scale_contrast(pixels, contrast):
     """Multiply uint8 values by contrast / 256, in [0, 2], kept in [0, 255]."""
     if contrast > 256:
-        return pixels + np.minimum(scale(pixels, contrast - 256), ~pixels)
+        added = scale(pixels, contrast - 256)
+        np.minimum(added, ~pixels, out=added)  # ~pixels = 255 - pixels: up to the end of the range
+        added += pixels
+        return added
     return scale(pixels, contrast) if contrast < 256 else pixels
 
 
@@ -1087,29 +1092,29 @@ def distort_color(pixels, saturation, hue):
     if saturation == 256 and hue == 0:
         return pixels
     height, width = pixels.shape[:2]
-    # One plane for each channel, and the first again as the last one's next: R G B R, or for a negative turn
-    # B R G B, where "next" is the plane before.
-    order = (2, 0, 1, 2) if hue < 0 else (0, 1, 2, 0)
+    # One plane for each channel; and the last one's next, R, as a fourth. For a negative turn, where the next
+    # is the one before, B G R B.
+    order = (2, 1, 0) if hue < 0 else (0, 1, 2)
     planes = np.empty((4, height, width), dtype=np.uint8)
-    for plane, channel in zip(planes, order, strict=True):
+    for plane, channel in zip(planes, order, strict=False):
         plane[:] = pixels[:, :, channel]
+    planes[3] = planes[0]
     planes = planes.reshape(4, -1)  # (4, n), n = height * width
     highest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])  # (n,), V
     lowest = np.minimum(np.minimum(planes[0], planes[1]), planes[2])
     chroma = highest - lowest
 
-    own, following = (slice(1, 4), slice(0, 3)) if hue < 0 else (slice(0, 3), slice(1, 4))
-    below = highest - planes  # (4, n), distances below V
+    below = highest - planes  # distances below V
     if hue != 0:
         above = np.subtract(planes, lowest, out=planes)
         turn = scale(chroma, abs(hue))
-        rise = (np.maximum(above, turn) - above)[following]  # uint8 cannot go below 0: max(turn - above, 0)
-        fall = (np.maximum(below, turn) - below)[following]
-        np.minimum(rise, below[own], out=rise)
-        np.minimum(fall, above[own], out=fall)
-        below[own] -= rise
-        below[own] += fall
-    below = below[own]  # (3, n), of R, G, B
+        rise = np.maximum(above[1:], turn) - above[1:]  # max(turn - above, 0): uint8 cannot go below 0
+        fall = np.maximum(below[1:], turn) - below[1:]
+        np.minimum(rise, below[:3], out=rise)
+        np.minimum(fall, above[:3], out=fall)
+        below[:3] -= rise
+        below[:3] += fall
+    below = below[:3]
     if saturation < 256:
         below -= scale(below, 256 - saturation)
     elif saturation > 256:
@@ -1122,8 +1127,8 @@ def distort_color(pixels, saturation, hue):
 
     planes = np.subtract(highest, below, out=below).reshape(3, height, width)
     result = np.empty((height, width, 3), dtype=np.uint8)
-    for channel in range(3):
-        result[:, :, channel] = planes[channel]
+    for plane, channel in zip(planes, order, strict=True):
+        result[:, :, channel] = plane
     return result
 
 
@@ -1158,19 +1163,17 @@ def sample_crop_box(canvas, image_box, boxes, rng):
         min_overlap = CROP_SAMPLERS[sampler]
         if min_overlap is None:
             break
-        crops = sample_boxes_inside(canvas, CROP_TRIES, rng)  # (4, tries)
+        mins, maxs = sample_boxes_inside(canvas, CROP_TRIES, rng)  # (2, tries), x and y
         if len(boxes):
-            success = find_centers_inside(crops, boxes)
+            success = find_centers_inside(mins, maxs, boxes).any(axis=1)
             if min_overlap > 0:
-                success = success.any(axis=1) & (find_overlaps(crops, boxes) >= min_overlap).any(axis=1)
-            else:
-                success = success.any(axis=1)
+                success &= (find_overlaps(mins, maxs, boxes) >= min_overlap).any(axis=1)
         else:
-            success = (crops[0] < image_box[2]) & (crops[2] > image_box[0])
-            success &= (crops[1] < image_box[3]) & (crops[3] > image_box[1])
+            image_box = np.array(image_box)
+            success = ((mins < image_box[2:, None]) & (maxs > image_box[:2, None])).all(axis=0)
         first = success.argmax()
         if success[first]:
-            return tuple(crops[:, first].astype(int).tolist())
+            return tuple(int(side) for side in (*mins[:, first], *maxs[:, first]))
     return canvas
 
 
@@ -1178,42 +1181,41 @@ def sample_boxes_inside(canvas, n, rng):
     """Boxes of scale s in [0.3, 1] and aspect ratio r in [max(1/2, s^2), min(2, 1/s^2)], anywhere inside.
 
     canvas: (x_min, y_min, x_max, y_max), integer pixels. n: how many. rng: numpy Generator.
-    Returns a (4, n) float array of whole pixels, rows x_min, y_min, x_max, y_max: the width is s sqrt(r),
-    the height s / sqrt(r) of the canvas'. (Caffe: SampleBBox, sampler.cpp.)
+    Returns two (2, n) float arrays, x and y of the lower and of the upper corners, in whole pixels: the width
+    is s sqrt(r), the height s / sqrt(r) of the canvas'. (Caffe: SampleBBox, sampler.cpp.)
     """
-    scales, ratios, x_draws, y_draws = rng.random((4, n))
-    scales = 0.3 + 0.7 * scales
-    squares = scales * scales
-    lowest = np.maximum(squares, 0.5)  # the highest ratio is 1 / lowest
-    roots = np.sqrt(lowest + (1 / lowest - lowest) * ratios)
-    canvas_width, canvas_height = canvas[2] - canvas[0], canvas[3] - canvas[1]
-    crops = np.empty((4, n))
-    widths = np.maximum(np.rint(canvas_width * scales * roots), 1)
-    heights = np.maximum(np.rint(canvas_height * scales / roots), 1)
-    np.floor(canvas[0] + (canvas_width - widths + 1) * x_draws, out=crops[0])
-    np.floor(canvas[1] + (canvas_height - heights + 1) * y_draws, out=crops[1])
-    np.add(crops[0], widths, out=crops[2])
-    np.add(crops[1], heights, out=crops[3])
-    return crops
+    draws = rng.random((4, n))
+    scales = 0.3 + 0.7 * draws[0]
+    lowest = np.maximum(scales * scales, 0.5)  # the highest ratio is 1 / lowest
+    roots = np.sqrt(lowest + (1 / lowest - lowest) * draws[1])
+    canvas = np.array(canvas).reshape(4, 1)
+    canvas_size = canvas[2:] - canvas[:2]  # (2, 1)
+    sizes = canvas_size * np.array([scales * roots, scales / roots])
+    sizes = np.maximum(np.rint(sizes), 1)
+    mins = canvas[:2] + np.floor((canvas_size - sizes + 1) * draws[2:])
+    return mins, mins + sizes
 
 
-def find_centers_inside(crops, boxes):
-    """Which boxes have their centre in which crops: (4, m) and (n, 4) arrays in pixels -> (m, n) bool."""
-    x_min, y_min, x_max, y_max = crops[:, :, None]  # (m, 1) each
-    x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2  # (n,) each
-    return (x_min <= x) & (x < x_max) & (y_min <= y) & (y < y_max)
+def find_centers_inside(mins, maxs, boxes):
+    """Which boxes have their centre in which crops.
+
+    mins, maxs: (2, m) arrays, x and y of the crops' corners, pixels. boxes: (n, 4) array, boundary form,
+    pixels. Returns an (m, n) bool array.
+    """
+    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).T[:, None]  # (2, 1, n)
+    inside = (mins[:, :, None] <= centers) & (centers < maxs[:, :, None])  # (2, m, n)
+    return inside[0] & inside[1]
 
 
-def find_overlaps(crops, boxes):
-    """`find_jaccard_overlap()` for numpy arrays, crops by columns: (4, m) and (n, 4) in pixels -> (m, n)."""
-    x_min, y_min, x_max, y_max = crops[:, :, None]  # (m, 1) each
-    box_x_min, box_y_min, box_x_max, box_y_max = boxes.T  # (n,) each
-    widths = np.minimum(x_max, box_x_max) - np.maximum(x_min, box_x_min)  # (m, n)
-    heights = np.minimum(y_max, box_y_max) - np.maximum(y_min, box_y_min)
-    intersections = np.maximum(widths, 0) * np.maximum(heights, 0)
-    areas = (x_max - x_min) * (y_max - y_min)  # (m, 1)
-    box_areas = (box_x_max - box_x_min) * (box_y_max - box_y_min)  # (n,)
-    return intersections / (areas + box_areas - intersections)
+def find_overlaps(mins, maxs, boxes):
+    """`find_jaccard_overlap()` in numpy, for crops and boxes as in `find_centers_inside()`: an (m, n) array."""
+    corners = boxes.T[:, None]  # (4, 1, n)
+    sides = np.minimum(maxs[:, :, None], corners[2:]) - np.maximum(mins[:, :, None], corners[:2])  # (2, m, n)
+    sides = np.maximum(sides, 0)
+    intersections = sides[0] * sides[1]
+    crop_sides, box_sides = maxs - mins, corners[2:] - corners[:2]
+    areas = (crop_sides[0] * crop_sides[1])[:, None] + box_sides[0] * box_sides[1]  # (m, n)
+    return intersections / (areas - intersections)
 
 
 def find_place(crop, source):
@@ -1256,9 +1258,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None):
     if split not in ("TRAIN", "TEST"):
         raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
     if isinstance(image, Image.Image):
-        pixels = np.asarray(pil_to_rgb(image))  # (H, W, 3)
-    else:
-        pixels = image.permute(1, 2, 0).numpy()  # (H, W, 3)
+        image = torch.from_numpy(np.array(pil_to_rgb(image))).permute(2, 0, 1)
+    pixels = image.permute(1, 2, 0).numpy()  # (H, W, 3)
     keep_freed_memory()
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     height, width = pixels.shape[:2]
@@ -1312,16 +1313,15 @@ def map_boxes(boxes, crop, source, place, flip):
     Returns (m, 4) float32 boxes, boundary form, fractional, clipped to the surviving part, and the (m,)
     int64 indices of those kept: the ones whose centre is in the crop.
     """
-    keep = find_centers_inside(np.array(crop)[:, None], boxes)[0].nonzero()[0]
-    x_min, y_min, x_max, y_max = source
-    x_scale, y_scale = (place[2] - place[0]) / (x_max - x_min), (place[3] - place[1]) / (y_max - y_min)
-    boxes = np.minimum(np.maximum(boxes[keep], (x_min, y_min, x_min, y_min)), (x_max, y_max, x_max, y_max))
-    boxes -= (x_min, y_min, x_min, y_min)
-    boxes *= (x_scale, y_scale, x_scale, y_scale)
-    boxes += (place[0], place[1], place[0], place[1])
-    boxes /= IMAGE_SIZE
+    crop, source, place = np.array([crop, source, place], dtype=np.float64).reshape(3, 2, 2)  # min and max of each
+    keep = find_centers_inside(crop[0, :, None], crop[1, :, None], boxes)[0].nonzero()[0]
+    boxes = boxes[keep].reshape(-1, 2, 2)  # (m, min and max, x and y)
+    boxes = np.minimum(np.maximum(boxes, source[0]), source[1])
+    scale_xy = (place[1] - place[0]) / (source[1] - source[0])
+    boxes = (place[0] + (boxes - source[0]) * scale_xy) / IMAGE_SIZE
     if flip:
-        boxes[:, 0::2] = 1 - boxes[:, 2::-2]
+        boxes[:, :, 0] = 1 - boxes[:, ::-1, 0]
+    boxes = boxes.reshape(-1, 4)
     boxes = boxes.astype(np.float32)
     # The rounding can leave a box of less than a millionth of the image without area.
     lasting = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

@@ -157,7 +157,8 @@ def test_overlap_of_batches():
         for j in range(3):
             assert torch.equal(overlap[i, j], find_jaccard_overlap(boxes_1[i, j], boxes_2[i, j]))
     # One set may serve all of a batch, as the priors do.
-    assert torch.equal(find_jaccard_overlap(boxes_1, boxes_2[0, 0])[1, 2], find_jaccard_overlap(boxes_1[1, 2], boxes_2[0, 0]))
+    shared = find_jaccard_overlap(boxes_1, boxes_2[0, 0])
+    assert torch.equal(shared[1, 2], find_jaccard_overlap(boxes_1[1, 2], boxes_2[0, 0]))
 
 
 def test_overlap_leaves_its_arguments_alone():

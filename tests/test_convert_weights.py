@@ -70,9 +70,7 @@ def stack_heads(state, names, maps, n_classes):
 
 
 def decode(model, locs):
-    return cxcy_to_xy(gcxgcy_to_cxcy(
-        torch.cat([locs[..., :2], locs[..., 2:].clamp(max=model.max_size_offset)], dim=-1), model.priors_cxcy
-    ))  # fmt: skip
+    return cxcy_to_xy(gcxgcy_to_cxcy(model.limit_sizes(locs), model.priors_cxcy))
 
 
 def caffe_places():

@@ -70,9 +70,7 @@ def test_same_files_every_time_whatever_the_number_of_images(tmp_path):
 
 def test_box_of_a_whole_shape(monkeypatch):
     image, objects = draw_with(monkeypatch, [("circle", (200, 150), 50)])
-    assert objects == [
-        {"name": "circle", "box_xy_pixels": (150, 100, 250, 200), "difficult": 0, "truncated": 0}
-    ]
+    assert objects == [{"name": "circle", "box_xy_pixels": (150, 100, 250, 200), "difficult": 0, "truncated": 0}]
     background, no_objects = draw_with(monkeypatch, [])
     assert no_objects == []
     # The same background lies below: the picture changed everywhere along the circle's edge, inside it.

@@ -366,13 +366,17 @@ def test_pretrained_from_a_local_file(vgg16_features, tmp_path):
 
 def test_pretrained_files_that_are_none(tmp_path):
     ssd = SSD300(3)
-    with pytest.raises(FileNotFoundError, match="nothing.pth.*IMAGENET1K_V1"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth.*IMAGENET1K_V1"):
         ssd.load_pretrained(str(tmp_path / "nothing.pth"))
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match="text.pth"):
+    with pytest.raises(ValueError, match=r"text\.pth"):
         ssd.load_pretrained(str(tmp_path / "text.pth"))
-    torch.save({"model": {"conv1_1.weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match=r"features\.0\.weight"):
+    for content in ([1, 2], torch.zeros(3), {"model": {"conv1_1.weight": torch.zeros(3)}}):
+        torch.save(content, tmp_path / "foreign.pth")
+        with pytest.raises(ValueError, match=r"foreign\.pth: no state dict"):
+            ssd.load_pretrained(str(tmp_path / "foreign.pth"))
+    torch.save({"conv1_1.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"foreign\.pth.*features\.0\.weight"):
         ssd.load_pretrained(str(tmp_path / "foreign.pth"))
 
 
@@ -409,7 +413,7 @@ def test_download_that_breaks_off_says_the_way_out(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", break_off)
-    with pytest.raises(ConnectionError, match="invalid hash value.*--pretrained=FILE"):
+    with pytest.raises(ConnectionError, match=r"invalid hash value.*--pretrained=FILE"):
         SSD300(3).load_pretrained("IMAGENET1K_FEATURES")
 
 

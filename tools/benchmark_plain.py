@@ -5,8 +5,12 @@ They are what one writes first: a loop over images, one simple operation after t
 Shapes in comments: N images, P priors, C classes (background = 0 included).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
+
+from utils import cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy
 
 
 def plain_multibox_loss(
@@ -89,3 +93,80 @@ def plain_encode(boxes_xy, priors_cxcy):
     sizes = boxes_xy[:, 2:] - boxes_xy[:, :2]
     g_centers = (centers - priors_cxcy[:, :2]) / (priors_cxcy[:, 2:] * 0.1)
     return torch.cat([g_centers, (sizes / priors_cxcy[:, 2:]).log() / 0.2], dim=1)
+
+
+def plain_detect_objects(
+    predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None
+):
+    """What `detect_objects()` returns, by a loop over images, over classes and over boxes."""
+    all_boxes, all_labels, all_scores = [], [], []
+    for locs, scores in zip(predicted_locs, predicted_scores.softmax(dim=2), strict=True):
+        decoded = cxcy_to_xy(gcxgcy_to_cxcy(locs, priors_cxcy))  # (P, 4)
+        boxes, labels, kept_scores, priors = [], [], [], []
+        for label in range(1, scores.shape[1]):
+            order = scores[:, label].argsort(descending=True, stable=True)
+            order = order[scores[order, label] > min_score][:max_candidates]  # candidates, by falling score
+            overlap = find_jaccard_overlap(decoded[order], decoded[order])
+            suppressed = torch.zeros(len(order), dtype=torch.bool)
+            for candidate in range(len(order)):
+                if not suppressed[candidate]:
+                    suppressed[candidate + 1 :] |= overlap[candidate, candidate + 1 :] > max_overlap
+            kept = order[~suppressed]
+            boxes.append(decoded[kept])
+            labels.append(torch.full((len(kept),), label))
+            kept_scores.append(scores[kept, label])
+            priors.append(kept)
+        boxes, labels, kept_scores = torch.cat(boxes), torch.cat(labels), torch.cat(kept_scores)
+        # Equal scores rank by prior, then by class.
+        by_prior = torch.cat(priors).argsort(stable=True)
+        best = by_prior[kept_scores[by_prior].argsort(descending=True, stable=True)][:top_k]
+        all_boxes.append(boxes[best])
+        all_labels.append(labels[best])
+        all_scores.append(kept_scores[best])
+    return all_boxes, all_labels, all_scores
+
+
+def plain_calculate_mAP(
+    det_boxes, det_labels, det_scores, true_boxes, true_labels, true_difficulties, n_classes, threshold=0.5
+):
+    """Average precision (11 points) of each class, by a loop over its detections, with tensors.
+
+    The lists are those of `calculate_mAP()`; labels are 1 to n_classes - 1.
+    Returns an (n_classes - 1,) tensor, NaN for a class without an object that is not difficult.
+    """
+    det_images = torch.cat([torch.full((len(labels),), i) for i, labels in enumerate(det_labels)])
+    true_images = torch.cat([torch.full((len(labels),), i) for i, labels in enumerate(true_labels)])
+    det_boxes, det_labels, det_scores = torch.cat(det_boxes), torch.cat(det_labels), torch.cat(det_scores)
+    true_boxes, true_labels = torch.cat(true_boxes), torch.cat(true_labels)
+    difficult = torch.cat(true_difficulties).bool()
+    average_precisions = torch.full((n_classes - 1,), math.nan, dtype=torch.float64)
+    for label in range(1, n_classes):
+        of_class = true_labels == label
+        boxes, images, is_difficult = true_boxes[of_class], true_images[of_class], difficult[of_class]
+        n_easy = int((~is_difficult).sum())
+        if n_easy == 0:
+            continue
+        found = torch.zeros(len(boxes), dtype=torch.bool)
+        detections = (det_labels == label).nonzero()[:, 0]
+        detections = detections[det_scores[detections].argsort(descending=True, stable=True)]
+        true = torch.zeros(len(detections), dtype=torch.float64)
+        false = torch.zeros(len(detections), dtype=torch.float64)
+        for i, detection in enumerate(detections):
+            here = (images == det_images[detection]).nonzero()[:, 0]
+            if len(here) == 0:
+                false[i] = 1
+                continue
+            overlap, best = find_jaccard_overlap(det_boxes[detection][None], boxes[here])[0].max(dim=0)
+            if overlap < threshold:
+                false[i] = 1
+            elif not is_difficult[here[best]]:
+                if found[here[best]]:
+                    false[i] = 1
+                else:
+                    found[here[best]] = True
+                    true[i] = 1
+        true, false = true.cumsum(0), false.cumsum(0)
+        recall, precision = true / n_easy, true / (true + false).clamp(min=1)
+        points = [precision[recall >= i * 0.1].max(dim=0).values if (recall >= i * 0.1).any() else 0 for i in range(11)]
+        average_precisions[label - 1] = sum(points) / 11
+    return average_precisions

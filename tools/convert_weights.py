@@ -37,7 +37,6 @@ sys.path.insert(0, str(REPO))
 from model import (  # noqa: E402 (the path to it has to be set first)
     CAFFE_MEAN,
     CAFFE_STD,
-    MAX_SIZE_OFFSET,
     SOURCE_MAPS,
     SSD300,
     VGG_BLOCKS,
@@ -185,7 +184,7 @@ class PeerFormat(NamedTuple):
     mean: tuple
     std: tuple
     order: tuple = (0, 1, 2, 3, 4, 5)  # where the priors of a cell stand in the file, in the order of ours
-    max_size_offset: float = MAX_SIZE_OFFSET
+    max_size_offset: float | None = None  # see SSD300
 
 
 FORMATS = {

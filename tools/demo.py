@@ -9,6 +9,7 @@ Any parameter below can be overridden on the command line with --name=value.
 """
 
 import csv
+import json
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def main():
         workers=8 if on_gpu else 1, log_every=10 if on_gpu else 1, save_every=0,
     )  # fmt: skip
     run("eval.py", data_folder=data, checkpoint=checkpoint, batch_size=batch_size, workers=1)
-    shown = sorted((sample / "JPEGImages").glob("test_*.jpg"))[0]
+    shown = fullest_image(data)
     run("detect.py", checkpoint=checkpoint, images=shown, output_folder=out / "detections")
     sum_up(log, iterations, batch_size, on_gpu, out / "detections" / shown.name)
 
@@ -65,6 +66,12 @@ def iterations_in(minutes, batch_size):
         criterion(*model(images), boxes, labels).backward()
         seconds = time.perf_counter() - start
     return max(10, int(minutes * 60 / seconds))
+
+
+def fullest_image(data):
+    """The test image with most objects."""
+    images, objects = (json.loads((REPO / data / f"TEST_{kind}.json").read_text()) for kind in ("images", "objects"))
+    return Path(max(zip(objects, images, strict=True), key=lambda pair: len(pair[0]["labels"]))[1])
 
 
 def run(script, **parameters):

@@ -63,7 +63,7 @@ MIN_FOUND = 0.99  # objects that have to be the same: an overlap of just max_ove
 
 def main():
     check_parameters()
-    model = load_model(checkpoint)
+    model = load_model(checkpoint).to(memory_format=torch.contiguous_format)  # no runtime needs channels last
     pixels = read_images(images)
     network = Network(model, uint8_input, make_detector(Path(save_to).suffix) if find_objects else None)
     export(network, save_to, batch_size)
@@ -136,8 +136,7 @@ class Detector(nn.Module):
 
     def forward(self, predicted_locs, predicted_scores, model):
         """Offsets (N, P, 4), scores (N, P, C) -> boxes (N, top_k, 4), labels (N, top_k), scores (N, top_k)."""
-        centers, sizes = predicted_locs.split(2, dim=2)
-        offsets_gcxgcy = torch.cat([centers, sizes.clamp(max=model.max_size_offset)], dim=2)
+        offsets_gcxgcy = model.limit_sizes(predicted_locs)
         boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, model.priors_cxcy))  # (N, P, 4)
         class_scores = F.softmax(predicted_scores, dim=2)[:, :, 1:].transpose(1, 2)  # (N, C - 1, P)
         kept = self.suppress(boxes_xy, class_scores, self.min_score, self.max_overlap, self.top_k)
@@ -212,6 +211,7 @@ def export(network, path, batch_size):
         program = torch.export.export(network, (example,), dynamic_shapes=shapes)
         torch.export.save(program, path, extra_files={"label_map.json": label_map})
         return
+    is_detector = network.detector is not None
     program = torch.onnx.export(
         network,
         (example,),
@@ -219,7 +219,7 @@ def export(network, path, batch_size):
         input_names=["images"],
         output_names=network.output_names,
         opset_version=ONNX_OPSET,
-        custom_translation_table={onnx_suppress()._opoverload: translate_suppress},
+        custom_translation_table={torch.ops.ssd300.suppress.default: translate_suppress} if is_detector else None,
         dynamo=True,
         verbose=False,
     )
@@ -260,31 +260,38 @@ def check(network, exported, pixels, batch_size, tolerance):
     Returns a sentence that says how far they are apart; raises ValueError if that is too far.
     """
     model, detector = network.model, network.detector
-    # A fixed batch is filled up with the last image; for any number, one image comes first, then several.
-    sizes = [batch_size] * (-len(pixels) // -batch_size) if batch_size else [1, *[4] * (-(len(pixels) - 1) // -4)]
-    pixels_in_order = torch.cat([pixels, pixels[-1:].expand(sum(sizes), -1, -1, -1)])[: sum(sizes)]
     comparisons = []
-    for batch in pixels_in_order.split(sizes):
+    for batch in split_batches(pixels, batch_size):
         normalized = model.normalize(batch)
         theirs = exported(batch if network.takes_bytes else normalized)
         ours = model(normalized)
         if detector is None:
             comparisons.append([relative_difference(*pair) for pair in zip(ours, theirs, strict=True)])
         else:
-            limits = detector.min_score, detector.max_overlap, detector.top_k
-            ours = zip(*model.detect_objects(*ours, *limits), strict=True)
-            comparisons += [count_same(mine, other, tolerance) for mine, other in zip(ours, zip(*theirs, strict=True), strict=True)]
+            found = model.detect_objects(*ours, detector.min_score, detector.max_overlap, detector.top_k)
+            pairs = zip(zip(*found, strict=True), zip(*theirs, strict=True), strict=True)  # image by image
+            comparisons += [count_same(ours, theirs, tolerance) for ours, theirs in pairs]
+    columns = list(zip(*comparisons, strict=True))
     if detector is None:
-        offsets, scores = (max(column) for column in zip(*comparisons, strict=True))
-        report = f"on {len(pixels)} images its offsets differ from the model's by {offsets:.1e}, its scores by {scores:.1e}"
+        offsets, scores = map(max, columns)
+        report = f"offsets differ from the model's by {offsets:.1e} at most, scores by {scores:.1e}"
         agrees = max(offsets, scores) <= tolerance
     else:
-        n_same, n_ours, n_theirs = (sum(column) for column in zip(*comparisons, strict=True))
-        report = f"on {len(pixels)} images it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
+        n_same, n_ours, n_theirs = map(sum, columns)
+        report = f"it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
         agrees = n_same >= MIN_FOUND * max(n_ours, n_theirs)
+    report = f"checked on {len(pixels)} images: {report}"
     if not agrees:
         raise ValueError(f"the exported network is not the model: {report}")
     return report
+
+
+def split_batches(pixels, batch_size):
+    """Batches to check on: of a fixed size, filled up with the last image; or else one image, then several."""
+    if batch_size:
+        n_missing = -len(pixels) % batch_size
+        return torch.cat([pixels, pixels[-1:].expand(n_missing, -1, -1, -1)]).split(batch_size)
+    return [pixels[:1], *(batch for batch in pixels[1:].split(4) if len(batch))]
 
 
 def relative_difference(ours, theirs):
@@ -300,7 +307,7 @@ def count_same(ours, theirs, tolerance):
     boxes, labels, scores = ours
     is_object = theirs[1] > 0
     their_boxes, their_labels, their_scores = (part[is_object] for part in theirs)
-    is_same = (boxes[:, None] - their_boxes).abs().amax(dim=2) <= tolerance * boxes.abs().max(initial=1)
+    is_same = boxes[:, None].isclose(their_boxes, rtol=tolerance, atol=tolerance).all(dim=2)
     is_same &= (labels[:, None] == their_labels) & ((scores[:, None] - their_scores).abs() <= tolerance)
     return int(is_same.any(dim=1).sum()), len(labels), len(their_labels)
 

@@ -88,7 +88,7 @@ def save(figure, path):
     """Write a figure: photos as JPEG, drawings as PNG with a palette. Returns its size in bytes."""
     image = figure.finish()
     if path.suffix == ".jpg":
-        image.save(path, quality=82, subsampling=0, optimize=True)
+        image.save(path, quality=82, subsampling=0)
     else:
         image.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
     n_bytes = path.stat().st_size

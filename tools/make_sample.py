@@ -91,9 +91,7 @@ def list_objects(owner, drawn):
         x_min, y_min, x_max, y_max = box = visible.getbbox()
         hidden = n_visible < DIFFICULT_VISIBLE * n_pixels
         tiny = max(x_max - x_min, y_max - y_min) < DIFFICULT_SIDE
-        objects.append(
-            {"name": name, "box_xy_pixels": box, "difficult": int(hidden or tiny), "truncated": int(beyond)}
-        )
+        objects.append({"name": name, "box_xy_pixels": box, "difficult": int(hidden or tiny), "truncated": int(beyond)})
     return objects
 
 

@@ -1,0 +1,75 @@
+"""The notebook: committed without outputs, and its cells run one after the other, without Jupyter."""
+
+import ast
+import json
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+from make_sample import make_sample
+from PIL import Image
+
+from model import SSD300, model_state
+from utils import make_label_map, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def cells():
+    notebook = json.loads((REPO / "notebooks" / "detect.ipynb").read_text(encoding="utf-8"))
+    return notebook["cells"]
+
+
+def test_it_is_committed_without_outputs(cells):
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    for cell in code:
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+def make_model():
+    """A network that, whatever the picture, finds one circle: the square prior of conv11_2."""
+    model = SSD300(n_classes=5)
+    model.label_map = make_label_map(["circle", "rectangle", "star", "triangle"])
+    with torch.no_grad():
+        for name, parameter in model.pred_convs.named_parameters():
+            parameter.zero_()
+            if name.startswith("cl_") and name.endswith("bias"):
+                parameter.view(-1, 5)[:, 0] = 10  # background, at all priors
+        model.pred_convs.cl_conv11_2.bias[:2] = torch.tensor([0.0, 5.0])  # but for the first of the last map
+    return model
+
+
+def run_cell(source, namespace):
+    """Run a cell; returns what Jupyter would show below it: the value of its last line, if that is an expression."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), namespace)
+    return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
+
+
+def test_its_cells_run(cells, tmp_path, monkeypatch, capsys):
+    make_sample(tmp_path / "demo" / "sample", n_train=0, n_test=1, seed=0)
+    save_checkpoint(model_state(make_model()), tmp_path / "demo" / "checkpoint_ssd300.pth.tar")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setattr("sys.path", list(sys.path))  # the notebook adds to it
+
+    namespace = {"__name__": "__main__"}
+    shown = [
+        run_cell("".join(cell["source"]), namespace) for cell in cells if cell["cell_type"] == "code"
+    ]
+    pictures = [value for value in shown if isinstance(value, Image.Image)]
+    photo = Image.open(tmp_path / "demo" / "sample" / "JPEGImages" / "test_00001.jpg")
+    assert [picture.size for picture in pictures] == [photo.size, photo.size]
+    assert all(picture.tobytes() != photo.convert("RGB").tobytes() for picture in pictures)
+    assert shown[1] == {0: "background", 1: "circle", 2: "rectangle", 3: "star", 4: "triangle"}
+    assert (torch.Size([1, 8732, 4]), torch.Size([1, 8732, 5])) in shown
+
+    width, height = photo.size
+    expected = torch.tensor([[0.05 * width, 0.05 * height, 0.95 * width, 0.95 * height]])
+    torch.testing.assert_close(namespace["boxes_xy_pixels"], expected)
+    printed = capsys.readouterr().out
+    assert "circle       0.97" in printed  # e^5 / (e^5 + 4)
+    assert "min_score 0.5   max_overlap 0.9   1 objects" in printed
+    assert 1 < len(namespace["positive"]) < 100
