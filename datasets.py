@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from utils import blank_image, read_image, transform
+from utils import MAX_IMAGE_PIXELS, blank_image, read_image, transform
 
 
 class PascalVOCDataset(Dataset):
@@ -266,8 +266,8 @@ def pack_objects(images, objects, valid_labels, path):
 
 def find_problem(image, entry, valid_labels):
     """What is wrong with the entry of one image, in words; None if nothing is."""
-    if not isinstance(image, str):
-        return "the path is no string"
+    if not isinstance(image, str) or len(image) > 4096:
+        return "the path is no string, or longer than any path"
     try:
         (width, height), boxes = entry["size"], entry["boxes"]
         labels, difficulties = entry["labels"], entry["difficulties"]
@@ -281,7 +281,8 @@ def find_problem(image, entry, valid_labels):
                 return f"the label {label!r} is not in label_map.json"
             if difficulty not in (0, 1):
                 return f"the difficulty {difficulty!r} is neither 0 nor 1"
-        if type(width) is not int or type(height) is not int or min(width, height) < 1:
+        whole = type(width) is type(height) is int and min(width, height) >= 1
+        if not whole or width * height > MAX_IMAGE_PIXELS:
             return f"the size {entry['size']} is not a width and a height in pixels"
     except (KeyError, TypeError, ValueError):
         return (

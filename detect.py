@@ -30,7 +30,15 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageSequence
 from tqdm import tqdm
 
 from model import load_model
-from utils import check_image_size, class_colors, override_parameters, pil_to_rgb, rev_label_map, transform
+from utils import (
+    check_image_file,
+    check_image_size,
+    class_colors,
+    override_parameters,
+    pil_to_rgb,
+    rev_label_map,
+    transform,
+)
 
 # Model
 checkpoint = "checkpoint_ssd300.pth.tar"  # what detect() and find_objects() use, too, unless given a model
@@ -232,6 +240,7 @@ def open_file(path):
         raise ValueError(f"an image is a path or a PIL image, not {kind}; PIL.Image.fromarray() takes arrays")
     Image.init()
     try:
+        check_image_file(path)
         with warnings.catch_warnings():  # about sizes that make_upright_rgb() refuses
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])

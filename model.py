@@ -385,6 +385,7 @@ class SSD300(nn.Module):
         Where both have the same classes in the same order, the class heads are taken over as well.
         Returns a sentence that says what was done. Raises ValueError if the checkpoint does not fit.
         """
+        check_entries(saved)
         same_classes = saved["label_map"] == label_map
         state = {
             name: tensor
@@ -428,6 +429,7 @@ def model_from_checkpoint(saved, name):
     Returns an SSD300 on the CPU. Raises ValueError if an entry is missing or does not fit.
     """
     try:
+        check_entries(saved)
         model = SSD300(
             len(saved["label_map"]),
             saved["mean"],
@@ -436,10 +438,30 @@ def model_from_checkpoint(saved, name):
             saved.get("max_size_offset"),
         )
         model.load_state_dict(saved["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {error}") from error
     model.label_map = saved["label_map"]
     return model
+
+
+def check_entries(saved):
+    """Raise ValueError, KeyError or TypeError if the entries beside the weights are not what a model needs."""
+    labels = sorted(saved["label_map"].values())
+    if labels != list(range(len(labels))) or not all(isinstance(name, str) for name in saved["label_map"]):
+        raise ValueError("its label map does not number the classes from 0 on")
+    first = SOURCE_MAPS[0]
+    if saved["model"][f"pred_convs.cl_{first.name}.bias"].shape != (first.n_priors * len(labels),):
+        raise ValueError(f"its label map has {len(labels)} classes, its weights are for another number")
+    for name in ("mean", "std"):
+        if len(saved[name]) != 3 or not all(type(x) is float and math.isfinite(x) for x in saved[name]):
+            raise ValueError(f"its {name} is not three numbers, for red, green and blue")
+    n_priors = sum(source.n_priors * source.grid**2 for source in SOURCE_MAPS)
+    priors = saved["priors_cxcy"]
+    if priors.shape != (n_priors, 4) or not priors.is_floating_point() or not priors.isfinite().all():
+        raise ValueError(f"its priors are not ({n_priors}, 4) finite numbers")
+    limit = saved.get("max_size_offset")
+    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+        raise ValueError("its max_size_offset is no positive number")
 
 
 def load_model(path, device="cpu"):

@@ -8,8 +8,11 @@ Reads the lists that create_data_lists.py wrote into `data_folder`. Writes the c
 Any parameter below can be overridden on the command line with --name=value.
 """
 
+import contextlib
 import csv
+import io
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -25,7 +28,7 @@ from tqdm import tqdm
 from datasets import PascalVOCDataset, TrainingBatches
 from eval import evaluate, make_test_loader
 from model import SSD300, MultiBoxLoss, model_from_checkpoint, model_state
-from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters
+from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters, write_file
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -65,25 +68,31 @@ compile_model = True  # torch.compile, on CUDA only
 save_to = "checkpoint_ssd300.pth.tar"  # the best one by mAP gets the same name with "best_" before it
 save_every = 1000  # iterations; 0: at the end only
 evaluate_every = 0  # iterations between evaluations on the TEST lists; 0: never
-log_file = "train_log.csv"  # "": none
+log_file = "train_log.csv"  # "": none; a run that starts anew writes over that of an earlier one
 log_every = 10  # iterations between two rows of the log
 
 
 def main():
+    check_parameters()
     rank, world_size, device = start_processes()
     dataset = PascalVOCDataset(data_folder, "TRAIN", keep_difficult, seed, skip_corrupt)
     model, optimizer, start, best_map = start_or_resume(dataset.label_map, device)
+    if start >= iterations:
+        raise SystemExit(f"nothing to do: {checkpoint} is at iteration {start} of {iterations}")
     batches = TrainingBatches(len(dataset), batch_size, seed, start, iterations, rank, world_size)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     log = TrainingLog(dataset, batches, is_main=rank == 0)
-    if start >= iterations:
-        raise SystemExit(f"nothing to do: {checkpoint} is at iteration {start} of {iterations}")
     try:
         train(model, criterion.to(device), optimizer, dataset, batches, log, best_map)
-    except torch.OutOfMemoryError as error:
-        raise SystemExit(f"error: out of memory on {device}; a smaller --batch_size needs less. {error}") from error
+    except (RuntimeError, MemoryError, OSError) as error:
+        advice = find_advice(error, device)
+        if advice is None:
+            raise
+        kept = f"Nothing is lost since {save_to} was saved last, if it was; go on with --checkpoint={save_to}"
+        raise SystemExit(f"error: {advice}\n{kept}\n{error}") from error
     finally:
         log.close()
+        end_workers()
 
 
 def train(model, criterion, optimizer, dataset, batches, log, best_map):
@@ -107,15 +116,15 @@ def train(model, criterion, optimizer, dataset, batches, log, best_map):
         log.add(loss)
 
         done = iteration + 1  # iterations
-        ends = done == iterations
-        if ends or done % log_every == 0 or is_due(done, save_every) or is_due(done, evaluate_every):
+        ends, stops = done == iterations, stop.is_requested_alone()
+        if ends or stops or any(is_due(done, every) for every in (log_every, save_every, evaluate_every)):
             log.flush(done, optimizer)  # stops here if a loss was not finite: before anything is saved
-            ends = ends or stop.is_requested_anywhere(device)
-        if is_due(done, evaluate_every):
+            stops = stop.is_requested_anywhere(device)
+        if is_due(done, evaluate_every) and not stops:
             best_map = evaluate_and_keep_best(model, optimizer, log, done, best_map)
-        if ends or is_due(done, save_every):
+        if ends or stops or is_due(done, save_every):
             save(save_to, model, optimizer, done, best_map)
-        if ends:
+        if stops:
             break
     log.report(dataset)
     stop.exit_if_requested(done)
@@ -126,9 +135,47 @@ def is_due(done, every):
     return every > 0 and done % every == 0
 
 
+def find_advice(error, device):
+    """What to change after an error that the machine caused, in words; None for any other error."""
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+        return f"out of memory on {device}; a smaller --batch_size needs less (lower --lr by the same factor)"
+    if "shared memory" in text or "Too many open files" in text or "Bus error" in text:
+        return (
+            "the processes that prepare images ran out of shared memory, or of open files. Enlarge /dev/shm "
+            "(docker run --shm-size=8g) or `ulimit -n`; or take fewer --workers (0 needs none of both)"
+        )
+    if "DataLoader worker (pid" in text or "DataLoader timed out" in text:
+        return (
+            "a process that prepares images died, or hung. If the system killed it, memory was short: take fewer "
+            "--workers, or a smaller --batch_size; if it comes again, --workers=0 shows where"
+        )
+    return None
+
+
+def end_workers():
+    """End the loaders' processes that an error left behind.
+
+    They ignore SIGTERM (see `ignore_signals()`), with which Python would end them at exit, to wait for ever.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the death of a worker for an error
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 # ----------------------------------------------------------------------------------------------
 # Before the loop: processes, model, optimizer, data
 # ----------------------------------------------------------------------------------------------
+
+
+def check_parameters():
+    """Refuse now what would fail only when the first checkpoint is written."""
+    folder = Path(save_to).resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(save_to).is_dir():
+        raise ValueError(f"save_to is {save_to!r}: no file can be written there; make the folder, or name another")
+    if log_every < 1:
+        raise ValueError(f"log_every is {log_every}; losses are checked as often as they are logged: 1 or more")
 
 
 def start_processes():
@@ -167,13 +214,13 @@ def start_or_resume(label_map, device):
     torch.manual_seed(seed)
     if checkpoint:
         saved = load_checkpoint(checkpoint)
-        check_resumable(saved, label_map)
         model = model_from_checkpoint(saved, checkpoint)
+        check_resumable(saved, label_map)
     else:
         saved = None
         model = SSD300(n_classes=len(label_map))
         if finetune_from:
-            say(model.load_other_classes(load_checkpoint(finetune_from), label_map))
+            say(load_weights_only(model, label_map))
         elif pretrained:
             model.load_pretrained(pretrained)
     model.label_map = label_map
@@ -181,10 +228,44 @@ def start_or_resume(label_map, device):
     optimizer = make_optimizer(model, device)
     if saved is None:
         return model, optimizer, 0, -1.0
-    optimizer.load_state_dict(saved["optimizer"])
-    set_rng_states(saved["rng"])
-    say(f"resumed {checkpoint} at iteration {saved['iteration']}")
-    return model, optimizer, saved["iteration"], saved["best_map"]
+    start, best_map = restore_training_state(saved, optimizer)
+    say(f"resumed {checkpoint} at iteration {start}")
+    return model, optimizer, start, best_map
+
+
+def load_weights_only(model, label_map):
+    """Start from the weights of `finetune_from`; returns a sentence that says what was taken over."""
+    saved = load_checkpoint(finetune_from)
+    try:
+        return model.load_other_classes(saved, label_map)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{finetune_from}: a checkpoint that does not fit SSD300: {error}") from error
+
+
+def restore_training_state(saved, optimizer):
+    """Bring back momentum, random states and position; returns the iteration to start at, and the best mAP.
+
+    Settings, such as the weight decay, stay as they are in this run: they may have been changed for it.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        for index, state in saved["optimizer"]["state"].items():
+            if state["momentum_buffer"].shape != parameters[index].shape:
+                raise ValueError(f"momentum {index} has another shape than its parameter")
+        optimizer.load_state_dict(saved["optimizer"])
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        set_rng_states(saved["rng"])
+        start, best_map = saved["iteration"], saved["best_map"]
+        if type(start) is not int or start < 0 or type(best_map) is not float:
+            raise ValueError(f"iteration {start!r}, best_map {best_map!r}")
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint}: its training state cannot be restored ({error}); start from its weights with "
+            f"--finetune_from={checkpoint}"
+        ) from error
+    return start, best_map
 
 
 def check_resumable(saved, label_map):
@@ -197,9 +278,10 @@ def check_resumable(saved, label_map):
         )
     if "optimizer" not in saved:
         raise ValueError(f"{checkpoint} holds weights only; start from them with --finetune_from={checkpoint}")
-    for name, value in script_parameters(globals()).items():
-        if name != "checkpoint" and saved["parameters"].get(name, value) != value:
-            say(f"note: {name} was {saved['parameters'][name]!r} when the checkpoint was saved, now it is {value!r}")
+    before = saved.get("parameters")
+    for name, value in script_parameters(globals()).items() if isinstance(before, dict) else ():
+        if name != "checkpoint" and repr(before.get(name, value)) != repr(value):
+            say(f"note: {name} was {before[name]!r} when the checkpoint was saved, now it is {value!r}")
 
 
 def make_optimizer(model, device):
@@ -232,6 +314,7 @@ def make_train_loader(dataset, batches, device):
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_signals,
         prefetch_factor=4 if workers else None,
+        timeout=600 if workers else 0,  # seconds; for workers that hang. A dead one is noticed at once.
         generator=torch.Generator(),  # the loader's own: else it would draw from the one whose state is saved
     )
 
@@ -327,8 +410,8 @@ class TrainingLog:
             csv.writer(self.file).writerow(row)
             self.file.flush()
         except OSError as error:
-            say(f"warning: the log ends here, {log_file} cannot be written: {error}")
-            self.file = None
+            say(f"warning: the log ends here, {log_file} cannot be written: {error}; the run goes on")
+            self.close_file()
 
     def stop_at_bad_loss(self, iteration, loss):
         """End the run, naming what was in the batch; the checkpoint on disk is from before."""
@@ -348,20 +431,41 @@ class TrainingLog:
     def close(self):
         """Close bar and file."""
         self.bar.close()
+        self.close_file()
+
+    def close_file(self):
+        """Close the file; on a full disk that fails, too, and nothing is left to be done."""
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):
+                self.file.close()
+        self.file = None
 
 
 def open_log(path, columns, start):
-    """Open the CSV log at iteration `start`: a new file at 0, or else without the rows after that iteration."""
-    rows = []
-    if start > 0 and Path(path).is_file():
-        with open(path, newline="") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].isdecimal() and int(row[0]) <= start]
-    file = open(path, "w", newline="")  # noqa: SIM115 (TrainingLog closes it)
-    csv.writer(file).writerows([columns, *rows])
-    file.flush()
-    return file
+    """Open the CSV log at iteration `start`, to append rows; None, after a warning, if it cannot be written.
+
+    At iteration 0 the file is a new one. At a later one the rows after that iteration go, since they come
+    again, and those before stay: the file is replaced by one rename, so that no failure can lose them.
+    """
+    header = io.StringIO(newline="")
+    csv.writer(header).writerow(columns)
+    lines = [header.getvalue().encode()]
+    try:
+        if start > 0 and Path(path).is_file():
+            lines += [line for line in Path(path).read_bytes().splitlines(True) if is_row(line, len(columns), start)]
+            write_file(path, b"".join(lines))
+        else:
+            Path(path).write_bytes(lines[0])
+        return open(path, "a", newline="")
+    except OSError as error:
+        say(f"warning: no log is written, {path} cannot be: {error}; the run goes on")
+        return None
+
+
+def is_row(line, n_columns, last):
+    """Whether the bytes of a line are a whole row of the log (a kill may leave half of one), up to `last`."""
+    cells = line.split(b",")
+    return len(cells) == n_columns and line.endswith(b"\n") and cells[0].isdigit() and int(cells[0][:19]) <= last
 
 
 class StopRequest:
@@ -377,6 +481,10 @@ class StopRequest:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
+
+    def is_requested_alone(self):
+        """Whether this process was asked to stop, and has no others to agree with."""
+        return self.signal > 0 and not torch.distributed.is_initialized()
 
     def is_requested_anywhere(self, device):
         """Whether any process was asked to stop; all of them learn it at the same iteration."""
@@ -400,6 +508,7 @@ def evaluate_and_keep_best(model, optimizer, log, done, best_map):
     mean_ap = best_map
     if is_main_process():
         loader = make_test_loader(data_folder, batch_size, workers)
+        loader.worker_init_fn = ignore_signals
         _, mean_ap = evaluate(loader, model)
         log.write((done, f"{done * batch_size / len(log.dataset):.3f}", "", "", "", f"{mean_ap:.6f}"))
         say(f"iteration {done}: mAP {mean_ap:.4f}, best before {max(best_map, 0):.4f}")

@@ -22,11 +22,14 @@ Shapes in comments: N images in a batch, P = 8732 priors, C classes (background 
 import ast
 import contextlib
 import functools
+import glob
 import io
 import json
 import math
 import os
 import random
+import stat
+import zipfile
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -871,6 +874,9 @@ FILLER = (124, 116, 104)
 # A header that claims more pixels than this is refused before anything is allocated for it.
 MAX_IMAGE_PIXELS = 80_000_000
 
+# As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
+MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
+
 # What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
@@ -927,19 +933,29 @@ def pil_to_rgb(image):
 def read_image(path):
     """Read an image file as it is stored: EXIF orientation is not applied, as in VOC's annotations.
 
-    path: file of any kind that Pillow reads, of any mode.
+    path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
     Returns a (3, H, W) uint8 RGB tensor.
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, unreadable, corrupt,
     truncated, or claims more than MAX_IMAGE_PIXELS.
     """
     try:
+        check_image_file(path)
         with open(path, "rb") as file:
             data = file.read()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
-    except OSError as error:
-        raise ValueError(f"{path}: the image file cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # a path may have characters that no file name can have
+        raise ValueError(f"{path!r}: the image file cannot be read ({error})") from None
     return decode_image(data, path)
+
+
+def check_image_file(path):
+    """Refuse what is no file, such as a pipe, which would be waited for, and files larger than any image."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no file")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"it has {status.st_size:,} bytes, more than the {MAX_IMAGE_BYTES:,} allowed")
 
 
 def decode_image(data, name):
@@ -951,10 +967,11 @@ def decode_image(data, name):
     header = read_jpeg_header(data)
     if header:
         check_image_size(header[0], header[1], name)
-    try:
-        if decode_jpeg and header and header[2] in (1, 3):  # CMYK is left to Pillow, which knows Adobe's inverted kind
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    if decode_jpeg and header and header[2] in (1, 3):  # CMYK: Pillow knows Adobe's inverted kind
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):  # unusual, or damaged: Pillow decides
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+    try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception as error:
         raise ValueError(describe_damage(name, error)) from None
@@ -1566,23 +1583,37 @@ def save_checkpoint(checkpoint, path):
     be read back with `weights_only=True`.
     Raises OSError, naming the file, if the folder is missing or the disk full; the old file is untouched.
     """
+    try:
+        write_file(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, file))
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        raise OSError(f"{path}: could not write the checkpoint, the one before it is unchanged: {error}") from error
+
+
+def write_file(path, contents):
+    """Write a file so that `path` holds either the old one or the new one, whole, at every moment.
+
+    contents: bytes, or a function that writes them to the open file which it is given.
+    Raises OSError, or what the function raises; the old file is untouched then.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, file)
+            contents(file) if callable(contents) else file.write(contents)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+    except BaseException:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: could not write the checkpoint, the one before it is unchanged: {error}") from error
+        raise
+    _sync_folder(path.parent)
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*.tmp"):  # of runs killed while they wrote
+        leftover.unlink(missing_ok=True)
 
 
 def _sync_folder(folder):
-    """Force a rename in `folder` to the disk, where the system lets a folder be opened (not on Windows)."""
-    if os.name == "posix":
+    """Force a rename in `folder` to the disk, where the system can (neither Windows nor every network drive)."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -1602,17 +1633,30 @@ def load_checkpoint(path, device="cpu"):
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint (train.py makes one)")
     try:
+        _check_archive(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ValueError(
             f"{path}: not loaded, for it is truncated, no checkpoint, or holds more than tensors and numbers, "
             f"which could run code ({reason})"
         ) from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
-        found = checkpoint.get("format", "no format entry") if isinstance(checkpoint, dict) else type(checkpoint)
+    found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+    if found != CHECKPOINT_FORMAT:
+        found = found[:40] if isinstance(found, str) else "none"
         raise ValueError(f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found})")
     return checkpoint
+
+
+def _check_archive(path):
+    """Raise ValueError for what torch.save never writes: another kind of file, or compressed entries, which
+    could unpack into far more memory than the file's size."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are compressed")
+    if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+        raise ValueError("its entries overlap")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -1653,10 +1697,10 @@ def override_parameters(namespace, arguments):
             raise SystemExit(f"error: {argument!r} is no --name=value of a parameter. Valid are:\n{listing}")
         try:
             namespace[name] = _parse_like(parameters[name], text)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             kind = type(parameters[name]).__name__
             raise SystemExit(
-                f"error: --{name} takes a value of type {kind}, such as {parameters[name]!r}, not {text!r}. "
+                f"error: --{name} takes a value of type {kind}, such as {parameters[name]!r}, not {text[:200]!r}. "
                 f"Valid are:\n{listing}"
             ) from error
 

@@ -204,7 +204,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(folde
     expected = load(dataset, TrainingBatches(len(dataset), 4, 3, 0, 6), 0)
     assert len(expected) == 6
     assert same(load(dataset, TrainingBatches(len(dataset), 4, 3, 0, 6), 1), expected)
-    assert same(load(dataset, TrainingBatches(len(dataset), 4, 3, 2, 6), 3), expected[2:])
+    assert same(load(dataset, TrainingBatches(len(dataset), 4, 3, 2, 6), 2), expected[2:])
 
 
 # Faults

@@ -17,14 +17,15 @@ LABEL_MAP = make_label_map(["cat", "dog", "teapot"])
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of the exporters
 
 
-def make_checkpoint(path):
-    """A model of random weights whose scores differ from prior to prior, with an input and a limit of its own."""
+def make_checkpoint(path, scale):
+    """A model of random weights, with an input and a limit of its own. `scale` is of the heads' weights: the
+    scores should differ, but not be so high that many are 1."""
     torch.manual_seed(0)
     model = SSD300(4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), max_size_offset=1.0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("pred_convs") and name.endswith("weight"):
-                parameter.mul_(3)
+                parameter.mul_(scale)
     model.label_map = LABEL_MAP
     save_checkpoint(model_state(model), path)
 
@@ -33,7 +34,7 @@ def make_checkpoint(path):
 def large_checkpoint(tmp_path_factory):
     """SSD300 itself."""
     path = tmp_path_factory.mktemp("large") / "checkpoint.pth.tar"
-    make_checkpoint(path)
+    make_checkpoint(path, 2.0)
     return path
 
 
@@ -44,7 +45,7 @@ def small_checkpoint(tmp_path, monkeypatch):
         monkeypatch.setattr(model_module, name, getattr(model_module, name))
     monkeypatch.setattr(SSD300, "__init__", SSD300.__init__)
     standin.shrink_network()
-    make_checkpoint(tmp_path / "small.pth.tar")
+    make_checkpoint(tmp_path / "small.pth.tar", 0.2)
     return tmp_path / "small.pth.tar"
 
 
@@ -97,57 +98,48 @@ def test_ssd300_as_onnx(large_checkpoint, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-@pytest.mark.parametrize("batch_size", [0, 3])
-def test_finding_objects(small_checkpoint, run, tmp_path, suffix, batch_size):
+def test_finding_objects(small_checkpoint, run, tmp_path, suffix):
     """Objects of several classes, an image without any, and batches of several sizes."""
     if suffix == ".onnx":
         need_onnx()
     path = str(tmp_path / f"ssd{suffix}")
-    limits = {"min_score": 0.4, "max_overlap": 0.3, "top_k": 40}
-    run(small_checkpoint, save_to=path, find_objects=True, batch_size=batch_size, **limits)
-    exported = export.load_exported(path)
     pixels = export.read_images("")[:3]
-    pixels[1] = 128
+    pixels[1] = 110  # a grey image: its best score is the limit, so nothing is found there
+    limits = {"max_overlap": 0.3, "top_k": 40}
+    _, (_, _, scores) = find_with_model(small_checkpoint, pixels, min_score=0.0, **limits)
+    limits["min_score"] = float(scores[1].max()) + 1e-3
+    run(small_checkpoint, save_to=path, find_objects=True, **limits)
+    exported = export.load_exported(path)
     _, found = find_with_model(small_checkpoint, pixels, **limits)
-    assert len({label for labels in found[1] for label in labels.tolist()}) > 1
-    for batch in (pixels,) if batch_size else (pixels, pixels[2:], pixels[:2]):
-        first = len(pixels) - len(batch) if len(batch) == 1 else 0
-        boxes, labels, scores = exported(batch)
-        assert boxes.shape == (len(batch), 40, 4) and labels.dtype == torch.int64
-        for i in range(len(batch)):
-            ours = [column[first + i] for column in found]
-            n = len(ours[1])
+    found = list(zip(*found, strict=True))  # image by image
+    assert len(found[1][1]) == 0 and 3 <= len(found[0][1]) <= 40
+    assert len(set(found[0][1].tolist() + found[2][1].tolist())) > 1
+    for images in ((0, 1, 2), (2,), (1,), (1, 0)):
+        boxes, labels, scores = exported(pixels[list(images)])
+        assert boxes.shape == (len(images), 40, 4) and labels.dtype == torch.int64
+        for i, image in enumerate(images):
+            n = len(found[image][1])
             assert (labels[i] > 0).sum() == n
             assert not boxes[i, n:].any() and not labels[i, n:].any() and not scores[i, n:].any()
-            torch.testing.assert_close(scores[i, :n], ours[2], rtol=1e-4, atol=1e-5)
-            assert export.count_same(ours, (boxes[i], labels[i], scores[i]), 1e-4) == (n, n, n)
-
-
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_nothing_found(small_checkpoint, run, tmp_path, suffix):
-    if suffix == ".onnx":
-        need_onnx()
-    path = str(tmp_path / f"ssd{suffix}")
-    run(small_checkpoint, save_to=path, find_objects=True, min_score=1.0)
-    boxes, labels, scores = export.load_exported(path)(torch.zeros(2, 3, 300, 300, dtype=torch.uint8))
-    assert not boxes.any() and not labels.any() and not scores.any()
+            torch.testing.assert_close(scores[i, :n], found[image][2], rtol=1e-4, atol=1e-5)
+            assert export.count_same(found[image], (boxes[i], labels[i], scores[i]), 1e-4) == (n, n, n)
 
 
 def test_normalised_input_and_label_map_of_pt2(small_checkpoint, run, tmp_path, capsys):
     path = tmp_path / "ssd.pt2"
-    run(small_checkpoint, save_to=str(path), uint8_input=False)
-    assert "takes normalised float32 images, any number at a time" in capsys.readouterr().out
+    run(small_checkpoint, save_to=str(path), uint8_input=False, batch_size=3)  # the check's 4 images fill two
+    assert "takes normalised float32 images, 3 at a time" in capsys.readouterr().out
     extra = {"label_map.json": ""}
     program = torch.export.load(path, extra_files=extra).module()
     assert json.loads(extra["label_map.json"]) == LABEL_MAP
-    model, images = load_model(small_checkpoint), torch.randn(5, 3, 300, 300)
+    model, images = load_model(small_checkpoint), torch.randn(3, 3, 300, 300)
     with torch.no_grad():
         for ours, theirs in zip(model(images), program(images), strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
-def test_scores_of_exactly_equal_candidates(small_checkpoint):
-    """suppress_by_nms() alone, by hand: of two boxes that overlap by 0.6 the better stays, in each class and image."""
+def test_suppression_by_hand():
+    """suppress_by_nms() alone: of two boxes that overlap by 0.6 the better stays, in each class and image."""
     boxes_xy = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.0, 0.0, 0.4, 0.24], [0.5, 0.5, 0.6, 0.6]]).expand(2, 3, 4)
     class_scores = torch.tensor([[[0.5, 0.6, 0.2], [0.7, 0.6, 0.0]], [[0.9, 0.05, 0.3], [0.1, 0.1, 0.1]]])
     expected = torch.tensor([[[0.0, 0.6, 0.2], [0.7, 0.0, 0.0]], [[0.9, 0.0, 0.3], [0.0, 0.0, 0.0]]])
@@ -158,17 +150,28 @@ def test_scores_of_exactly_equal_candidates(small_checkpoint):
 
 @pytest.mark.parametrize("find_objects", [True, False])
 def test_a_wrong_export_is_noticed_and_removed(small_checkpoint, run, tmp_path, monkeypatch, find_objects):
-    load = export.load_exported
+    def load(path):
+        """In place of an exported network: the model itself, a hundredth off."""
+        network = export.Network(load_model(small_checkpoint), True, export.make_detector(".pt2") if find_objects else None)
+        return lambda images: [part * factor if part.is_floating_point() else part for part in network(images)]
 
-    def load_wrong(path):
-        exported = load(path)
-        return lambda images: [part * 1.01 if part.is_floating_point() else part for part in exported(images)]
-
-    monkeypatch.setattr(export, "load_exported", load_wrong)
-    path = tmp_path / "ssd.pt2"
+    monkeypatch.setattr(export, "export", lambda network, path, batch_size: (tmp_path / "ssd.pt2").touch())
+    monkeypatch.setattr(export, "load_exported", load)
+    parameters = {"save_to": str(tmp_path / "ssd.pt2"), "find_objects": find_objects, "min_score": 0.5}
+    factor = 1.0
+    run(small_checkpoint, **parameters)
+    assert (tmp_path / "ssd.pt2").exists()
+    factor = 1.01
     with pytest.raises(ValueError, match="the exported network is not the model: checked on 4 images"):
-        run(small_checkpoint, save_to=str(path), find_objects=find_objects, min_score=0.4)
-    assert not path.exists()
+        run(small_checkpoint, **parameters)
+    assert not (tmp_path / "ssd.pt2").exists()
+
+
+def test_batches_of_the_check():
+    pixels = torch.arange(6)[:, None, None, None]
+    assert [batch.flatten().tolist() for batch in export.split_batches(pixels, 4)] == [[0, 1, 2, 3], [4, 5, 5, 5]]
+    assert [batch.flatten().tolist() for batch in export.split_batches(pixels, 0)] == [[0], [1, 2, 3, 4], [5]]
+    assert [len(batch) for batch in export.split_batches(pixels[:1], 0)] == [1]
 
 
 def test_parameters_out_of_range(large_checkpoint, run, monkeypatch):
@@ -177,7 +180,7 @@ def test_parameters_out_of_range(large_checkpoint, run, monkeypatch):
     with pytest.raises(ValueError, match="top_k=0 1 or more"):
         run(large_checkpoint, save_to="ssd.pt2", top_k=0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        run(large_checkpoint, save_to="ssd.pt2", images="nowhere")
+        run(large_checkpoint, save_to="ssd.pt2", top_k=1, images="nowhere")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx, onnxscript, onnxruntime: pip install -r requirements-dev\.txt"):

@@ -56,9 +56,7 @@ def test_its_cells_run(cells, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.path", list(sys.path))  # the notebook adds to it
 
     namespace = {"__name__": "__main__"}
-    shown = [
-        run_cell("".join(cell["source"]), namespace) for cell in cells if cell["cell_type"] == "code"
-    ]
+    shown = [run_cell("".join(cell["source"]), namespace) for cell in cells if cell["cell_type"] == "code"]
     pictures = [value for value in shown if isinstance(value, Image.Image)]
     photo = Image.open(tmp_path / "demo" / "sample" / "JPEGImages" / "test_00001.jpg")
     assert [picture.size for picture in pictures] == [photo.size, photo.size]

@@ -157,7 +157,8 @@ def workplace(tmp_path):
         noise = np.random.default_rng(len(split)).integers(0, 256, (90, 120, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "photos" / f"{split}.jpg")
         annotations = [{"image_id": 1, "category_id": i, "bbox": [10 * i, 9, 40, 50]} for i in range(1, 5)]
-        content = {"images": [{"id": 1, "file_name": f"{split}.jpg"}], "annotations": annotations, "categories": categories}
+        images = [{"id": 1, "file_name": f"{split}.jpg"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     frames = [Image.new("RGB", (64, 48), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "photo.jpg")
@@ -192,8 +193,9 @@ def test_commands_run(workplace):
         [sys.executable, "-c", code], input=json.dumps(todo), cwd=workplace, capture_output=True, text=True, timeout=400
     )
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-    for name in ("detections/photo.jpg", "annotated/test_00001.jpg", "detections/test_00001.jpg", "detections/clip.gif",
-                 "found/comp4_det_test_circle.txt", *(f"{folder or '.'}/{name}" for name, folder in WRITTEN.items())):  # fmt: skip
+    written = [f"{folder or '.'}/{name}" for name, folder in WRITTEN.items()]
+    written += [f"detections/{name}" for name in ("photo.jpg", "test_00001.jpg", "clip.gif")]
+    for name in (*written, "annotated/test_00001.jpg", "found/comp4_det_test_circle.txt"):
         assert (workplace / name).is_file(), name
 
 
@@ -324,6 +326,13 @@ def test_everything_named_exists():
             assert not re.fullmatch(r"[\w/]+\.(py|ipynb)", text) or text == "ssd_pascal.py", text
 
 
+def test_the_file_map_is_complete():
+    section = TEXT[TEXT.index("\n## File map") : TEXT.index("\n## Reliability")]
+    for path in [*REPO.glob("*.py"), *REPO.glob("tools/*.py"), *REPO.glob("notebooks/*.ipynb")]:
+        name = path.relative_to(REPO).as_posix()
+        assert f"[`{name}`]({name})" in section, f"the file map lacks {name}"
+
+
 # ----------------------------------------------------------------------------------------------
 # Numbers
 # ----------------------------------------------------------------------------------------------
@@ -355,8 +364,9 @@ def test_priors_in_words():
     conv9_2 = SOURCE_MAPS[3]
     start = sum(source.grid**2 * source.n_priors for source in SOURCE_MAPS[:3])
     sizes = (300 * priors_cxcy[start : start + conv9_2.n_priors, 2:]).round().int().tolist()
-    assert says(", ".join(f"{w} x {h}" for w, h in [sizes[i] for i in (0, 1, 2, 3, 4, 5)]))
-    assert says(f"= {sizes[2][0]} by 0.55/√2 · 300 = {sizes[2][1]}", f"· 300 = {sizes[1][0]}.", f"is {conv9_2.scale} · 300 = {sizes[0][0]} pixels")
+    assert says(", ".join(f"{w} x {h}" for w, h in sizes))
+    assert says(f"is {conv9_2.scale} · 300 = {sizes[0][0]} pixels", f"√(0.55 · 0.725) · 300 = {sizes[1][0]}.")
+    assert says(f"0.55√2 · 300 = {sizes[2][0]} by 0.55/√2 · 300 = {sizes[2][1]}")
     low, high = priors_cxcy[:, :2] - priors_cxcy[:, 2:] / 2, priors_cxcy[:, :2] + priors_cxcy[:, 2:] / 2
     n_beyond = int(((low < 0) | (high > 1)).any(dim=1).sum())
     assert says(f"beyond the image: {n_beyond} of them do")
@@ -384,8 +394,9 @@ def test_size_of_the_network(traced):
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     assert says(f"the model has {n_parameters / 1e6:.1f} million parameters")
     costs = {name: side**2 * m.weight.numel() for name, m, side in order if isinstance(m, nn.Conv2d)}
+    total = sum(costs.values())
     in_base = sum(cost for name, cost in costs.items() if name.startswith("base."))
-    assert says(f"costs {sum(costs.values()) / 1e9:.1f} billion multiply-adds, {in_base / sum(costs.values()):.0%} of them in the base")
+    assert says(f"costs {total / 1e9:.1f} billion multiply-adds, {in_base / total:.0%} of them in the base")
     sides = {name.rpartition(".")[2]: side for name, _, side in order}
     assert all(sides[source.name] == source.grid for source in SOURCE_MAPS)
     assert (sides["conv3_3"], sides["pool3"], sides["pool5"]) == (75, 38, 19)
@@ -402,15 +413,17 @@ def test_receptive_fields(traced):
     for name, module, _ in order:
         if name.startswith("pred_convs"):
             continue
-        side, stride, dilation = (
-            value[0] if isinstance(value, tuple) else value for value in (module.kernel_size, module.stride, module.dilation)
-        )
+        geometry = module.kernel_size, module.stride, module.dilation
+        side, stride, dilation = (value[0] if isinstance(value, tuple) else value for value in geometry)
         field, step = field + (side - 1) * dilation * step, step * stride
         of_heads[name.rpartition(".")[2]] = field + 2 * step  # a head's kernel is 3 x 3
-    largest = {s.name: 300 * max(max(s.scale * r**0.5, s.scale / r**0.5) for r in s.aspect_ratios) for s in SOURCE_MAPS}
-    assert says(f"depends on {of_heads['conv4_3']} × {of_heads['conv4_3']} pixels, while the largest prior there is {largest['conv4_3']:.0f} wide")
-    assert says(f"on conv7 it is {of_heads['conv7']} × {of_heads['conv7']}")
-    assert all(of_heads[name] > side for name, side in largest.items())
+    largest = {}
+    for source in SOURCE_MAPS:
+        largest[source.name] = 300 * source.scale * max(max(r, 1 / r) for r in source.aspect_ratios) ** 0.5
+        assert of_heads[source.name] > largest[source.name]
+    first, second = of_heads["conv4_3"], of_heads["conv7"]
+    assert says(f"depends on {first} × {first} pixels", f"the largest prior there is {largest['conv4_3']:.0f} wide")
+    assert says(f"on conv7 it is {second} × {second}")
 
 
 def test_numbers_of_the_figures():

@@ -155,17 +155,19 @@ def suppress_by_nms(boxes_xy, class_scores, min_score, max_overlap, top_k):
     `detect_objects()`; beyond the top_k best of a class, survivors may be left out.
     Returns (N, C - 1, P) float32.
     """
-    is_candidate = class_scores > min_score
-    image, label, prior = is_candidate.nonzero(as_tuple=True)  # (K,) each
+    n_images, n_classes, _ = class_scores.shape
+    image, label, prior = (class_scores > min_score).nonzero(as_tuple=True)  # (K,) each
+    scores = class_scores[image, label, prior]
+    boxes_xy = boxes_xy.double()
     # One call for all images and classes: each is shifted to a place of its own, in float64, where 29 more bits
-    # hold what the shift takes.
-    boxes = boxes_xy.double()[image, prior]  # (K, 4)
-    distance = boxes_xy.double().max() - boxes_xy.double().min() + 1
-    boxes = boxes + ((image * class_scores.shape[1] + label) * distance)[:, None]
-    kept = nms(boxes, class_scores[image, label, prior].double(), max_overlap)
-    survives = torch.zeros_like(is_candidate)
-    survives = survives.index_put((image[kept], label[kept], prior[kept]), survives.new_ones(()))
-    return torch.where(survives, class_scores, 0.0)
+    # hold what the shift takes. Two boxes are added in two more places, for torch.export takes nms() to return
+    # two or more.
+    place = torch.cat([image * n_classes + label, n_images * n_classes + torch.arange(2, device=image.device)])
+    distance = boxes_xy.max() - boxes_xy.min() + 1
+    boxes = torch.cat([boxes_xy[image, prior], boxes_xy[0, :2]]) + (place * distance)[:, None]  # (K + 2, 4)
+    kept = nms(boxes, F.pad(scores, (0, 2)).double(), max_overlap)
+    survives = torch.zeros_like(place).index_put((kept,), place.new_ones(()))[:-2]  # (K,), 1 or 0
+    return torch.zeros_like(class_scores).index_put((image, label, prior), scores * survives)
 
 
 @functools.cache
@@ -271,7 +273,7 @@ def check(network, exported, pixels, batch_size, tolerance):
             found = model.detect_objects(*ours, detector.min_score, detector.max_overlap, detector.top_k)
             pairs = zip(zip(*found, strict=True), zip(*theirs, strict=True), strict=True)  # image by image
             comparisons += [count_same(ours, theirs, tolerance) for ours, theirs in pairs]
-    columns = list(zip(*comparisons, strict=True))
+    columns = list(zip(*comparisons[: len(pixels)], strict=True))  # without images that fill up a batch
     if detector is None:
         offsets, scores = map(max, columns)
         report = f"offsets differ from the model's by {offsets:.1e} at most, scores by {scores:.1e}"

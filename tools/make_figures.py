@@ -11,6 +11,7 @@ Any parameter below can be overridden on the command line with --name=value.
 
 import contextlib
 import csv
+import itertools
 import math
 import re
 import sys
@@ -24,8 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
-from detect import to_pixels  # noqa: E402 (the path to them has to be set first)
 from make_sample import CLASSES, draw_sample  # noqa: E402
+
+from detect import to_pixels  # noqa: E402 (the path to them has to be set first)
 from model import (  # noqa: E402
     SOURCE_MAPS,
     SSD300,
@@ -88,7 +90,7 @@ def save(figure, path):
     """Write a figure: photos as JPEG, drawings as PNG with a palette. Returns its size in bytes."""
     image = figure.finish()
     if path.suffix == ".jpg":
-        image.save(path, quality=82, subsampling=0)
+        image.save(path, quality=78, subsampling=0)
     else:
         image.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
     n_bytes = path.stat().st_size
@@ -131,7 +133,7 @@ class Sheet:
             flat = self.scaled(value for point in points for value in point)
             self.draw.line(flat, color, round(width * DETAIL), joint="curve")
             return
-        for (x_1, y_1), (x_2, y_2) in zip(points, points[1:], strict=False):
+        for (x_1, y_1), (x_2, y_2) in itertools.pairwise(points):
             length = math.hypot(x_2 - x_1, y_2 - y_1)
             for start in np.arange(0, length, 2 * dash):
                 ends = [min(start + offset, length) / length for offset in (0, dash)]
@@ -335,8 +337,9 @@ def draw_overlap(_model):
     """Intersection, union and overlap of some pairs of boxes."""
     sheet = Sheet(372)
     first = torch.tensor([0.0, 0.0, 6.0, 6.0])
-    for i, second in enumerate([(7.0, 3.0, 11.0, 9.0), (3.0, 3.0, 9.0, 9.0), (2.0, 0.0, 8.0, 6.0), (0.0, 0.0, 6.0, 5.0)]):
-        second, x, y = torch.tensor(second), 40 + 292 * i, 20
+    others = torch.tensor([[7.0, 3, 11, 9], [3, 3, 9, 9], [2, 0, 8, 6], [0, 0, 6, 5]])
+    for i, second in enumerate(others):
+        x, y = 40 + 292 * i, 20
         boxes = [[x + 20 * b[0], y + 20 * b[1], x + 20 * b[2], y + 20 * b[3]] for b in (first, second)]
         mins, maxs = torch.maximum(first, second)[:2], torch.minimum(first, second)[2:]
         if (maxs > mins).all():
@@ -551,7 +554,8 @@ def draw_prediction(_model):
     for i in range(n * n):
         x, y = 40 + 46 * (i % n), 80 + 46 * (i // n)
         sheet.box((x, y, x + 46, y + 46), FAINT, 2, fill=clear(GREEN, 0.7 if i == n * n // 2 else 0.1))
-    sheet.text(20, 330, f"A cell has {source.n_priors} priors.\nThere are {n_classes} classes,\nbackground included.", size=24)
+    text = f"A cell has {source.n_priors} priors.\nThere are {n_classes} classes,\nbackground included."
+    sheet.text(20, 330, text, size=24)
     tables = [("offsets", 4, 84, BLUE), ("scores", n_classes, 288, PURPLE)]
     for name, width, y, color in tables:
         sheet.arrow((290, 195), (352, y + 50), FAINT, 3)
@@ -583,7 +587,11 @@ def draw_l2_norm(_model):
     sheet = Sheet(330)
     cells = torch.tensor([[90.0, 240.0, 30.0, 150.0], [6.0, 2.0, 9.0, 3.0]])  # (2 cells, 4 channels)
     normalized = l2_normalize(cells.view(2, 4, 1, 1)).view(2, 4)
-    columns = [("activations", cells, 300), ("divided by their length", normalized, 1.05), ("times 20", 20 * normalized, 21)]
+    columns = [
+        ("activations", cells, 300),
+        ("divided by their length", normalized, 1.05),
+        ("times 20", 20 * normalized, 21),
+    ]
     for i, (title, values, top) in enumerate(columns):
         x = 40 + 400 * i
         sheet.text(x, 20, title, bold=True, size=28)
@@ -594,7 +602,8 @@ def draw_l2_norm(_model):
             length = float(values[row].norm())
             sheet.text(x + 80 + 190 * row, 252, f"length {length:.0f}" if length > 1.5 else "length 1", color, 24, "ma")
         sheet.line([(x - 4, 240), (x + 362, 240)], INK, 2)
-    sheet.text(40, 290, "two cells with four channels each (the real map has 512), a bright one and a faint one", FAINT, 24)
+    text = "two cells with four channels each (the real map has 512), a bright one and a faint one"
+    sheet.text(40, 290, text, FAINT, 24)
     return sheet
 
 
@@ -630,7 +639,8 @@ def draw_matching(model):
     sheet.text(985, 92, "overlap with\nthe best prior", FAINT, 24)
     for i in (0, 1):
         sheet.text(985, 160 + 38 * i, f"{names[i]} {float(overlap[i, best[i]]):.2f}", colors[i], 28, bold=True)
-    sheet.text(985, 252, f"so {names[first]} owns it;\n{names[second]} owns another\n({float(overlap[second, own[second]]):.2f})", size=24)
+    left_over = f"{float(overlap[second, own[second]]):.2f}"
+    sheet.text(985, 252, f"so {names[first]} owns it;\n{names[second]} owns another\n({left_over})", size=24)
     sheet.text(630, 404, "solid: objects, dashed: the prior that each owns", FAINT, 24)
     return sheet
 
@@ -640,22 +650,25 @@ def draw_smooth_l1(_model):
     sheet = Sheet(380, width=1200)
     place = (70, 30, 700, 330)
     x = torch.linspace(-4, 4, 161)
-    curves = [("half the square", x.square() / 2, FAINT), ("smooth L1", F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none"), BLUE)]
+    smooth = F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")
     sheet.box(place, GRID, 2, fill="#ffffff")
     for k in range(-4, 5):
         (at, _) = fit([(k + 4) / 8, 0], place).tolist()
         sheet.text(at, 338, str(k), FAINT, 22, "ma")
     for k in range(0, 5):
         sheet.text(60, 330 - 75 * k, str(k), FAINT, 22, "rm")
-    for name, values, color in curves:
-        points = [fit([(a + 4) / 8, 1 - v / 4], place).tolist() for a, v in zip(x.tolist(), values.tolist(), strict=True) if v <= 4]
-        sheet.line([tuple(point) for point in points], color, 4)
+    for values, color in ((x.square() / 2, FAINT), (smooth, BLUE)):
+        points = torch.stack([(x + 4) / 8, 1 - values / 4], dim=1)[values <= 4]
+        sheet.line([tuple(point) for point in fit(points, place).tolist()], color, 4)
     sheet.line([(740, 70), (790, 70)], BLUE, 5)
     sheet.text(806, 54, "smooth L1", size=28, bold=True)
     sheet.line([(740, 116), (790, 116)], FAINT, 5)
     sheet.text(806, 100, "half the square", size=28)
-    sheet.text(740, 170, "The same within 1 of the truth.\nBeyond, the slope stays at 1: an\noffset that is far off pulls no\n"
-               "harder than one that is a bit off.", FAINT, 26)  # fmt: skip
+    text = (
+        "The same within 1 of the truth.\nBeyond, the slope stays at 1: an\noffset that is far off pulls no\n"
+        "harder than one that is a bit off."
+    )
+    sheet.text(740, 170, text, FAINT, 26)
     return sheet
 
 
@@ -793,7 +806,8 @@ def draw_precision_recall(_model):
     sheet.line(curve, BLUE, 4)
     for x, y in curve:
         sheet.dot(x, y, 9, BLUE)
-    points = [max([p for r, p in zip(recalls, precisions, strict=True) if r >= k / 10 - 1e-9], default=0.0) for k in range(11)]
+    pairs = list(zip(recalls, precisions, strict=True))
+    points = [max([p for r, p in pairs if r >= k / 10 - 1e-9], default=0.0) for k in range(11)]
     if abs(sum(points) / 11 - average_precision) > 1e-6:
         raise ValueError(f"the points' mean {sum(points) / 11} is not calculate_mAP()'s {average_precision}")
     for k, precision in enumerate(points):

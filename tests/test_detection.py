@@ -1,0 +1,358 @@
+"""detect_objects() gives what the plain algorithm gives, to the last bit, on every kind of input.
+
+The algorithm has two forms: for a CPU, and for a GPU, whose host does not wait for intermediate results. Both
+run here on the CPU; where a GPU is found, the second runs there as well.
+"""
+
+import pytest
+import torch
+from benchmark_plain import plain_detect_objects
+from torchvision.ops import nms
+
+import model as module
+from model import SSD300, detect_objects
+from utils import cxcy_to_gcxgcy, cxcy_to_xy, gcxgcy_to_cxcy, xy_to_cxcy
+
+PRIORS_CXCY = SSD300.create_prior_boxes()
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def form(request, monkeypatch):
+    """Runs a test with both forms of the algorithm."""
+    monkeypatch.setattr(module, "_may_wait", lambda device: request.param == "cpu")
+    return request.param
+
+
+def assert_same(results, expected):
+    """Both are three lists of as many tensors, which are equal bit for bit."""
+    for ours, theirs in zip(results, expected, strict=True):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+
+
+def predictions_of(boxes_xy, scores):
+    """Predictions that decode to given boxes and scores, from priors that are those boxes.
+
+    boxes_xy: list of P boxes. scores: P lists of C scores, which are turned into shares of their sum.
+    Returns offsets (1, P, 4), scores before the softmax (1, P, C), and priors (P, 4).
+    """
+    priors_cxcy = xy_to_cxcy(torch.tensor(boxes_xy))
+    return torch.zeros(1, len(boxes_xy), 4), torch.tensor([scores]).log(), priors_cxcy
+
+
+# By hand
+
+
+def test_a_worse_box_of_the_same_class_is_suppressed_and_others_stay(form):
+    # Overlap of the first two: 0.09 / 0.15 = 0.6, of the first and the third: 0.06 / 0.18 = 1 / 3.
+    boxes_xy = [[0.1, 0.1, 0.5, 0.4], [0.2, 0.1, 0.6, 0.4], [0.3, 0.1, 0.7, 0.4]]
+    locs, scores, priors = predictions_of(boxes_xy, [[0.2, 0.7, 0.1], [0.3, 0.6, 0.1], [0.4, 0.5, 0.1]])
+    boxes, labels, kept_scores = detect_objects(locs, scores, priors, 0.15, 0.45, 10)
+    torch.testing.assert_close(boxes[0], torch.tensor([boxes_xy[0], boxes_xy[2]]))
+    assert labels[0].tolist() == [1, 1]
+    torch.testing.assert_close(kept_scores[0], torch.tensor([0.7, 0.5]))
+
+
+def test_a_suppressed_box_suppresses_none(form):
+    # Each of three boxes overlaps the next one by 0.6; the first suppresses the second, so the third stays.
+    boxes_xy = [[0.1, 0.1, 0.5, 0.4], [0.2, 0.1, 0.6, 0.4], [0.3, 0.1, 0.7, 0.4]]
+    locs, scores, priors = predictions_of(boxes_xy, [[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+    assert len(detect_objects(locs, scores, priors, 0.01, 0.45, 10)[0][0]) == 2
+    assert len(detect_objects(locs, scores, priors, 0.01, 0.65, 10)[0][0]) == 3
+    assert len(detect_objects(locs, scores, priors, 0.01, 0.3, 10)[0][0]) == 1
+
+
+def test_classes_do_not_suppress_each_other_and_one_prior_may_show_several(form):
+    locs, scores, priors = predictions_of([[0.1, 0.1, 0.5, 0.4]] * 2, [[0.1, 0.5, 0.4], [0.2, 0.2, 0.6]])
+    boxes, labels, kept_scores = detect_objects(locs, scores, priors, 0.01, 0.45, 10)
+    assert labels[0].tolist() == [2, 1]
+    torch.testing.assert_close(kept_scores[0], torch.tensor([0.6, 0.5]))
+    torch.testing.assert_close(boxes[0], torch.tensor([[0.1, 0.1, 0.5, 0.4]] * 2))
+
+
+def test_overlap_equal_to_the_limit_does_not_suppress(form):
+    boxes_xy = [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.25, 0.5]]  # overlap: exactly 1/2
+    locs, scores, priors = predictions_of(boxes_xy, [[0.1, 0.9], [0.2, 0.8]])
+    assert len(detect_objects(locs, scores, priors, 0.01, 0.5, 10)[0][0]) == 2
+    assert len(detect_objects(locs, scores, priors, 0.01, 0.499, 10)[0][0]) == 1
+
+
+def test_score_equal_to_the_limit_is_no_candidate(form):
+    locs, scores = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)  # every class has exactly 1/4
+    priors = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]])
+    assert len(detect_objects(locs, scores, priors, 0.25, 0.45, 10)[0][0]) == 0
+    assert len(detect_objects(locs, scores, priors, 0.2499, 0.45, 10)[0][0]) == 6
+
+
+def test_background_is_no_object(form):
+    locs, scores, priors = predictions_of([[0.1, 0.1, 0.5, 0.4]], [[0.98, 0.01, 0.01]])
+    assert len(detect_objects(locs, scores, priors, 0.5, 0.45, 10)[0][0]) == 0
+
+
+def test_equal_scores_rank_by_prior_then_by_class(form):
+    centers = [0.1, 0.3, 0.5, 0.7]
+    priors = torch.tensor([[center, 0.5, 0.1, 0.1] for center in centers])
+    locs, scores = torch.zeros(1, 4, 4), torch.zeros(1, 4, 3)
+    boxes, labels, _ = detect_objects(locs, scores, priors, 0.01, 0.45, 5)
+    assert labels[0].tolist() == [1, 2, 1, 2, 1]
+    torch.testing.assert_close(cxcy_to_xy(priors)[[0, 0, 1, 1, 2]], boxes[0])
+
+
+def test_top_k_keeps_the_best_of_all_classes(form):
+    boxes_xy = [[i / 10, 0.0, i / 10 + 0.05, 0.05] for i in range(5)]
+    shares = [[0.5, 0.3, 0.2], [0.4, 0.1, 0.5], [0.2, 0.2, 0.6], [0.2, 0.7, 0.1], [0.85, 0.05, 0.1]]
+    locs, scores, priors = predictions_of(boxes_xy, shares)
+    _, labels, kept_scores = detect_objects(locs, scores, priors, 0.01, 0.45, 3)
+    assert labels[0].tolist() == [1, 2, 2]
+    torch.testing.assert_close(kept_scores[0], torch.tensor([0.7, 0.6, 0.5]))
+
+
+def test_max_candidates_applies_before_suppression(form):
+    # The best two of the class are the same box, so with two candidates only one object is left.
+    boxes_xy = [[0.6, 0.6, 0.9, 0.9], [0.1, 0.1, 0.5, 0.4], [0.1, 0.1, 0.5, 0.4]]
+    locs, scores, priors = predictions_of(boxes_xy, [[0.4, 0.6], [0.1, 0.9], [0.2, 0.8]])
+    assert len(detect_objects(locs, scores, priors, 0.01, 0.45, 10)[0][0]) == 2
+    boxes, _, _ = detect_objects(locs, scores, priors, 0.01, 0.45, 10, max_candidates=2)
+    torch.testing.assert_close(boxes[0], torch.tensor([[0.1, 0.1, 0.5, 0.4]]))
+
+
+def test_nothing_found_gives_empty_tensors(form):
+    locs, scores = torch.zeros(2, len(PRIORS_CXCY), 4), torch.zeros(2, len(PRIORS_CXCY), 21)
+    boxes, labels, kept_scores = detect_objects(locs, scores, PRIORS_CXCY, 0.5, 0.45, 200)
+    for i in range(2):
+        assert boxes[i].shape == (0, 4) and boxes[i].dtype == torch.float32
+        assert labels[i].shape == (0,) and labels[i].dtype == torch.int64
+        assert kept_scores[i].shape == (0,) and kept_scores[i].dtype == torch.float32
+
+
+def test_no_image_gives_empty_lists(form):
+    assert detect_objects(torch.zeros(0, 5, 4), torch.zeros(0, 5, 3), torch.ones(5, 4), 0.1, 0.45, 10) == ([], [], [])
+
+
+def test_images_of_one_batch_do_not_touch_each_other(form):
+    locs, scores = random_predictions(3, 500, 6, seed=1)
+    priors = PRIORS_CXCY[:500]
+    scores[1] = 0.0
+    scores[1, :, 0] = 20.0  # nothing in the second image
+    together = detect_objects(locs, scores, priors, 0.05, 0.45, 50)
+    assert [len(labels) for labels in together[1]] == [50, 0, 50]
+    for i in range(3):
+        alone = detect_objects(locs[i : i + 1], scores[i : i + 1], priors, 0.05, 0.45, 50)
+        assert_same([[part[i]] for part in together], alone)
+
+
+# Against the plain algorithm
+
+
+def random_predictions(n_images, n_priors, n_classes, seed):
+    """Offsets and scores as of a network that has learned little."""
+    generator = torch.Generator().manual_seed(seed)
+    locs = torch.randn(n_images, n_priors, 4, generator=generator)
+    return locs, torch.randn(n_images, n_priors, n_classes, generator=generator) * 2
+
+
+def random_case(seed):
+    """A small case of any kind: few or many priors, apart or on top of each other, scores distinct or equal."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(*options):
+        return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+    n_images, n_priors, n_classes = choose(1, 2, 3), choose(1, 2, 5, 12, 40), choose(2, 3, 6)
+    priors = torch.rand(n_priors, 4, generator=generator) * choose(0.2, 0.5, 1.0) + 0.1
+    locs = torch.randn(n_images, n_priors, 4, generator=generator) * choose(0.0, 0.3, 1.0, 4.0)
+    scores = torch.randn(n_images, n_priors, n_classes, generator=generator) * choose(0.0, 1.0, 3.0)
+    if choose(True, False):  # equal scores, equal boxes, overlaps that are simple fractions
+        scores, locs = scores.round(), locs.round()
+        priors = (priors * 8).round().clamp(min=1) / 8
+    max_overlap = choose(0.0, 0.25, 1 / 3, 0.45, 0.5, 0.75, 1.0)
+    parameters = dict(
+        min_score=choose(0.0, 0.01, 0.2, 0.5),
+        max_overlap=max_overlap,
+        top_k=choose(1, 3, 10, 200),
+        max_candidates=choose(None, None, 1, 3, 20),
+    )
+    return locs, scores, priors, parameters
+
+
+@pytest.mark.parametrize("first_seed", range(0, 2000, 500))
+def test_small_random_cases_equal_the_plain_algorithm(form, first_seed):
+    for seed in range(first_seed, first_seed + 500):
+        locs, scores, priors, parameters = random_case(seed)
+        results = detect_objects(locs, scores, priors, **parameters)
+        assert_same(results, plain_detect_objects(locs, scores, priors, **parameters))
+
+
+def test_small_random_cases_equal_the_plain_algorithm_in_many_short_rounds(form, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CHUNK", 4)
+    monkeypatch.setattr(module, "MAX_CHUNK_ALL_PAIRS", 4)
+    monkeypatch.setattr(module, "SETTLING_STEPS", 2)
+    monkeypatch.setattr(module, "COMPARISONS_AT_ONCE", 16)
+    for seed in range(10_000, 10_400):
+        locs, scores, priors, parameters = random_case(seed)
+        results = detect_objects(locs, scores, priors, **parameters)
+        assert_same(results, plain_detect_objects(locs, scores, priors, **parameters))
+
+
+def test_chains_of_suppression_are_followed_to_their_end(form):
+    # Each box overlaps the next by 0.6, so every second one survives: each hangs on all before it.
+    n = 300
+    boxes_xy = [[i / 4, 0.0, i / 4 + 1.0, 1.0] for i in range(n)]
+    shares = [[0.5 + i / 1000, 0.5 - i / 1000] for i in range(n)]
+    locs, scores, priors = predictions_of(boxes_xy, shares)
+    boxes, _, _ = detect_objects(locs, scores, priors, 0.01, 0.5, n)
+    torch.testing.assert_close(boxes[0], torch.tensor(boxes_xy[::2]))
+
+
+def predictions_around_objects(n_images, seed):
+    """Offsets and scores at all priors as of a trained network: each prior points at the object next to it."""
+    generator = torch.Generator().manual_seed(seed)
+    locs = torch.zeros(n_images, len(PRIORS_CXCY), 4)
+    scores = torch.randn(n_images, len(PRIORS_CXCY), 21, generator=generator) * 0.7
+    scores[:, :, 0] += 5.5
+    for i in range(n_images):
+        objects_cxcy = torch.rand(12, 4, generator=generator) * 0.7 + 0.1
+        nearest = torch.cdist(PRIORS_CXCY, objects_cxcy).min(dim=1)
+        offsets = cxcy_to_gcxgcy(objects_cxcy[nearest.indices], PRIORS_CXCY).clamp(-4, 4)
+        locs[i] = offsets + 0.5 * torch.randn(offsets.shape, generator=generator)
+        preferences = 2.0 * torch.randn(12, 21, generator=generator)
+        scores[i] += preferences[nearest.indices] * (nearest.values < 0.3)[:, None]
+    return locs, scores
+
+
+def test_predictions_of_a_trained_kind_equal_the_plain_algorithm(form):
+    locs, scores = predictions_around_objects(2, seed=0)
+    share = (scores.softmax(dim=2)[:, :, 1:] > 0.01).float().mean()
+    assert 0.02 < share < 0.2  # the case is what it is meant to be
+    for max_candidates in (None, 100):
+        results = detect_objects(locs, scores, PRIORS_CXCY, 0.01, 0.45, 200, max_candidates)
+        expected = plain_detect_objects(locs, scores, PRIORS_CXCY, 0.01, 0.45, 200, max_candidates)
+        assert len(results[0][0]) == len(results[0][1]) == 200
+        assert_same(results, expected)
+
+
+def suppress_by_class(locs, scores, priors_cxcy, min_score, max_overlap, top_k):
+    """The plain algorithm for one image, by torchvision's nms() class by class: for cases of many boxes."""
+    boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs[0], priors_cxcy))
+    scores = scores[0].softmax(dim=1)
+    kept = []
+    for label in range(1, scores.shape[1]):
+        candidates = (scores[:, label] > min_score).nonzero()[:, 0]
+        chosen = candidates[nms(boxes_xy[candidates], scores[candidates, label], max_overlap)]
+        kept += [(-scores[prior, label].item(), prior.item(), label) for prior in chosen]
+    kept = sorted(kept)[:top_k]
+    priors, labels = torch.tensor([prior for _, prior, _ in kept]), torch.tensor([label for _, _, label in kept])
+    return [boxes_xy[priors]], [labels], [scores[priors, labels]]
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered", "identical", "equal scores"])
+def test_all_priors_and_classes_above_min_score(form, kind):
+    generator = torch.Generator().manual_seed(0)
+    locs = torch.randn(1, len(PRIORS_CXCY), 4, generator=generator)
+    scores = torch.rand(1, len(PRIORS_CXCY), 21, generator=generator)
+    top_k = 200
+    if kind == "clustered":  # four survivors a class, which need nearly all candidates to be looked at
+        corners = torch.tensor([[0.2, 0.2, 0.3, 0.3], [0.8, 0.2, 0.3, 0.3], [0.2, 0.8, 0.3, 0.3], [0.8, 0.8, 0.3, 0.3]])
+        target = corners.repeat(len(PRIORS_CXCY) // 4, 1)
+        locs[0] = cxcy_to_gcxgcy(target, PRIORS_CXCY) + 0.01 * locs[0]
+    elif kind == "identical":
+        locs[0] = cxcy_to_gcxgcy(torch.tensor([[0.5, 0.5, 0.4, 0.4]]).repeat(len(PRIORS_CXCY), 1), PRIORS_CXCY)
+    elif kind == "equal scores":
+        scores = torch.zeros_like(scores)
+    assert scores.softmax(dim=2)[:, :, 1:].min() > 0.01
+    results = detect_objects(locs, scores, PRIORS_CXCY, 0.01, 0.45, top_k)
+    assert_same(results, suppress_by_class(locs, scores, PRIORS_CXCY, 0.01, 0.45, top_k))
+    assert len(results[0][0]) == {"clustered": 80, "identical": 20}.get(kind, 200)
+
+
+def test_batch_of_64(form):
+    locs, scores = random_predictions(64, 60, 4, seed=2)
+    results = detect_objects(locs, scores, PRIORS_CXCY[:60], 0.1, 0.45, 20)
+    assert_same(results, plain_detect_objects(locs, scores, PRIORS_CXCY[:60], 0.1, 0.45, 20))
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 3e38])
+def test_extreme_offsets_give_finite_boxes(form, size):
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(-1, 2, (1, 200, 4), generator=generator).float()
+    scores = torch.randn(1, 200, 4, generator=generator)
+    boxes, _, kept_scores = detect_objects(signs * size, scores, PRIORS_CXCY[-200:], 0.01, 0.45, 1000)
+    assert len(boxes[0]) > 100
+    assert torch.isfinite(boxes[0]).all()
+    assert torch.isfinite(kept_scores[0]).all()
+    assert (boxes[0][:, 2:] >= boxes[0][:, :2]).all()
+
+
+def test_large_offsets_that_do_not_overflow_are_left_alone(form):
+    locs, scores = random_predictions(2, 300, 4, seed=3)
+    locs *= 30  # sizes of up to exp(20) times the prior's
+    results = detect_objects(locs, scores, PRIORS_CXCY[:300], 0.1, 0.45, 200)
+    assert_same(results, plain_detect_objects(locs, scores, PRIORS_CXCY[:300], 0.1, 0.45, 200))
+
+
+def test_boxes_are_not_clipped_to_the_image(form):
+    locs, scores, priors = predictions_of([[-0.2, -0.1, 0.5, 1.3]], [[0.1, 0.9]])
+    torch.testing.assert_close(
+        detect_objects(locs, scores, priors, 0.01, 0.45, 1)[0][0], torch.tensor([[-0.2, -0.1, 0.5, 1.3]])
+    )
+
+
+def test_scores_that_are_not_numbers_are_no_candidates(form):
+    locs, scores = random_predictions(1, 20, 3, seed=4)
+    expected = detect_objects(locs[:, 1:], scores[:, 1:], PRIORS_CXCY[1:20], 0.01, 0.45, 50)
+    scores[0, 0, 1] = torch.nan
+    assert_same(detect_objects(locs, scores, PRIORS_CXCY[:20], 0.01, 0.45, 50), expected)
+
+
+def test_half_precision_and_gradients_are_accepted_and_inputs_left_alone(form):
+    locs, scores = (part.bfloat16().requires_grad_() for part in random_predictions(2, 100, 5, seed=5))
+    before = locs.detach().clone(), scores.detach().clone()
+    results = detect_objects(locs, scores, PRIORS_CXCY[:100], 0.1, 0.45, 20)
+    assert_same(results, detect_objects(locs.float(), scores.float(), PRIORS_CXCY[:100], 0.1, 0.45, 20))
+    assert torch.equal(locs, before[0]) and torch.equal(scores, before[1])
+    assert not results[0][0].requires_grad and results[0][0].dtype == torch.float32
+
+
+def test_model_detects_with_its_own_priors(form):
+    model = SSD300(n_classes=4)
+    locs, scores = random_predictions(1, len(PRIORS_CXCY), 4, seed=6)
+    results = model.detect_objects(locs, scores, min_score=0.1, max_overlap=0.45, top_k=30)
+    assert_same(results, detect_objects(locs, scores, PRIORS_CXCY, 0.1, 0.45, 30))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_equals_the_plain_algorithm_there():
+    locs, scores = (part.cuda() for part in predictions_around_objects(2, seed=0))
+    results = detect_objects(locs, scores, PRIORS_CXCY.cuda(), 0.01, 0.45, 200)
+    probabilities = scores.softmax(dim=2).cpu()  # the last bit of exp() may differ from the CPU's
+    boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, PRIORS_CXCY.cuda())).cpu()
+    for i in range(2):
+        priors_cxcy = xy_to_cxcy(boxes_xy[i])
+        expected = plain_detect_objects(
+            torch.zeros(1, len(priors_cxcy), 4), probabilities[i : i + 1].log(), priors_cxcy, 0.01, 0.45, 200
+        )
+        assert results[1][i].tolist() == expected[1][0].tolist()
+        torch.testing.assert_close(results[0][i].cpu(), expected[0][0])
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("locs", "scores", "parameters", "message"),
+    [
+        ((2, 7, 4), (2, 8, 3), {}, r"predicted_locs are \(N, 8, 4\), not \(2, 7, 4\)"),
+        ((2, 8, 4), (1, 8, 3), {}, r"predicted_scores are \(2, 8, n_classes\)"),
+        ((2, 8, 4), (2, 8), {}, "predicted_scores"),
+        ((2, 8, 4), (2, 8, 1), {}, "n_classes >= 2"),
+        ((2, 8, 4), (2, 8, 3), {"top_k": 0}, "top_k is 0"),
+        ((2, 8, 4), (2, 8, 3), {"max_candidates": 0}, "max_candidates is 0"),
+        ((2, 8, 4), (2, 8, 3), {"max_overlap": -0.1}, "max_overlap is -0.1"),
+    ],
+)
+def test_arguments_that_make_no_sense(locs, scores, parameters, message):
+    parameters = dict(min_score=0.1, max_overlap=0.45, top_k=10) | parameters
+    with pytest.raises(ValueError, match=message):
+        detect_objects(torch.zeros(locs), torch.zeros(scores), torch.ones(8, 4), **parameters)

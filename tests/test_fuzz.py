@@ -1,0 +1,400 @@
+"""Thousands of damaged inputs: each ends in a result or in one of our own errors, in bounded time and memory.
+
+    SSD_FUZZ=20000 pytest tests/test_fuzz.py -s        a longer run: so many inputs of each kind
+
+An error of our own is a ValueError or FileNotFoundError (a SystemExit for parameters) that names the file.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import random
+import signal
+import string
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import standin
+import torch
+from make_sample import draw_sample
+from PIL import Image
+from test_detect import FakeModel
+
+import model
+import train
+from datasets import PascalVOCDataset
+from detect import detect
+from utils import (
+    calculate_mAP,
+    load_checkpoint,
+    override_parameters,
+    parse_annotation,
+    read_image,
+    read_voc_detections,
+    script_parameters,
+)
+
+SECONDS = 60  # for one input; none takes one, but the machine may be busy
+KILOBYTES = 2_000_000
+LABEL_MAP = {"background": 0, "cat": 1, "dog": 2}
+
+
+class Hang(BaseException):
+    """Not an Exception, so that no `except Exception` takes it for a damaged file."""
+
+
+@contextlib.contextmanager
+def time_limit():
+    def interrupt(_number, _frame):
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def memory_kb(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def fuzz(count, make, act, names, errors=(ValueError, FileNotFoundError)):
+    """Call act(make()) so many times; returns how many ended in a result, and how many in an error.
+
+    names: returns what an error has to name, one of several strings.
+    """
+    count = int(os.environ.get("SSD_FUZZ", count))
+    outcomes = Counter(result=0, error=0)
+    watched = os.access("/proc/self/clear_refs", os.W_OK)
+    if watched:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = memory_kb("VmRSS")
+    for _ in range(count):
+        made = make()
+        try:
+            with time_limit():
+                act(made)
+            outcomes["result"] += 1
+        except errors as error:
+            assert type(error) in errors, repr(error)  # not one of their kinds, such as a UnicodeDecodeError
+            assert any(name in str(error) for name in names()), error
+            assert len(str(error)) < 5000
+            outcomes["error"] += 1
+    if watched:
+        grown = memory_kb("VmHWM") - before
+        print(f"{dict(outcomes)}, at most {grown / 1000:.0f} MB more memory")
+        assert grown < KILOBYTES
+    return outcomes
+
+
+# ----------------------------------------------------------------------------------------------
+# Damage
+# ----------------------------------------------------------------------------------------------
+
+NASTY_BYTES = [b"", b"\0", b"\xff\xfe", b"nan", b"-1", b"1e999", b"9" * 400, b'"', b"[", b"{", b"<a>", b"&lt;", b"\r", b"  "]
+
+
+def damage_bytes(data, rng):
+    """Cut bytes short, or change, repeat, remove or insert some, more often near the start."""
+    data = bytearray(data)
+    if rng.random() < 0.1:
+        return bytes(data[: rng.randrange(len(data))])
+    reach = len(data) if rng.random() < 0.6 else min(128, len(data))
+    for _ in range(rng.choice([1, 1, 2, 4, 16])):
+        start = rng.randrange(reach)
+        end = min(len(data), start + rng.choice([0, 1, 1, 4, 16]))
+        choices = [rng.randbytes(end - start), b"", bytes(data[start:end]) * 2, rng.choice(NASTY_BYTES)]
+        data[start:end] = rng.choice(choices)
+        reach = max(1, min(reach, len(data)))
+    return bytes(data)
+
+
+def nasty_values():
+    deep = 1
+    for _ in range(200):
+        deep = [deep]
+    plain = [None, True, -1, 0, 7, 2**63, 10**30, 1e308, float("inf"), float("nan"), 0.5]
+    return [*plain, "", "\0", "\ud800", "x" * 5000, "/dev/zero", "/", [], {}, [[]], [1, 2, 3], {"a": 1}, deep]
+
+
+def nasty_tensors():
+    return [
+        torch.zeros(0), torch.zeros(3, dtype=torch.int64), torch.zeros(1).expand(10**9), torch.zeros(2, 2).to_sparse(),
+        torch.zeros(8732, 4, dtype=torch.complex64), torch.full((8732, 4), torch.nan), torch.zeros(8732, 4, device="meta"),
+        torch.zeros(1, dtype=torch.float64).expand(8732, 4), torch.tensor(1.0), torch.zeros(5056, dtype=torch.uint8),
+    ]  # fmt: skip
+
+
+def damage_tree(tree, rng, nasty):
+    """A copy of nested dicts and lists in which a few values are replaced, removed, repeated or swapped."""
+    tree = copy.deepcopy(tree)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        places = list(find_places(tree))
+        if not places:
+            break
+        holder, key = rng.choice(places)
+        action = rng.random()
+        if action < 0.6:
+            holder[key] = rng.choice(nasty)
+        elif action < 0.75:
+            del holder[key]
+        elif action < 0.85 and isinstance(holder, list):
+            holder.append(holder[key])
+        else:
+            other, other_key = rng.choice(places)
+            holder[key] = copy.deepcopy(other[other_key])
+    return tree
+
+
+def find_places(tree):
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield tree, key
+        yield from find_places(value)
+
+
+# ----------------------------------------------------------------------------------------------
+# Text: annotations, lists, detections, parameters
+# ----------------------------------------------------------------------------------------------
+
+ANNOTATION = b"""<annotation><folder>f</folder><filename>a.jpg</filename>
+<size><width>500</width><height>375</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult>
+<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>90</xmax><ymax>80</ymax></bndbox></object>
+<object><name>dog</name><bndbox><xmin>10</xmin><ymin>20</ymin><xmax>60</xmax><ymax>70</ymax></bndbox></object>
+</annotation>"""
+
+
+def test_annotations(tmp_path):
+    rng, path = random.Random(1), tmp_path / "fuzzed.xml"
+
+    def act(data):
+        path.write_bytes(data)
+        annotation = parse_annotation(path)
+        assert len(annotation["boxes"]) == len(annotation["names"]) == len(annotation["difficulties"])
+
+    outcomes = fuzz(1500, lambda: damage_bytes(ANNOTATION, rng), act, lambda: [str(path)])
+    assert min(outcomes.values()) > 0.1 * sum(outcomes.values())
+
+
+def test_lists(tmp_path):
+    rng, paths, files = random.Random(2), [], {}
+    for i in range(3):
+        paths.append(str(tmp_path / f"{i}.jpg"))
+        Image.effect_noise((40, 30), 50).save(paths[-1])
+    entry = {"boxes": [[1.0, 2, 20, 29], [0, 0, 40, 30.0]], "labels": [1, 2], "difficulties": [0, 1], "size": [40, 30]}
+    files = {"TRAIN_images.json": paths, "TRAIN_objects.json": [entry] * 3, "label_map.json": LABEL_MAP}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    named = []
+
+    def make():
+        name = rng.choice(list(files))
+        text = json.dumps(damage_tree(files[name], rng, nasty_values()))
+        return name, damage_bytes(text.encode(), rng) if rng.random() < 0.3 else text.encode()
+
+    def act(made):
+        name, data = made
+        (tmp_path / name).write_bytes(data)
+        named[:] = [str(tmp_path)]
+        try:
+            dataset = PascalVOCDataset(tmp_path, "TRAIN", keep_difficult=True)
+            named.extend(form(path) for path in dataset.image_paths.tolist() for form in (str, repr))
+            for key in range(min(len(dataset), 5)):
+                image, boxes, labels, _ = dataset[0, key]
+                assert image.shape == (3, 300, 300) and len(boxes) == len(labels)
+                assert boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()
+        finally:
+            (tmp_path / name).write_text(json.dumps(files[name]))
+
+    outcomes = fuzz(800, make, act, lambda: named)
+    assert min(outcomes.values()) > 0.02 * sum(outcomes.values())
+
+
+@pytest.mark.filterwarnings("ignore")  # coordinates such as 1e308 overflow
+def test_detections_files(tmp_path):
+    rng = random.Random(3)
+    names, path = ["000001", "a photo", "x"], tmp_path / "comp4_det_test_cat.txt"
+    original = b"000001 0.9 1 2 30 40\na photo 0.8 10.5 10 20 20\nx 0.1 1 1 5 5\n000001 0.2 3 3 9 9\n"
+    (tmp_path / "comp4_det_test_dog.txt").write_bytes(b"x 0.5 1 1 9 9\n")
+    truth = [torch.tensor([[0.0, 1, 30, 40]])] * 3, [torch.tensor([1])] * 3, [torch.tensor([0])] * 3
+
+    def act(data):
+        path.write_bytes(data)
+        detections = read_voc_detections(tmp_path, names, LABEL_MAP)
+        _, mean_ap = calculate_mAP(*detections, *truth, label_map=LABEL_MAP)
+        assert 0 <= mean_ap <= 1
+
+    outcomes = fuzz(1500, lambda: damage_bytes(original, rng), act, lambda: [str(path)])
+    assert min(outcomes.values()) > 0.05 * sum(outcomes.values())
+
+
+def test_parameters():
+    rng, before = random.Random(4), script_parameters(vars(train))
+    originals = [f"--{name}={value}".encode() for name, value in before.items()]
+    originals += [b"--decay_lr_at=" + b"(" * 2000, b"--decay_lr_at=None", b"--decay_lr_at=...", b"--lr=" + b"9" * 5000]
+    originals += [b"--decay_lr_at=" + text for text in (b"{1:2}", b"b'a'", b"[1,[2]]", b"-" * 20000 + b"1", b"2j")]
+
+    def make():
+        text = rng.choice(originals)
+        return (damage_bytes(text, rng) if rng.random() < 0.9 else text).decode("utf-8", "surrogateescape")
+
+    def act(argument):
+        namespace = dict(before)
+        override_parameters(namespace, [argument])
+        assert all(type(namespace[name]) is type(value) for name, value in before.items())
+
+    outcomes = fuzz(2000, make, act, lambda: ["error:"], errors=(SystemExit,))
+    assert min(outcomes.values()) > 0.02 * sum(outcomes.values())
+
+
+# ----------------------------------------------------------------------------------------------
+# Checkpoints and weights
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """train.py's module with the stand-in network, and the bytes of a checkpoint of it."""
+    for name in ("SOURCE_MAPS", "VGGBase", "AuxiliaryConvolutions", "l2_normalize"):
+        monkeypatch.setattr(model, name, getattr(model, name))  # the stand-in's go when the test ends
+    monkeypatch.setattr(model.SSD300, "__init__", model.SSD300.__init__)
+    standin.shrink_network()
+    for name, value in {"pretrained": "", "checkpoint": "", "save_to": str(tmp_path / "c.pth.tar")}.items():
+        monkeypatch.setattr(train, name, value)
+    network, optimizer, *_ = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    train.save(train.save_to, network, optimizer, 3, 0.5)
+    monkeypatch.setattr(train, "checkpoint", train.save_to)
+    return Path(train.save_to)
+
+
+def damage_archive(data, rng):
+    """Damage one entry of a zip archive and pack it again with right checksums; or drop or compress entries."""
+    target, action = io.BytesIO(), rng.random()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as archive:
+        names = source.namelist()
+        pickled = next(name for name in names if name.endswith("data.pkl"))
+        chosen = pickled if rng.random() < 0.7 else rng.choice(names)
+        for name in names:
+            content = source.read(name)
+            if name == chosen and action < 0.1:
+                continue
+            if name == chosen and action < 0.95:
+                content = damage_bytes(content, rng) if content else b"x"
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED if action > 0.95 else zipfile.ZIP_STORED)
+    return target.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints(small_run, capsys):
+    rng, original = random.Random(5), small_run.read_bytes()
+    contents = load_checkpoint(small_run)
+    nasty = [*nasty_values(), *nasty_tensors()]
+
+    def make():
+        kind = rng.random()
+        if kind < 0.2:
+            return damage_bytes(original, rng)
+        if kind < 0.6:
+            return damage_archive(original, rng)
+        stream = io.BytesIO()
+        torch.save(damage_tree(contents, rng, nasty), stream)
+        return stream.getvalue()
+
+    def act(data):
+        small_run.write_bytes(data)
+        network, optimizer, start, best_map = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
+        assert type(start) is int and type(best_map) is float
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+    outcomes = fuzz(150, make, act, lambda: [str(small_run)])
+    capsys.readouterr()
+    print(outcomes)
+    assert min(outcomes.values()) > 0.05 * sum(outcomes.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pretrained_weights(tmp_path):
+    rng, path = random.Random(6), tmp_path / "vgg.pth"
+    contents = {f"features.{i}.weight": torch.zeros(2, 3) for i in range(3)}
+    stream = io.BytesIO()
+    torch.save(contents, stream)
+    original = stream.getvalue()
+
+    def act(data):
+        path.write_bytes(data)
+        state_dict = model.read_vgg16_weights(str(path))
+        assert all(isinstance(value, torch.Tensor) for value in state_dict.values())
+
+    def make():
+        return damage_bytes(original, rng) if rng.random() < 0.3 else damage_archive(original, rng)
+
+    outcomes = fuzz(200, make, act, lambda: [str(path)])
+    assert min(outcomes.values()) > 0.05 * sum(outcomes.values())
+
+
+# ----------------------------------------------------------------------------------------------
+# Images
+# ----------------------------------------------------------------------------------------------
+
+
+def encode(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images(tmp_path):
+    rng, path = random.Random(7), tmp_path / "fuzzed.img"
+    photo = draw_sample(np.random.default_rng(0))[0].resize((80, 60))
+    originals = [encode(photo, kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")]
+    originals += [encode(photo, "JPEG", progressive=True), encode(photo.convert("CMYK"), "JPEG")]
+    originals += [encode(photo.convert("P"), "PNG", transparency=3), encode(photo.convert("RGBA"), "PNG")]
+    originals += [encode(photo.convert("I").convert("I;16"), "PNG")]
+    fake_model = FakeModel()
+
+    def read(data):
+        path.write_bytes(data)
+        image = read_image(path)
+        assert image.dtype == torch.uint8 and image.shape[0] == 3
+
+    def find(data):
+        path.write_bytes(data)
+        assert detect(path, model=fake_model).mode == "RGB"
+        fake_model.batches.clear()
+
+    for act in (read, find):
+        outcomes = fuzz(250, lambda: damage_bytes(rng.choice(originals), rng), act, lambda: [str(path)])
+        assert min(outcomes.values()) > 0.1 * sum(outcomes.values())
+
+
+def test_random_bytes_are_nothing(tmp_path):
+    """No reader takes noise for something."""
+    rng, path = random.Random(8), tmp_path / "noise"
+    readers = [read_image, load_checkpoint, parse_annotation, model.read_vgg16_weights]
+    readers.append(lambda path: detect(path, model=FakeModel()))
+    for reader in readers:
+
+        def act(data, reader=reader):
+            path.write_bytes(data)
+            reader(str(path))
+
+        def make():
+            return rng.randbytes(rng.randrange(300)) + rng.choice(string.printable).encode()
+
+        assert fuzz(40, make, act, lambda: [str(path)])["result"] == 0
