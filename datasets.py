@@ -61,10 +61,10 @@ class PascalVOCDataset(Dataset):
             )
         # A few large arrays, not a Python object for each path and box: a forked worker that only reads a
         # Python object still writes its reference count, and so would copy every page of a long list.
-        self.image_paths = np.array(images, dtype=np.str_)
         self.sizes, starts, boxes, labels, difficulties = pack_objects(
             images, objects, set(self.label_map.values()) - {0}, objects_path
         )
+        self.image_paths = np.array(images, dtype=np.str_)
         if not keep_difficult:
             kept_before = np.concatenate([[0], np.cumsum(difficulties == 0)])
             starts = kept_before[starts]
@@ -249,7 +249,7 @@ def pack_objects(images, objects, valid_labels, path):
     for image, entry in zip(images, objects, strict=True):
         problem = find_problem(image, entry, valid_labels)
         if problem:
-            raise ValueError(f"{path}: {image}: {problem}; run create_data_lists.py again")
+            raise ValueError(f"{path}: {str(image)[:1000]}: {problem[:1000]}; run create_data_lists.py again")
         sizes.append(entry["size"])
         counts.append(len(entry["boxes"]))
         boxes += entry["boxes"]

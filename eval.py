@@ -37,6 +37,7 @@ write_detections_to = ""  # folder that gets the detections as comp4_det_test_<c
 min_score = 0.01  # lower scores are no detections
 max_overlap = 0.45  # of two boxes of a class that overlap more than this, the better one stays
 top_k = 200  # detections kept in an image, of all classes together
+max_candidates = 0  # best boxes of a class that enter suppression; 0: all. (The Caffe code takes 400.)
 
 # Metric
 metric = "11 points"  # VOC2007's; "area" is that of VOC2010 and later
@@ -116,7 +117,7 @@ def detect_all(test_loader, model, seconds=None):
             predicted_locs, predicted_scores = model(images)
         seconds.lap("the network", device)
         boxes, labels, scores = model.detect_objects(
-            predicted_locs, predicted_scores, min_score=min_score, max_overlap=max_overlap, top_k=top_k
+            predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates or None
         )
         det_boxes += [image_boxes.cpu() for image_boxes in boxes]
         det_labels += [image_labels.cpu() for image_labels in labels]

@@ -9,6 +9,7 @@ of the batch that has most, G the side of a source map's grid.
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"), and the authors' Caffe code.
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from utils import (
     gcxgcy_to_cxcy,
     load_checkpoint,
     normalize,
+    shorten,
     xy_to_cxcy,
 )
 
@@ -313,7 +315,7 @@ class SSD300(nn.Module):
 
         Returns (8732, 4) float32, center-size form, fractional. The centres lie inside the image, but a
         prior may reach beyond its edges: none is clipped.
-        Source: the paper, section 2.2; the scales are those of the Caffe code for Pascal VOC.
+        Source: the paper, section 2.2, equation 4 from conv7 on (0.2 to 0.9), and 0.1 for conv4_3.
         """
         next_scales = [source.scale for source in SOURCE_MAPS[1:]] + [1.0]
         priors = []
@@ -438,8 +440,8 @@ def model_from_checkpoint(saved, name):
             saved.get("max_size_offset"),
         )
         model.load_state_dict(saved["model"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {error}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {shorten(error)}") from error
     model.label_map = saved["label_map"]
     return model
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from datasets import PascalVOCDataset, TrainingBatches
 from eval import evaluate, make_test_loader
 from model import SSD300, MultiBoxLoss, model_from_checkpoint, model_state
-from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters, write_file
+from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters, shorten, write_file
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -238,8 +238,8 @@ def load_weights_only(model, label_map):
     saved = load_checkpoint(finetune_from)
     try:
         return model.load_other_classes(saved, label_map)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{finetune_from}: a checkpoint that does not fit SSD300: {error}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{finetune_from}: a checkpoint that does not fit SSD300: {shorten(error)}") from error
 
 
 def restore_training_state(saved, optimizer):
@@ -248,8 +248,11 @@ def restore_training_state(saved, optimizer):
     Settings, such as the weight decay, stay as they are in this run: they may have been changed for it.
     """
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    order = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
+        if [group["params"] for group in saved["optimizer"]["param_groups"]] != order:
+            raise ValueError("its optimizer has other groups of parameters")
         for index, state in saved["optimizer"]["state"].items():
             if state["momentum_buffer"].shape != parameters[index].shape:
                 raise ValueError(f"momentum {index} has another shape than its parameter")
@@ -260,9 +263,9 @@ def restore_training_state(saved, optimizer):
         start, best_map = saved["iteration"], saved["best_map"]
         if type(start) is not int or start < 0 or type(best_map) is not float:
             raise ValueError(f"iteration {start!r}, best_map {best_map!r}")
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{checkpoint}: its training state cannot be restored ({error}); start from its weights with "
+            f"{checkpoint}: its training state cannot be restored ({shorten(error)}); start from its weights with "
             f"--finetune_from={checkpoint}"
         ) from error
     return start, best_map

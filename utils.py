@@ -1636,16 +1636,20 @@ def load_checkpoint(path, device="cpu"):
         _check_archive(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ValueError(
             f"{path}: not loaded, for it is truncated, no checkpoint, or holds more than tensors and numbers, "
-            f"which could run code ({reason})"
+            f"which could run code ({shorten(error, 200)})"
         ) from error
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
     if found != CHECKPOINT_FORMAT:
         found = found[:40] if isinstance(found, str) else "none"
         raise ValueError(f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found})")
     return checkpoint
+
+
+def shorten(error, length=1000):
+    """The text of an error, or its kind where it has none, cut to a length: torch can write pages."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
 
 
 def _check_archive(path):
@@ -1694,7 +1698,7 @@ def override_parameters(namespace, arguments):
             raise SystemExit(0)
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or name not in parameters:
-            raise SystemExit(f"error: {argument!r} is no --name=value of a parameter. Valid are:\n{listing}")
+            raise SystemExit(f"error: {argument[:200]!r} is no --name=value of a parameter. Valid are:\n{listing}")
         try:
             namespace[name] = _parse_like(parameters[name], text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:

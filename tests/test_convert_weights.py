@@ -47,7 +47,7 @@ def draw_layers(layers, first_scale=1.0):
 
 
 def heads(names, n_classes):
-    """Layers of the heads: names is a pattern for offsets and one for scores, formatted with the map's number or name."""
+    """Layers of the heads; names: a pattern for offsets and one for scores, for the map's number or name."""
     maps = ("conv4_3", "conv7", "conv8_2", "conv9_2", "conv10_2", "conv11_2")
     layers = {}
     for i, (n_in, n_priors) in enumerate(zip((512, 1024, 512, 256, 256, 256), (4, 6, 6, 6, 4, 4), strict=True)):
@@ -105,8 +105,12 @@ def tutorial_layers(n_classes=21):
             layers[f"base.conv{block}_{i}"] = (width, n_in, 3)
             n_in = width
     layers.update({"base.conv6": (1024, 512, 3), "base.conv7": (1024, 1024, 1)})
-    for block, n_in, middle, n_out in ((8, 1024, 256, 512), (9, 512, 128, 256), (10, 256, 128, 256), (11, 256, 128, 256)):
-        layers.update({f"aux_convs.conv{block}_1": (middle, n_in, 1), f"aux_convs.conv{block}_2": (n_out, middle, 3)})
+    n_in = 1024
+    for block in (8, 9, 10, 11):
+        middle, n_out = (256, 512) if block == 8 else (128, 256)
+        layers[f"aux_convs.conv{block}_1"] = (middle, n_in, 1)
+        layers[f"aux_convs.conv{block}_2"] = (n_out, middle, 3)
+        n_in = n_out
     return {**layers, **heads(TUTORIAL_HEADS, n_classes)}
 
 
@@ -198,9 +202,7 @@ def test_tutorial_checkpoint(tutorial_module, tutorial_state, tmp_path, monkeypa
     optimizer = torch.optim.SGD([{"params": network.base.parameters(), "lr": 2e-3}], lr=1e-3, momentum=0.9)
     optimizer.state[network.base.conv1_1.bias]["momentum_buffer"] = torch.ones(64)
     path = tmp_path / "tutorial.pth.tar"
-    torch.save(
-        {"epoch": 7, "model": network, "optimizer": optimizer}, path, _use_new_zipfile_serialization=is_zip
-    )
+    torch.save({"epoch": 7, "model": network, "optimizer": optimizer}, path, _use_new_zipfile_serialization=is_zip)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)  # it is a pickled model indeed
     del sys.modules["model"]  # and its classes are not needed
@@ -220,9 +222,65 @@ def test_tutorial_checkpoint(tutorial_module, tutorial_state, tmp_path, monkeypa
         assert_close(ours, theirs)
 
 
+class OldStorage:
+    """A number, in the place of all those of a tensor."""
+
+
+class OldPickler(pickle.Pickler):
+    """Writes a model as torch 0.4 did after training on a GPU, all numbers of a tensor in one."""
+
+    def __init__(self, file):
+        super().__init__(file, protocol=2)
+        self.storages, self.classes = [], set()
+
+    def persistent_id(self, obj):
+        if isinstance(obj, OldStorage):
+            self.storages.append(f"9390{len(self.storages)}")
+            return "storage", torch.cuda.FloatStorage, self.storages[-1], "cuda:0", 1, None
+        if isinstance(obj, type) and issubclass(obj, nn.Module) and obj not in self.classes:
+            self.classes.add(obj)
+            return "module", obj, "/home/me/model.py", "class SSD300(nn.Module):\n    ..."
+        return None
+
+    def reducer_override(self, obj):
+        if isinstance(obj, nn.Parameter):
+            return nn.Parameter, (obj.data, True)
+        if isinstance(obj, torch.Tensor):
+            return torch._utils._rebuild_tensor_v2, (OldStorage(), 0, tuple(obj.shape), (0,) * obj.dim(), False, {})
+        return NotImplemented
+
+
+def test_tutorial_checkpoint_of_torch_0_4(tutorial_module, tmp_path, monkeypatch):
+    """As the published file was written, which no torch of today would write so; its modules held a backend."""
+    thnn = types.ModuleType("torch.nn.backends.thnn")
+    exec("def _get_thnn_function_backend(): raise AssertionError('it was called')", vars(thnn))
+    monkeypatch.setitem(sys.modules, "torch.nn.backends", types.ModuleType("torch.nn.backends"))
+    monkeypatch.setitem(sys.modules, "torch.nn.backends.thnn", thnn)
+    network = build_tutorial_model(tutorial_module, light_state(tutorial_layers()))
+    del network.priors_cxcy  # of more than one number
+    backend = type("Backend", (), {"__reduce__": lambda self: (thnn._get_thnn_function_backend, ())})()
+    for module in network.modules():
+        module._backend = backend
+    path = tmp_path / "old.pth.tar"
+    with open(path, "wb") as file:
+        for header in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}):
+            pickle.dump(header, file, protocol=2)
+        pickler = OldPickler(file)
+        pickler.dump({"epoch": 231, "best_loss": 2.5, "model": network, "optimizer": torch.optim.SGD([torch.zeros(3)])})
+        keys = sorted(pickler.storages, reverse=True)
+        pickle.dump(keys, file, protocol=2)
+        for key in keys:
+            file.write((1).to_bytes(8, "little") + np.float32(key).tobytes())
+    model, _ = convert(str(path))
+    values = [parameter.unique().tolist() for parameter in model.state_dict().values()]
+    assert all(len(value) == 1 for value in values)  # one number a tensor, and each tensor its own
+    assert len({value for (value,) in values}) == len(values) == 71
+
+
 def test_tutorial_state_dict(tmp_path):
     """Without the pickled priors the tutorial's table is taken all the same."""
-    torch.save({"module." + name: tensor for name, tensor in light_state(tutorial_layers()).items()}, tmp_path / "w.pth")
+    state = {f"module.{name}": tensor for name, tensor in light_state(tutorial_layers()).items()}
+    torch.save(state, tmp_path / "w.pth")
     model, format = convert(str(tmp_path / "w.pth"))
     assert format == "sgrvinod"
     torch.testing.assert_close(model.priors_cxcy, tutorial_priors(), rtol=0, atol=1e-7)
@@ -234,7 +292,7 @@ def test_tutorial_state_dict(tmp_path):
 
 AMDEGROOT_HEADS = ("loc.{0}", "conf.{0}")
 VGG_CONFIG = (64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512, 512, 512)
-EXTRAS = ((256, 1024, 1), (512, 256, 3), (128, 512, 1), (256, 128, 3), (128, 256, 1), (256, 128, 3), (128, 256, 1), (256, 128, 3))
+EXTRAS = ((256, 1024, 1), (512, 256, 3), (128, 512, 1), (256, 128, 3), *[(128, 256, 1), (256, 128, 3)] * 2)
 
 
 def amdegroot_layers(n_classes=21):
@@ -424,7 +482,7 @@ def test_wrong_format_asked_for(tmp_path):
 
 
 def test_wrong_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.pth"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
         convert(str(tmp_path / "nothing.pth"))
     (tmp_path / "page.pth").write_text("<html>404</html>")
     torch.save([1, 2], tmp_path / "list.pth")
@@ -499,6 +557,7 @@ def test_payloads_do_not_run(tutorial_module, tmp_path, where, is_zip):
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     ("module", "name"),
     [

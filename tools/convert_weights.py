@@ -379,11 +379,12 @@ def read_zip_format(file):
         (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         folder = pickled.removesuffix("data.pkl")
         records = find_records(InertUnpickler(io.BytesIO(archive.read(pickled))).load())
-        return {name: make_tensor(record, archive.read(f"{folder}data/{record.key}")) for name, record in records.items()}
+        storages = {record.key: archive.read(f"{folder}data/{record.key}") for record in records.values()}
+    return make_tensors(records, storages)
 
 
 def read_legacy_format(file):
-    """A model from the format of torch < 1.6: a few pickles, the list of storages, then their bytes in turn."""
+    """A model from the format of torch < 1.6: pickles, of which the last lists the storages, then their bytes."""
     for _ in range(3):  # a magic number, the version of the format, facts about the machine
         InertUnpickler(file).load()
     unpickler = InertUnpickler(file)
@@ -396,7 +397,7 @@ def read_legacy_format(file):
             storages[key] = file.read(n_bytes)
         else:
             file.seek(n_bytes, io.SEEK_CUR)
-    return {name: make_tensor(record, storages[record.key]) for name, record in records.items()}
+    return make_tensors(records, storages)
 
 
 class TensorRecord(NamedTuple):
@@ -409,10 +410,13 @@ class TensorRecord(NamedTuple):
     stride: tuple
 
 
-def make_tensor(record, data):
-    """A tensor from the bytes of its storage; an error if they do not hold all of it."""
-    storage = torch.frombuffer(bytearray(data), dtype=record.dtype)
-    return storage.as_strided(record.size, record.stride, record.offset).clone()
+def make_tensors(records, storages):
+    """The tensors, by name, from the bytes of their storages; an error if these do not hold all of a tensor."""
+    tensors = {}
+    for name, record in records.items():
+        storage = torch.frombuffer(bytearray(storages[record.key]), dtype=record.dtype)
+        tensors[name] = storage.as_strided(record.size, record.stride, record.offset).clone()
+    return tensors
 
 
 def find_records(contents):
@@ -483,8 +487,8 @@ class InertUnpickler(pickle.Unpickler):
     def persistent_load(self, pid):
         if pid[0] == "module":  # torch < 1.6: a class, with its source code
             return pid[1]
-        _, dtype, key, _, n_elements, *view = pid
-        if any(part is not None for part in view):
+        dtype, key, view = pid[1], pid[2], pid[5:]
+        if view not in ((), (None,)):
             raise pickle.UnpicklingError("it holds a view of a storage, which no tutorial's checkpoint does")
         self.dtypes[key] = dtype
         return key, dtype

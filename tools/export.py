@@ -37,8 +37,9 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 sys.path.insert(0, str(REPO / "tools"))
 
-from detect import list_images, open_image  # noqa: E402 (the paths to them have to be set first)
 from make_sample import draw_sample  # noqa: E402
+
+from detect import list_images, open_image  # noqa: E402 (the paths to them have to be set first)
 from model import load_model  # noqa: E402
 from utils import cxcy_to_xy, gcxgcy_to_cxcy, override_parameters, transform  # noqa: E402
 
@@ -67,8 +68,8 @@ def main():
     pixels = read_images(images)
     network = Network(model, uint8_input, make_detector(Path(save_to).suffix) if find_objects else None)
     export(network, save_to, batch_size)
-    taken = "uint8" if uint8_input else "normalised float32"
-    print(f"{save_to}: {Path(save_to).stat().st_size / 1e6:.0f} MB, takes {taken} images, {batch_size or 'any number'} at a time")
+    megabytes, taken = Path(save_to).stat().st_size / 1e6, "uint8" if uint8_input else "normalised float32"
+    print(f"{save_to}: {megabytes:.0f} MB, takes {taken} images, {batch_size or 'any number'} at a time")
     try:
         print(check(network, load_exported(save_to), pixels, batch_size, tolerance))
     except ValueError:

@@ -593,7 +593,7 @@ def draw_l2_norm(_model):
         ("times 20", 20 * normalized, 21),
     ]
     for i, (title, values, top) in enumerate(columns):
-        x = 40 + 400 * i
+        x = 32 + 394 * i
         sheet.text(x, 20, title, bold=True, size=28)
         for row, color in enumerate((BLUE, AMBER)):
             for k, value in enumerate(values[row].tolist()):
