@@ -145,7 +145,7 @@ def damage_tree(tree, rng, nasty):
         holder, key = rng.choice(places)
         action = rng.random()
         if action < 0.6:
-            holder[key] = rng.choice(nasty)
+            holder[key] = copy.deepcopy(rng.choice(nasty))
         elif action < 0.75:
             del holder[key]
         elif action < 0.85 and isinstance(holder, list):
@@ -156,11 +156,12 @@ def damage_tree(tree, rng, nasty):
     return tree
 
 
-def find_places(tree):
+def find_places(tree, depth=0):
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         yield tree, key
-        yield from find_places(value)
+        if depth < 20:
+            yield from find_places(value, depth + 1)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -183,8 +184,8 @@ def test_annotations(tmp_path):
         annotation = parse_annotation(path)
         assert len(annotation["boxes"]) == len(annotation["names"]) == len(annotation["difficulties"])
 
-    outcomes = fuzz(1500, lambda: damage_bytes(ANNOTATION, rng), act, lambda: [str(path)])
-    assert min(outcomes.values()) > 0.03 * sum(outcomes.values())
+    outcomes = fuzz(800, lambda: damage_bytes(ANNOTATION, rng), act, lambda: [str(path)])
+    assert min(outcomes.values()) > 0.02 * sum(outcomes.values())
 
 
 def test_lists(tmp_path):
@@ -217,7 +218,7 @@ def test_lists(tmp_path):
         finally:
             (tmp_path / name).write_text(json.dumps(files[name]))
 
-    outcomes = fuzz(800, make, act, lambda: named)
+    outcomes = fuzz(500, make, act, lambda: named)
     assert min(outcomes.values()) > 0.02 * sum(outcomes.values())
 
 
@@ -235,7 +236,7 @@ def test_detections_files(tmp_path):
         _, mean_ap = calculate_mAP(*detections, *truth, label_map=LABEL_MAP)
         assert 0 <= mean_ap <= 1
 
-    outcomes = fuzz(1500, lambda: damage_bytes(original, rng), act, lambda: [str(path)])
+    outcomes = fuzz(600, lambda: damage_bytes(original, rng), act, lambda: [str(path)])
     assert min(outcomes.values()) > 0.05 * sum(outcomes.values())
 
 
@@ -299,7 +300,8 @@ def damage_archive(data, rng):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_checkpoints(small_run, capsys):
+def test_checkpoints(small_run, monkeypatch):
+    monkeypatch.setattr(train, "say", lambda text: None)
     rng, original = random.Random(5), small_run.read_bytes()
     contents = load_checkpoint(small_run)
     nasty = [*nasty_values(), *nasty_tensors()]
@@ -323,8 +325,6 @@ def test_checkpoints(small_run, capsys):
         optimizer.step()
 
     outcomes = fuzz(150, make, act, lambda: [str(small_run)])
-    capsys.readouterr()
-    print(outcomes)
     assert min(outcomes.values()) > 0.05 * sum(outcomes.values())
 
 

@@ -358,8 +358,8 @@ def find_state(contents, name):
 def read_pickled_model(path):
     """Read the tensors of a model that was saved as a Python object, and nothing else.
 
-    sgrvinod's checkpoint is such a file. Unpickling it would import its classes and run what they ask for;
-    and `torch.load(weights_only=True)` refuses classes in files of torch < 1.6, which may be listed or not.
+    sgrvinod's checkpoint is such a file. To unpickle it would be to run whatever it asks for, and
+    `torch.load(weights_only=True)` refuses classes in files of torch < 1.6 even when they are declared safe.
     So `InertUnpickler` reads its structure, with stand-ins for all objects, and the numbers follow from there.
 
     path: what torch.save() wrote, in its zip format or the one before.
