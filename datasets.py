@@ -285,7 +285,5 @@ def find_problem(image, entry, valid_labels):
         if not whole or width * height > MAX_IMAGE_PIXELS:
             return f"the size {entry['size']} is not a width and a height in pixels"
     except (KeyError, TypeError, ValueError):
-        return (
-            'its entry is no {"boxes": [[x_min, y_min, x_max, y_max], ...], "labels", "difficulties", "size"}'
-        )
+        return 'its entry is no {"boxes": [[x_min, y_min, x_max, y_max], ...], "labels", "difficulties", "size"}'
     return None

@@ -341,9 +341,7 @@ class SSD300(nn.Module):
         """
         return normalize(images.to(self.mean.device, non_blocking=True), self.mean, self.std)
 
-    def detect_objects(
-        self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None
-    ):
+    def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None):
         """Turn this model's predictions for a batch into objects: see the function `detect_objects()`.
 
         Returns three lists of N tensors, each by falling score: boxes (n, 4), fractional boundary form, labels
@@ -532,228 +530,246 @@ def l2_normalize(features, eps=1e-10):
 MAX_SIZE_OFFSET = 200.0
 MAX_COORDINATE = 1e18
 
-MAX_CHUNK_ON_CPU = 8192  # candidates of an image that one round examines, at most
-MAX_CHUNK_ON_GPU = 1024  # fewer, because the overlaps of all their pairs are in memory at once
-MAX_LEADERS = 32  # boxes of each group that the rest of it is compared with at a time, on the CPU
-N_COMPARISONS = 2**15  # at a time on the CPU, about: as many as stay in its cache
-N_SETTLING_STEPS = 12  # on the GPU, whose host does not look whether fewer are enough
+# Candidates of an image that are compared in one round of detection, at most. Fewer where all their pairs are
+# in memory at once.
+MAX_CHUNK = 8192
+MAX_CHUNK_ALL_PAIRS = 1024
+SETTLING_STEPS = 12  # where the host does not look how many are enough
+MAX_LEADERS = 32
+COMPARISONS_AT_ONCE = 2**15  # about as many as a CPU's cache holds
 
 
 @torch.no_grad()
-def detect_objects(
-    predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None
-):
-    """Turn the raw predictions for a batch into the objects that they show.
+def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None):
+    """Turn raw predictions into the objects that they show.
 
     Each pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. In
     each class a candidate is suppressed when its overlap with a better one that survives is > max_overlap.
     The best top_k survivors of all classes together are returned. Equal scores rank by prior, then by class.
-    The result is that of this plain algorithm, bit for bit, with softmax, decoding and
+    The result is that of this plain algorithm to the last bit, with softmax, decoding and
     `find_jaccard_overlap()` in float32.
 
-    predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy as the model predicts them.
-    predicted_scores: (N, P, C) float tensor, scores before the softmax.
+    predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy, as `forward()` returns them.
+    predicted_scores: (N, P, C) float tensor, before the softmax, as `forward()` returns them.
     priors_cxcy: (P, 4) float32 tensor, center-size form, fractional.
     min_score, max_overlap: floats in [0, 1].
     top_k: most objects returned for an image, at least 1.
     max_candidates: only this many best candidates of each class of an image enter suppression (400 in the
         Caffe code); None lets all in.
-
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form,
     not clipped to the image (as in the Caffe code), finite for all finite predictions; labels (n,) int64,
     1 to C - 1; scores (n,) float32. n is at most top_k, and 0 where nothing is found.
     Raises ValueError when shapes disagree or a parameter is out of its range.
     """
-    _check_arguments(predicted_locs, predicted_scores, priors_cxcy, top_k, max_candidates)
-    offsets_gcxgcy = predicted_locs.float()  # (N, P, 4)
-    class_scores = F.softmax(predicted_scores.float(), dim=2)  # (N, P, C)
-    n_images, _, n_classes = class_scores.shape
-    keys = _candidate_keys(class_scores, min_score, max_candidates)  # (N, at most P * C)
-    on_cpu = keys.device.type == "cpu"
-    suppress = _suppress_by_leaders if on_cpu else _suppress_by_all_pairs
-    max_chunk = MAX_CHUNK_ON_CPU if on_cpu else MAX_CHUNK_ON_GPU
-    chunk_size = min(2 * top_k, max_chunk) if on_cpu else max_chunk
+    n_images, n_priors = len(predicted_locs), len(priors_cxcy)
+    if predicted_locs.shape != (n_images, n_priors, 4):
+        raise ValueError(f"predicted_locs are (N, {n_priors}, 4), not {tuple(predicted_locs.shape)}")
+    shape = tuple(predicted_scores.shape)
+    if len(shape) != 3 or shape[:2] != (n_images, n_priors) or shape[2] < 2:
+        raise ValueError(f"predicted_scores are ({n_images}, {n_priors}, n_classes), n_classes >= 2, not {shape}")
+    if not max_overlap >= 0:
+        raise ValueError(f"max_overlap is {max_overlap}: it is 0 at least")
+    for name, value in (("top_k", top_k), ("max_candidates", max_candidates)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: it is 1 at least")
+    may_wait = is_at_hand(predicted_scores)
+    scores = F.softmax(predicted_scores.float(), dim=2)  # (N, P, C)
+    keys = _candidate_keys(scores, min_score, max_candidates, may_wait)
 
-    # Whether a candidate survives depends on better ones alone. So only the best are decoded and compared,
-    # then the next best, until each image has its top_k survivors or no candidate left. A GPU is waited for
-    # once in each round, when its results are read.
-    boxes, labels, scores = ([None] * n_images for _ in range(3))
-    images = list(range(n_images))  # those not finished: the rows of keys, found and offsets
-    found = keys.new_zeros(n_images, top_k)  # keys of the survivors so far, falling, then zeros
-    n_examined = 0
-    while images:
-        chunk, keys = _take_best(keys, chunk_size)
+    def decode(keys, images):
+        return _decode_keys(keys, predicted_locs, images, priors_cxcy, shape[2])
+
+    return _find_survivors(keys, decode, max_overlap, top_k, may_wait)
+
+
+def is_at_hand(tensor):
+    """Whether Python can look at a tensor's values at no cost. For those on a GPU it would have to wait."""
+    return tensor.device.type == "cpu"
+
+
+def _find_survivors(keys, decode, max_overlap, top_k, may_wait):
+    """The best survivors of each image: three lists of N tensors, boxes, labels and scores.
+
+    Whether a candidate survives depends on better ones alone. So only the best are decoded and compared,
+    then the next best, until each image has its top_k survivors or no candidate left. A GPU is waited for
+    once a round, when the results are read; one round is often enough.
+
+    keys: (N, n) int64, from `_candidate_keys()`. decode: function of keys (n, K) and the images (n,) that they
+    belong to, which returns what `_decode_keys()` does. may_wait: whether the host may wait for the device.
+    """
+    suppress = _suppress_by_leaders if may_wait else _suppress_by_all_pairs
+    max_chunk = MAX_CHUNK if may_wait else MAX_CHUNK_ALL_PAIRS
+    chunk_size = min(2 * top_k, max_chunk) if may_wait else max_chunk
+    boxes, labels, scores = ([None] * len(keys) for _ in range(3))
+    found = keys.new_zeros(len(keys), top_k)  # keys of the survivors so far, falling, then zeros
+    images = torch.arange(len(keys), device=keys.device)  # those not finished, one a row of keys and of found
+    unfinished, n_examined = list(range(len(keys))), 0
+    while unfinished:
+        chunk, keys = _take_best(keys, chunk_size, may_wait)
         pool = torch.cat([found, chunk], dim=1)  # (N, K)
-        pool_boxes_xy, pool_labels, _ = _decode_keys(pool, offsets_gcxgcy, priors_cxcy, n_classes)
+        pool_boxes_xy, pool_labels, _ = decode(pool, images)
         survives, is_settled = suppress(pool_boxes_xy, pool_labels, max_overlap)  # (N, K), (N, K)
-        found = _take_best(torch.where(survives, pool, 0), top_k)[0]
+        found, _ = _take_best(torch.where(survives, pool, 0), top_k, may_wait)
         if is_settled is not None:
             keys = torch.cat([keys, torch.where(is_settled, 0, pool)], dim=1)
 
+        results = decode(found, images)
         n_found = (found > 0).sum(dim=1)
         goes_on = (n_found < top_k) & (keys > 0).any(dim=1)
-        results = _decode_keys(found, offsets_gcxgcy, priors_cxcy, n_classes)
         n_found, goes_on = torch.stack([n_found, goes_on]).tolist()
-        for row, image in enumerate(images):
+        for row, image in enumerate(unfinished):
             boxes[image], labels[image], scores[image] = (part[row, : n_found[row]] for part in results)
-        rows = [row for row in range(len(images)) if goes_on[row]]
+        rows = [row for row, more in enumerate(goes_on) if more]
+        unfinished = [unfinished[row] for row in rows]
         if rows:
-            # As many more as give what is missing, if candidates survive as often as they have so far.
+            keys, found, images = keys[rows], found[rows], images[rows]
+            # As many more as supply what is missing, if they survive as often as those before.
             n_examined += chunk_size
             n_survivors = sum(n_found[row] for row in rows)
             n_missing = top_k * len(rows) - n_survivors
             chunk_size = min(max(n_missing * n_examined // max(n_survivors, 1), 2 * top_k), max_chunk)
-            keys, found, offsets_gcxgcy = keys[rows], found[rows], offsets_gcxgcy[rows]
-        images = [images[row] for row in rows]
     return boxes, labels, scores
 
 
-def _check_arguments(predicted_locs, predicted_scores, priors_cxcy, top_k, max_candidates):
-    """Raise ValueError for arguments of detect_objects() that do not go together."""
-    n_images, n_priors = len(predicted_locs), len(priors_cxcy)
-    if predicted_locs.shape != (n_images, n_priors, 4):
-        raise ValueError(f"predicted_locs must be (N, {n_priors}, 4), not {tuple(predicted_locs.shape)}")
-    shape = tuple(predicted_scores.shape)
-    if shape[:2] != (n_images, n_priors) or len(shape) != 3 or shape[2] < 2:
-        raise ValueError(
-            f"predicted_scores must be ({n_images}, {n_priors}, n_classes) with n_classes >= 2, not {shape}"
-        )
-    for name, value in (("top_k", top_k), ("max_candidates", max_candidates)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-def _candidate_keys(class_scores, min_score, max_candidates):
+def _candidate_keys(scores, min_score, max_candidates, may_wait):
     """Number the candidates of each image so that the better of two has the greater key.
 
     A key is made of the bits of the score (as an integer they are in the order of the scores, none of which
-    is negative) and, below them, P * C - index, where index = prior * C + class counts through class_scores:
+    is negative) and, below them, P * C - index, where index = prior * C + class counts through the scores:
     higher scores go first, then lower indices, and no two keys are equal.
 
-    class_scores: (N, P, C) float32 tensor, in [0, 1].
-    Returns an (N, n) int64 tensor in no order, 0 where there is no candidate. On a GPU n = P * C; on a CPU,
-    which can count them without waiting, n is the most candidates that an image has.
+    scores: (N, P, C) float32 tensor, in [0, 1].
+    Returns an (N, n) int64 tensor in no order, 0 where there is no candidate. n is P * C, or, where the host
+    may wait to see their number, the most candidates that an image has.
     """
-    is_candidate = class_scores > min_score
+    is_candidate = scores > min_score
     is_candidate[:, :, 0] = False  # background
     if max_candidates is not None:
-        is_candidate &= _is_among_best_of_class(class_scores, max_candidates)
-    bits = class_scores.flatten(1).view(torch.int32)  # (N, P * C)
-    is_candidate = is_candidate.flatten(1)
+        is_candidate &= _are_best_of_class(scores, max_candidates)
+    is_candidate = is_candidate.flatten(1)  # (N, P * C)
+    bits = scores.flatten(1).view(torch.int32)
     places = torch.arange(bits.shape[1], 0, -1, device=bits.device)
-    if bits.device.type != "cpu":
+    if not may_wait:
         return torch.where(is_candidate, (bits.long() << 32) + places, 0)
-    keys = []
+    keys = [bits.new_zeros(0, dtype=torch.int64)]
     for image_bits, mask in zip(bits, is_candidate, strict=True):
-        chosen = torch.from_numpy(mask.numpy().nonzero()[0])
+        chosen = torch.from_numpy(mask.numpy().nonzero()[0])  # several times as fast as PyTorch's
         if 2 * len(chosen) > len(mask):  # then it is quicker to number all
             keys.append(image_bits.long().bitwise_left_shift_(32).add_(places).mul_(mask))
         else:
-            keys.append(image_bits[chosen].long().bitwise_left_shift_(32).add_(places[chosen]))
-    return pad_sequence(keys, batch_first=True) if keys else bits.long()
+            image_keys = image_bits.index_select(0, chosen).long().bitwise_left_shift_(32)
+            keys.append(image_keys.add_(len(mask)).sub_(chosen))
+    return pad_sequence(keys, batch_first=True)[1:]
 
 
-def _is_among_best_of_class(class_scores, max_candidates):
-    """Which candidates are among the max_candidates best of their class and image: (N, P, C) bool."""
-    n_priors = class_scores.shape[1]
-    order = torch.arange(n_priors, 0, -1, device=class_scores.device)  # of equal scores the first prior's wins
-    keys = (class_scores.contiguous().view(torch.int32).long() << 32) + order[:, None]  # (N, P, C)
+def _are_best_of_class(scores, max_candidates):
+    """Which priors are among the max_candidates best of each class and image: (N, P, C) bool."""
+    n_priors = scores.shape[1]
+    places = torch.arange(n_priors, 0, -1, device=scores.device)  # of equal scores the first prior's is best
+    keys = (scores.view(torch.int32).long() << 32) + places[:, None]  # (N, P, C)
     best = keys.transpose(1, 2).topk(min(max_candidates, n_priors)).values  # (N, C, max_candidates)
     return keys >= best[:, None, :, -1]
 
 
-def _take_best(keys, n):
+def _take_best(keys, n, may_wait):
     """Split keys (N, m) into the n greatest of each row (all if there are no more), falling, and the rest."""
-    if keys.device.type != "cpu":
+    if not may_wait:
         best = keys.topk(min(n, keys.shape[1])).values
         return best, torch.where(keys < best[:, -1:], keys, 0)
     n_rest = max(keys.shape[1] - n, 0)
-    if n_rest > 0:  # NumPy's partition is several times as fast as topk() on a CPU
+    if n_rest > 0:  # NumPy partitions several times as fast as PyTorch
         keys = torch.from_numpy(np.partition(keys.numpy(), n_rest, axis=1))
     best = np.sort(keys[:, n_rest:].numpy(), axis=1)
     return torch.from_numpy(best).flip(1), keys[:, :n_rest]
 
 
-def _decode_keys(keys, offsets_gcxgcy, priors_cxcy, n_classes):
-    """The candidates that keys (N, K) stand for.
+def _decode_keys(keys, predicted_locs, images, priors_cxcy, n_classes):
+    """The candidates that keys stand for.
 
-    Returns boxes (N, K, 4), fractional boundary form, finite; labels (N, K), 0 where there is no candidate;
-    scores (N, K).
+    keys: (n, K) int64, from `_candidate_keys()`. images: (n,), the image that each row belongs to.
+    predicted_locs: (N, P, 4), offsets_gcxgcy.
+    Returns boxes (n, K, 4), fractional boundary form, finite; labels (n, K), 0 where there is no candidate;
+    scores (n, K).
     """
-    n = len(priors_cxcy) * n_classes
-    index = (n - (keys & 0xFFFFFFFF)).clamp(max=n - 1).int()  # quicker to divide
-    prior = torch.div(index, n_classes, rounding_mode="trunc")
+    n_priors = len(priors_cxcy)
+    index = n_priors * n_classes - (keys & 0xFFFFFFFF)
+    index = index.clamp(max=n_priors * n_classes - 1).int()  # as int32 it is divided in half the time
+    prior = torch.div(index, n_classes, rounding_mode="trunc")  # (n, K)
     labels = torch.where(keys > 0, index - prior * n_classes, 0).long()
     scores = (keys >> 32).int().view(torch.float32)
 
-    n_images, n_priors, _ = offsets_gcxgcy.shape
-    rows = (prior + n_priors * torch.arange(n_images, device=keys.device)[:, None]).flatten()
-    offsets_gcxgcy = offsets_gcxgcy.reshape(-1, 4).index_select(0, rows)  # (N * K, 4)
+    rows = (prior + n_priors * images[:, None]).flatten()
+    offsets_gcxgcy = predicted_locs.reshape(-1, 4).index_select(0, rows).float()  # (n * K, 4)
     offsets_gcxgcy[:, 2:].clamp_(max=MAX_SIZE_OFFSET)
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy.index_select(0, prior.flatten())))
     return boxes_xy.clamp_(-MAX_COORDINATE, MAX_COORDINATE).view(*keys.shape, 4), labels, scores
 
 
 def _suppress_by_all_pairs(boxes_xy, labels, max_overlap):
-    """Suppress overlapping boxes without waiting for the device: all pairs are compared.
+    """Suppress boxes by comparing all pairs at once, so that the host need not wait for the device.
 
-    Survivors are the boxes that no better survivor suppresses. Starting from all boxes, each step applies
-    this to what the last one left. The steps err in turns on either side, so a box on which two agree is
-    settled: after n steps the first n of any row are, and nearly always all.
+    A box survives if no better one of its class that survives overlaps it by more than max_overlap. This is
+    applied step by step, starting as if all survived. Steps err in turns on either side, so a box on which
+    two agree is settled: after n steps the first n - 1 of each row are, and nearly always all.
 
-    boxes_xy: (N, K, 4), by falling score; labels: (N, K), 0 for no box.
-    Returns which boxes survive for sure, (N, K) bool, and which are settled, (N, K) bool, true up to some
-    place in each row and false from there.
+    boxes_xy: (N, K, 4), by falling score. labels: (N, K), 0 for no box.
+    Returns which boxes survive, of those that are settled, (N, K) bool, and which are settled, (N, K) bool:
+    in each row all before some place.
     """
     is_box = labels > 0
     suppresses = find_jaccard_overlap(boxes_xy, boxes_xy) > max_overlap  # (N, K, K): the row the column
     suppresses &= labels[:, :, None] == labels[:, None, :]
-    suppresses = suppresses.triu_(diagonal=1).to(boxes_xy.dtype)
-    survives, previous = is_box, is_box
-    for _ in range(N_SETTLING_STEPS):
-        n_suppressors = torch.bmm(survives[:, None].to(boxes_xy.dtype), suppresses)[:, 0]  # (N, K)
-        survives, previous = is_box & (n_suppressors == 0), survives
-    is_settled = (survives == previous).long().cumprod(dim=1) > 0
+    suppresses = suppresses.triu_(diagonal=1).float()
+    survives, before = is_box, is_box
+    for _ in range(SETTLING_STEPS):
+        n_suppressors = torch.bmm(survives[:, None].float(), suppresses)[:, 0]  # (N, K)
+        survives, before = is_box & (n_suppressors == 0), survives
+    is_settled = (survives == before).int().cumprod(dim=1) > 0
     return survives & is_settled, is_settled
 
 
 def _suppress_by_leaders(boxes_xy, labels, max_overlap):
-    """What `_suppress_by_all_pairs()` returns, with far fewer comparisons: for a CPU. None: all are settled.
+    """Suppress boxes as `_suppress_by_all_pairs()` does, by few comparisons, for a CPU.
 
     The boxes of one class in one image are a group. In each pass the best boxes of every group, its leaders,
     are settled among themselves, and those of them that survive suppress others of their group.
+
+    boxes_xy: (N, K, 4), by falling score. labels: (N, K), 0 for no box.
+    Returns which boxes survive, (N, K) bool, and None: all are settled.
     """
     n_rows, n = labels.shape
     survives = torch.zeros(n_rows * n, dtype=torch.bool)
     groups = (labels + (labels.max() + 1) * torch.arange(n_rows)[:, None]).flatten()  # (N * K,)
-    left = labels.flatten().nonzero()[:, 0]  # those not settled yet, by group, then by falling score
+    left = labels.flatten().nonzero()[:, 0]  # boxes that are not settled, by group, then by falling score
     left = left[groups[left].argsort(stable=True)]
     groups = groups[left]
-    planes = boxes_xy.reshape(-1, 4)[left].t().contiguous()  # (4, n left): a plane for each coordinate
+    planes = boxes_xy.reshape(-1, 4)[left].t().contiguous()  # (4, n left): one row a coordinate
     while len(left) > 0:
-        slots = torch.arange(max(1, min(N_COMPARISONS // len(left), MAX_LEADERS)))
+        slots = torch.arange(max(1, min(COMPARISONS_AT_ONCE // len(left), MAX_LEADERS)))
         _, group, sizes = groups.unique_consecutive(return_inverse=True, return_counts=True)
         starts = sizes.cumsum(0) - sizes  # (G,)
         rank = torch.arange(len(left)) - starts[group]  # in its group, from 0
-        leaders = (starts[:, None] + slots).clamp(max=len(left) - 1)  # (G, L); no matter where a group has fewer
-        leader_planes = planes[:, leaders].index_select(1, group)  # (4, n left, L)
+        leaders = (starts[:, None] + slots).clamp(max=len(left) - 1)  # (G, L); a small group has fewer
+        leader_planes = planes[:, leaders].index_select(1, group)  # (4, n left, L): those of each box's group
         overlap = find_jaccard_overlap(planes[:, :, None].permute(1, 2, 0), leader_planes.permute(1, 2, 0))
-        overlaps = (overlap[:, 0] > max_overlap) & (slots < rank[:, None])  # (n left, L): with a better leader
-        leading = _settle(overlaps[leaders])  # (G, L): leaders that survive
-        suppressed = (overlaps & leading.index_select(0, group)).any(dim=1)
+        # (n left, L): which leaders suppress a box if they survive. Only better ones do, which leaves out
+        # the slots that a small group does not fill.
+        suppressors = (overlap[:, 0] > max_overlap) & (slots < rank[:, None])
+        leading = _settle(suppressors[leaders])  # (G, L): which leaders survive
+        is_suppressed = (suppressors & leading.index_select(0, group)).any(dim=1)
         is_leader = rank < len(slots)
-        survives[left[is_leader & ~suppressed]] = True
-        going_on = (~is_leader & ~suppressed).nonzero()[:, 0]
-        left, groups, planes = left[going_on], groups[going_on], planes.index_select(1, going_on)
+        survives[left[is_leader & ~is_suppressed]] = True
+        others = (~is_leader & ~is_suppressed).nonzero()[:, 0]
+        left, groups, planes = left[others], groups[others], planes.index_select(1, others)
     return survives.view(n_rows, n), None
 
 
-def _settle(overlaps):
-    """Survivors (G, L) bool among leaders; overlaps: (G, L, L) bool, of each (row) with better ones (column)."""
-    survivors, previous = torch.ones_like(overlaps[:, 0]), None
-    while previous is None or not survivors.equal(previous):
-        survivors, previous = ~(overlaps & survivors[:, None]).any(dim=2), survivors
-    return survivors
+def _settle(suppressors):
+    """Survivors (G, L) bool, where suppressors (G, L, L) bool says by which better ones each is suppressed."""
+    survives, before = torch.ones_like(suppressors[:, 0]), None
+    while before is None or not survives.equal(before):
+        survives, before = ~(suppressors & survives[:, None]).any(dim=2), survives
+    return survives
 
 
 # ----------------------------------------------------------------------------------------------
@@ -841,7 +857,8 @@ def assign_own_priors(overlap, numbers):
     if n_objects > n_priors:
         raise ValueError(f"an image has {n_objects} objects, but there are {n_priors} priors to predict them")
     # When an object's turn comes, M - 1 priors are gone at most: its best M are candidates enough.
-    best_overlaps, best_priors = overlap.topk(n_objects, dim=1)  # (T, M)
+    best_priors = find_best_priors(overlap, n_objects)  # (T, M)
+    best_overlaps = overlap.gather(1, best_priors)  # (T, M)
     # All pairs of an image in one row, object by object; -1 where there is no object.
     overlaps = F.pad(best_overlaps, (0, 0, 0, 1), value=-1.0)[numbers].flatten(1)  # (N, M * M)
     priors = F.pad(best_priors, (0, 0, 0, 1))[numbers].flatten(1)  # (N, M * M)
@@ -856,6 +873,20 @@ def assign_own_priors(overlap, numbers):
     owners = torch.where(best >= 0, numbers.gather(1, slots[pairs]), n_all)  # (N, M)
     own_priors = priors.new_zeros(n_all + 1)
     return own_priors.scatter_(0, owners.flatten(), priors.gather(1, pairs).flatten())[:-1]
+
+
+def find_best_priors(overlap, n):
+    """The n priors that each object overlaps most, falling; of equals, the first one first.
+
+    overlap: (T, P) float32, not negative. Returns (T, n) int64. topk() leaves open which of equals it takes, and
+    its choice depends on n. Equals are common: an object that lies in two priors of one size overlaps both alike.
+    Here the same object gets the same prior in whatever batch it is.
+    """
+    n_priors = overlap.shape[1]
+    places = torch.arange(n_priors, 0, -1, device=overlap.device)
+    # The bits of a float that is not negative, taken as an integer, are in the order of the floats.
+    keys = (overlap.contiguous().view(torch.int32).long() << 32) + places  # (T, P), no two alike in a row
+    return n_priors - (keys.topk(n, dim=1).values & 0xFFFFFFFF)
 
 
 @torch.no_grad()
@@ -879,11 +910,6 @@ def mine_priors(scores, is_positive, n_negatives):
     if is_at_hand(scores):
         rows, does_count = rows[does_count], does_count[does_count]
     return rows.flatten(), does_count.flatten()
-
-
-def is_at_hand(tensor):
-    """Whether Python can look at a tensor's values at no cost. For those on a GPU it would have to wait."""
-    return tensor.device.type == "cpu"
 
 
 class MultiBoxLoss(nn.Module):

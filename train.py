@@ -333,9 +333,7 @@ def wrap_network(model):
     network = model
     if torch.distributed.is_initialized():
         device_ids = [model.mean.device.index] if model.mean.is_cuda else None
-        network = DistributedDataParallel(
-            network, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        network = DistributedDataParallel(network, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compile_model and model.mean.is_cuda:
         network = torch.compile(network)
     return network
@@ -374,9 +372,7 @@ class TrainingLog:
         self.losses = []  # scalars on the device, of the iterations since the last flush
         self.last_map = ""
         self.file = open_log(log_file, self.columns, batches.iterations.start) if log_file and is_main else None
-        self.bar = tqdm(
-            total=batches.iterations.stop, initial=batches.iterations.start, unit="it", disable=not is_main
-        )
+        self.bar = tqdm(total=batches.iterations.stop, initial=batches.iterations.start, unit="it", disable=not is_main)
         self.flushed_at = time.perf_counter()
 
     def add(self, loss):

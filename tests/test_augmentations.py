@@ -285,8 +285,7 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
         cropped += 1
         overlaps = [plain_overlap(crop, box) for box in boxes]
         inside = [
-            crop[0] <= (box[0] + box[2]) / 2 < crop[2] and crop[1] <= (box[1] + box[3]) / 2 < crop[3]
-            for box in boxes
+            crop[0] <= (box[0] + box[2]) / 2 < crop[2] and crop[1] <= (box[1] + box[3]) / 2 < crop[3] for box in boxes
         ]
         assert max(overlaps) >= min_overlap
         assert any(inside)
@@ -464,9 +463,7 @@ def test_images_and_boxes_of_one_pixel(size):
     boxes = torch.tensor([[0.0, 0, 1, 1], [width - 1, height - 1, width, height]])
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        image, found, labels, _ = transform(
-            as_image(pixels), boxes, torch.arange(2), torch.zeros(2), "TRAIN", rng
-        )
+        image, found, labels, _ = transform(as_image(pixels), boxes, torch.arange(2), torch.zeros(2), "TRAIN", rng)
         assert image.shape == (3, 300, 300)
         assert 1 <= len(found) == len(labels)
         assert found.min() >= 0 and found.max() <= 1
@@ -648,8 +645,6 @@ def test_real_photos(real_data):
         with Image.open(path) as photo:
             assert np.abs(pixels.astype(int) - np.asarray(photo)).max() <= 1
         boxes = torch.tensor([[0.0, 0, 200, 200], [100, 50, 300, 250]])
-        result = transform(
-            image, boxes, torch.arange(2), torch.zeros(2), "TRAIN", np.random.default_rng(seed)
-        )[0]
+        result = transform(image, boxes, torch.arange(2), torch.zeros(2), "TRAIN", np.random.default_rng(seed))[0]
         errors = np.abs(result.permute(1, 2, 0).numpy() - replay(pixels, boxes, seed)[0])
         assert errors.max() <= 4 and errors.mean() < 1

@@ -23,9 +23,7 @@ def make_entries():
         n_objects = 0 if index == 3 else 1 + index % 3
         boxes = [[2 * i, 1, 20 + 10 * i + 0.5, 30 + index] for i in range(n_objects)]
         labels = [1 + (index + i) % 2 for i in range(n_objects)]
-        entries.append(
-            {"boxes": boxes, "labels": labels, "difficulties": [0, 1, 0][:n_objects], "size": [60, 40]}
-        )
+        entries.append({"boxes": boxes, "labels": labels, "difficulties": [0, 1, 0][:n_objects], "size": [60, 40]})
     return entries
 
 
@@ -54,9 +52,7 @@ def same(item_1, item_2):
 
 def load(dataset, batches, n_workers):
     """All batches, as a list."""
-    loader = DataLoader(
-        dataset, batch_sampler=batches, collate_fn=PascalVOCDataset.collate_fn, num_workers=n_workers
-    )
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=PascalVOCDataset.collate_fn, num_workers=n_workers)
     return list(loader)
 
 

@@ -19,7 +19,7 @@ PRIORS_CXCY = SSD300.create_prior_boxes()
 @pytest.fixture(params=["cpu", "gpu"])
 def form(request, monkeypatch):
     """Runs a test with both forms of the algorithm."""
-    monkeypatch.setattr(module, "_may_wait", lambda device: request.param == "cpu")
+    monkeypatch.setattr(module, "is_at_hand", lambda tensor: request.param == "cpu")
     return request.param
 
 

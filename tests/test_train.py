@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_a_corrupt_image_is_named_or_skipped(lists, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     images = json.loads((lists / "TRAIN_images.json").read_text())
     broken = tmp_path / "broken image.jpg"
-    broken.write_bytes(open(images[3], "rb").read()[:3000])
+    broken.write_bytes(Path(images[3]).read_bytes()[:3000])
     images[3] = str(broken)
     (tmp_path / "TRAIN_images.json").write_text(json.dumps(images))
     code, output = finish(start(command(tmp_path), tmp_path))
