@@ -1653,6 +1653,7 @@ def load_checkpoint(path, device="cpu"):
     try:
         _check_archive(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
+        _check_tensors(checkpoint)
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
         raise ValueError(
             f"{path}: not loaded, for it is truncated, no checkpoint, or holds more than tensors and numbers, "
@@ -1679,6 +1680,25 @@ def _check_archive(path):
         raise ValueError("its entries are compressed")
     if sum(entry.file_size for entry in entries) > os.path.getsize(path):
         raise ValueError("its entries overlap")
+
+
+def _check_tensors(contents):
+    """Raise ValueError for tensors that are larger than what the file holds of them: one number may stand for
+    billions, and take their memory as soon as it is copied or compared."""
+    waiting, seen = [contents], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:  # a pickle may hold one thing a million times
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+        elif isinstance(value, torch.Tensor):
+            dense = value.layout == torch.strided and not value.is_meta
+            if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError("a tensor in it is sparse, or repeats its numbers")
 
 
 # ----------------------------------------------------------------------------------------------

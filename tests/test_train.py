@@ -52,9 +52,13 @@ def start(arguments, folder):
     )  # fmt: skip
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=240):
     """Wait for a run; returns its exit code and what it printed."""
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     return process.returncode, output
 
 

@@ -99,17 +99,15 @@ def resident_kb(pid):
 
 
 def report(samples):
-    """Print a line for each process that lived through the run."""
-    for number, (pid, pairs) in enumerate(samples.items()):
+    """Print, for each process that lived through the run, the slope, and its memory at seven moments."""
+    for number, pairs in enumerate(samples.values()):
         points = np.array([pair for pair in pairs if pair[0] >= settle], dtype=np.float64).reshape(-1, 2)
         if len(points) < 3 or np.ptp(points[:, 0]) < (iterations - settle) / 2:
             continue  # a worker of one evaluation
         slope = 1000 * np.polyfit(points[:, 0], points[:, 1], 1)[0]
         name = "main" if number == 0 else "worker"
-        print(
-            f"{name:6} {pid}: {slope:+8.0f} kB per 1000 iterations; {points[0, 1] / 1000:.0f} MB at iteration "
-            f"{points[0, 0]:.0f}, {points[-1, 1] / 1000:.0f} MB at {points[-1, 0]:.0f}, {len(points)} samples"
-        )
+        marks = points[np.linspace(0, len(points) - 1, 7).round().astype(int), 1] / 1000
+        print(f"{name:6} {slope:+7.0f} kB per 1000 iterations; in MB: " + ", ".join(f"{mark:.1f}" for mark in marks))
 
 
 if __name__ == "__main__":

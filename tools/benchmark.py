@@ -1,0 +1,334 @@
+"""Time the repo's fast parts against plain versions and torchvision's, on the same inputs, in one run.
+
+    python tools/benchmark.py                                    prints a table, writes benchmark.json
+    python tools/benchmark.py --only=metric --repeats=15
+    SSD_TEST_DATA=../shared/data python tools/benchmark.py       the metric on 101,139 real detections
+
+The versions of a case take turns, so that whatever else the machine does falls on all of them alike. The
+table gives medians, and how many times as long as this code each version takes: look at these ratios, not at
+the milliseconds, which are the machine's. Any parameter below can be overridden with --name=value.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torchvision
+from benchmark_plain import plain_calculate_mAP, plain_detect_objects
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.ssd import SSD
+
+from model import SSD300, detect_objects
+from utils import (
+    calculate_mAP,
+    cxcy_to_gcxgcy,
+    cxcy_to_xy,
+    find_jaccard_overlap,
+    make_label_map,
+    override_parameters,
+    parse_annotation,
+    read_voc_detections,
+    voc_labels,
+)
+
+only = ()  # sections to run, such as ("detection", "metric"); (): all
+repeats = 9  # times that each version of a case runs; slow plain versions run once
+threads = 1  # of PyTorch, on the CPU
+write_json_to = "benchmark.json"  # "": not written
+
+
+def main():
+    torch.set_num_threads(threads)
+    sections = {"detection": benchmark_detection, "metric": benchmark_metric}
+    unknown = set(only) - set(sections)
+    if unknown:
+        raise SystemExit(f"error: no section {', '.join(sorted(unknown))}; there are {', '.join(sections)}")
+    report = {"hardware": describe_hardware(), "cases": []}
+    print(report["hardware"])
+    for name, section in sections.items():
+        if not only or name in only:
+            report["cases"] += section()
+    if write_json_to:
+        Path(write_json_to).write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nwritten to {write_json_to}")
+
+
+# ----------------------------------------------------------------------------------------------
+# Measuring
+# ----------------------------------------------------------------------------------------------
+
+
+def compare(case, versions, once=(), note=""):
+    """Time versions of one computation in turns, and print a table of them.
+
+    case: what is computed, on what. versions: dict of name to function without arguments; the first is this
+    code. once: names of versions too slow to repeat. note: printed below the title.
+    Returns a dict for the report: medians in milliseconds, and their ratios to the first version's.
+    """
+    times = {name: [] for name in versions}
+    for turn in range(repeats + 1):
+        for name, function in versions.items():
+            if turn > 0 and name in once:
+                continue
+            started = time.perf_counter()
+            function()
+            synchronize()
+            if turn > 0 or name in once:  # turn 0 warms up
+                times[name].append(1000 * (time.perf_counter() - started))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    base = medians[next(iter(versions))]
+    ratios = {name: median / base for name, median in medians.items()}
+    print(f"\n{case}" + (f"\n({note})" if note else ""))
+    width = max(map(len, versions))
+    for name, median in medians.items():
+        print(f"  {name:<{width}} {median:12.2f} ms {ratios[name]:9.1f} x")
+    return {"case": case, "note": note, "median_ms": medians, "ratio": ratios, "all_ms": times}
+
+
+def synchronize():
+    """Wait until a GPU, if there is one, has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory_mb(function):
+    """Memory that a call needs beyond what was in use before, in MB, as Linux counts it; None elsewhere."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not os.access(clear, os.W_OK):
+        return None
+
+    def read(field):
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field)) / 1024
+
+    function()  # what is allocated once and for all does not count
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or its use again would not show
+    clear.write_text("5")  # resets the peak to what is in use
+    before = read("VmRSS")
+    function()
+    return round(read("VmHWM") - before, 1)
+
+
+def describe_hardware():
+    """Processor, cores, threads in use, GPU and versions, in a line."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{processor}, {os.cpu_count()} cores, {threads} in use; {gpu}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# Detection
+# ----------------------------------------------------------------------------------------------
+
+MIN_SCORE, MAX_OVERLAP, TOP_K = 0.01, 0.45, 200
+
+
+class TorchvisionDetection:
+    """torchvision's SSD.postprocess_detections() as shipped: 400 candidates a class, 200 detections an image.
+
+    Its cap can be lifted; then it computes what `detect_objects()` does but for the clipping of boxes.
+    """
+
+    def __init__(self, priors_cxcy, capped):
+        self.anchors = cxcy_to_xy(priors_cxcy) * 300
+        self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        self.score_thresh, self.nms_thresh, self.detections_per_img = MIN_SCORE, MAX_OVERLAP, TOP_K
+        self.topk_candidates = 400 if capped else 10**9
+
+    @torch.no_grad()
+    def __call__(self, locs, scores):
+        n_images = len(locs)
+        outputs = {"bbox_regression": locs, "cls_logits": scores}
+        return SSD.postprocess_detections(self, outputs, [self.anchors] * n_images, [(300, 300)] * n_images)
+
+
+def trained_like_predictions(n_images, priors_cxcy, n_classes=21, seed=0):
+    """Offsets and scores like a trained model's for photos: 4.5% of the pairs of prior and class above 0.01.
+
+    Each prior points, not quite exactly, at the nearest of some objects and look-alikes. It takes over their
+    likes and dislikes of classes; two classes are likely everywhere in an image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    priors_xy = cxcy_to_xy(priors_cxcy)
+    locs = 0.5 * torch.randn(n_images, len(priors_cxcy), 4, generator=generator)
+    scores = 0.6 * torch.randn(n_images, len(priors_cxcy), n_classes, generator=generator)
+    for i in range(n_images):
+        n_objects = int(torch.randint(4, 10, (1,), generator=generator))
+        centers = 0.1 + 0.8 * torch.rand(n_objects, 2, generator=generator)
+        sizes = 0.07 + 0.6 * torch.rand(n_objects, 2, generator=generator).square()
+        objects_cxcy = torch.cat([centers, sizes], dim=1)
+        overlap, nearest = find_jaccard_overlap(priors_xy, cxcy_to_xy(objects_cxcy)).max(dim=1)  # (P,)
+        locs[i] += cxcy_to_gcxgcy(objects_cxcy[nearest], priors_cxcy).clamp(-4, 4)
+        likes = 1.7 * torch.randn(n_objects, n_classes, generator=generator)
+        classes = torch.randint(1, n_classes, (n_objects,), generator=generator)
+        likes[torch.arange(n_objects), classes] += 6 * (0.2 + 0.8 * torch.rand(n_objects, generator=generator))
+        scores[i] += likes[nearest] * ((overlap / 0.5).clamp(max=1) + 0.4 * (overlap > 0.5))[:, None]
+        scores[i, :, 1 + torch.randperm(n_classes - 1, generator=generator)[:2]] += 2
+    low, high = -5.0, 20.0  # of the background's score: bisected until the share is right
+    for _ in range(20):
+        shifted = scores.clone()
+        shifted[:, :, 0] += (low + high) / 2
+        share = (shifted.softmax(dim=2)[:, :, 1:] > MIN_SCORE).float().mean()
+        low, high = ((low + high) / 2, high) if share > 0.045 else (low, (low + high) / 2)
+    return locs, shifted
+
+
+def benchmark_detection():
+    """detect_objects() on a batch like a trained model's, and on the worst image; on a GPU against the network."""
+    priors_cxcy = SSD300.create_prior_boxes()
+    generator = torch.Generator().manual_seed(0)
+    n_priors = len(priors_cxcy)
+    inputs = {
+        "batch of 8 like a trained model's": trained_like_predictions(8, priors_cxcy),
+        f"one image, all {n_priors} x 20 candidates above {MIN_SCORE}": (
+            torch.randn(1, n_priors, 4, generator=generator),
+            torch.rand(1, n_priors, 21, generator=generator),
+        ),
+    }
+    capped, uncapped = (TorchvisionDetection(priors_cxcy, is_capped) for is_capped in (True, False))
+    cases = []
+    for name, (locs, scores) in inputs.items():
+        versions = {
+            "detect_objects()": lambda: detect_objects(locs, scores, priors_cxcy, MIN_SCORE, MAX_OVERLAP, TOP_K),  # noqa: B023
+            "torchvision as shipped": lambda: capped(locs, scores),  # noqa: B023
+            "torchvision uncapped": lambda: uncapped(locs, scores),  # noqa: B023
+            "plain loops": lambda: plain_detect_objects(locs, scores, priors_cxcy, MIN_SCORE, MAX_OVERLAP, TOP_K),  # noqa: B023
+        }
+        share = float((scores.softmax(dim=2)[:, :, 1:] > MIN_SCORE).float().mean())
+        note = f"{100 * share:.1f}% of the pairs above {MIN_SCORE}; {describe_loss(capped, uncapped, locs, scores)}; "
+        note += f"peak memory of detect_objects() {peak_memory_mb(versions['detect_objects()'])} MB"
+        cases.append(compare(f"detection: {name}", versions, once=("plain loops",), note=note))
+    if torch.cuda.is_available():
+        cases.append(benchmark_detection_on_gpu(priors_cxcy))
+    return cases
+
+
+def describe_loss(capped, uncapped, locs, scores):
+    """How much of what it should return torchvision's cap of 400 candidates a class costs."""
+    n_lost = n_all = 0
+    for ours, theirs in zip(uncapped(locs, scores), capped(locs, scores), strict=True):
+        kept = set(map(tuple, theirs["boxes"].tolist()))
+        n_lost += sum(tuple(box) not in kept for box in ours["boxes"].tolist())
+        n_all += len(ours["boxes"])
+    return f"torchvision as shipped drops {100 * n_lost / n_all:.0f}% of the detections"
+
+
+def benchmark_detection_on_gpu(priors_cxcy):
+    """Detection in a batch of 32 beside the network's forward pass in bfloat16."""
+    model = SSD300(n_classes=21).cuda().to(memory_format=torch.channels_last).eval()
+    images = torch.randn(32, 3, 300, 300, device="cuda").contiguous(memory_format=torch.channels_last)
+    locs, scores = (part.cuda() for part in trained_like_predictions(32, priors_cxcy))
+
+    @torch.inference_mode()
+    def forward():
+        with torch.autocast("cuda", torch.bfloat16):
+            return model(images)
+
+    versions = {
+        "detect_objects()": lambda: model.detect_objects(locs, scores, MIN_SCORE, MAX_OVERLAP, TOP_K),
+        "forward pass of the network": forward,
+    }
+    return compare("detection on the GPU: batch of 32", versions)
+
+
+# ----------------------------------------------------------------------------------------------
+# Metric
+# ----------------------------------------------------------------------------------------------
+
+N_IMAGES = 4952  # VOC2007's test images
+
+
+def benchmark_metric():
+    """calculate_mAP() on real detections where SSD_TEST_DATA is set, else on as many made-up ones; its growth."""
+    folder = os.environ.get("SSD_TEST_DATA")
+    if folder:
+        name, (detections, objects) = "101,139 real detections on VOC2007 test", read_real_case(Path(folder))
+    else:
+        name, (detections, objects) = "as many made-up detections", make_up_case(101_139)
+        print("\nSSD_TEST_DATA is not set: no real detections to score")
+    label_map = make_label_map(voc_labels)
+    versions = {
+        "calculate_mAP()": lambda: calculate_mAP(*detections, *objects, label_map=label_map),
+        "plain loop over detections": lambda: plain_calculate_mAP(*detections, *objects, n_classes=21),
+    }
+    cases = [compare(f"metric: {name}", versions, once=("plain loop over detections",))]
+    growth = {}
+    for n in (100_000, 200_000, 500_000, 1_000_000):
+        case = make_up_case(n)
+        growth[f"{n:,} detections"] = lambda case=case: calculate_mAP(*case[0], *case[1], label_map=label_map)
+    cases.append(compare("metric: growth, made-up detections", growth))
+    return cases
+
+
+def read_real_case(folder):
+    """The real detections and the objects of VOC2007 test: three lists each, as calculate_mAP() takes them."""
+    with tempfile.TemporaryDirectory() as unpacked:
+        for archive in ("voc_annotations.tar.xz", "voc07_test_detections.tar.xz"):
+            with tarfile.open(folder / archive, "r|xz") as files:
+                for entry in files:
+                    if "VOC2012" not in entry.name:
+                        files.extract(entry, unpacked, filter="data")
+        voc07 = Path(unpacked) / "VOCdevkit" / "VOC2007"
+        names = (voc07 / "ImageSets" / "Main" / "test.txt").read_text().split()
+        label_map = make_label_map(voc_labels)
+        annotations = [parse_annotation(voc07 / "Annotations" / f"{name}.xml") for name in names]
+        detections = read_voc_detections(Path(unpacked) / "det", names, label_map)
+    objects = (
+        [torch.tensor(annotation["boxes"], dtype=torch.float64) for annotation in annotations],
+        [torch.tensor([label_map[name] for name in annotation["names"]]) for annotation in annotations],
+        [torch.tensor(annotation["difficulties"]) for annotation in annotations],
+    )
+    return detections, objects
+
+
+def make_up_case(n_detections, n_objects=14_976, seed=0):
+    """Detections near objects and elsewhere, over 4,952 images: three lists each, as calculate_mAP() takes them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def spread(n):
+        """How many of n fall to each image."""
+        images = torch.randint(N_IMAGES, (n,), generator=generator)
+        return torch.bincount(images, minlength=N_IMAGES).tolist()
+
+    def boxes(n):
+        corners = 300 * torch.rand(n, 2, generator=generator)
+        return torch.cat([corners, corners + 20 + 180 * torch.rand(n, 2, generator=generator)], dim=1)
+
+    n_here = spread(n_objects)
+    objects = boxes(n_objects).split(n_here), torch.randint(1, 21, (n_objects,), generator=generator).split(n_here)
+    difficulties = (torch.rand(n_objects, generator=generator) < 0.2).split(n_here)
+    n_here = spread(n_detections)
+    det_boxes = list(boxes(n_detections).split(n_here))
+    det_labels = list(torch.randint(1, 21, (n_detections,), generator=generator).split(n_here))
+    det_scores = list(torch.rand(n_detections, generator=generator).split(n_here))
+    for i in range(N_IMAGES):  # half of an image's detections are of its objects
+        n = len(det_labels[i]) // 2
+        if n and len(objects[1][i]):
+            chosen = torch.randint(len(objects[1][i]), (n,), generator=generator)
+            det_boxes[i] = det_boxes[i].clone()
+            det_boxes[i][:n] = objects[0][i][chosen] + 8 * torch.randn(n, 4, generator=generator)
+            det_labels[i] = torch.cat([objects[1][i][chosen], det_labels[i][n:]])
+    return (det_boxes, det_labels, det_scores), (list(objects[0]), list(objects[1]), list(difficulties))
+
+
+if __name__ == "__main__":
+    override_parameters(globals(), sys.argv[1:])
+    main()
