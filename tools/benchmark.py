@@ -2,8 +2,10 @@
 
     python tools/benchmark.py                                    prints a table, writes benchmark.json
     python tools/benchmark.py --only=metric --repeats=15
-    SSD_TEST_DATA=../shared/data python tools/benchmark.py       the metric on 101,139 real detections
+    SSD_TEST_DATA=../shared/data python tools/benchmark.py       on real detections and photos
 
+Sections: data (JPEG to augmented image), loss, network (forward pass and training step), training (train.py
+as a whole), detection, metric. Small operations are timed with one thread, the network with all cores.
 The versions of a case take turns, so that whatever else the machine does falls on all of them alike. The
 table gives medians, and how many times as long as this code each version takes: look at these ratios, not at
 the milliseconds, which are the machine's. Any parameter below can be overridden with --name=value.
@@ -15,6 +17,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -23,14 +26,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
-from benchmark_plain import plain_calculate_mAP, plain_detect_objects
+from benchmark_plain import plain_calculate_mAP, plain_detect_objects, plain_multibox_loss, plain_transform
+from make_sample import make_sample
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import tv_tensors
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
+from torchvision.transforms import v2
 
-from model import SSD300, detect_objects
+import train
+import utils
+from model import SSD300, MultiBoxLoss, detect_objects
 from utils import (
+    FILLER,
     calculate_mAP,
     cxcy_to_gcxgcy,
     cxcy_to_xy,
@@ -38,26 +51,39 @@ from utils import (
     make_label_map,
     override_parameters,
     parse_annotation,
+    read_image,
     read_voc_detections,
-    voc_labels,
+    resize,
+    transform,
 )
 
-only = ()  # sections to run, such as ("detection", "metric"); (): all
+only = ""  # sections to run, such as "loss,metric"; "": all
 repeats = 9  # times that each version of a case runs; slow plain versions run once
-threads = 1  # of PyTorch, on the CPU
+network_repeats = 3  # the same, for the network on a CPU, where it takes seconds
+threads = 1  # of PyTorch, on the CPU; the network has one for each core
+n_photos = 20  # that the data section prepares
+batch_size = 0  # images of a training step; 0: 32 on a GPU, 8 on a CPU
 write_json_to = "benchmark.json"  # "": not written
 
 
 def main():
     torch.set_num_threads(threads)
-    sections = {"detection": benchmark_detection, "metric": benchmark_metric}
-    unknown = set(only) - set(sections)
+    sections = {
+        "data": benchmark_data,
+        "loss": benchmark_loss,
+        "network": benchmark_network,
+        "training": benchmark_training,
+        "detection": benchmark_detection,
+        "metric": benchmark_metric,
+    }
+    chosen = [name.strip() for name in only.split(",")] if only else list(sections)
+    unknown = set(chosen) - set(sections)
     if unknown:
         raise SystemExit(f"error: no section {', '.join(sorted(unknown))}; there are {', '.join(sections)}")
     report = {"hardware": describe_hardware(), "cases": []}
     print(report["hardware"])
     for name, section in sections.items():
-        if not only or name in only:
+        if name in chosen:
             report["cases"] += section()
     if write_json_to:
         Path(write_json_to).write_text(json.dumps(report, indent=1) + "\n")
@@ -69,15 +95,16 @@ def main():
 # ----------------------------------------------------------------------------------------------
 
 
-def compare(case, versions, once=(), note=""):
+def compare(case, versions, once=(), note="", per_call=1, n_times=None):
     """Time versions of one computation in turns, and print a table of them.
 
     case: what is computed, on what. versions: dict of name to function without arguments; the first is this
-    code. once: names of versions too slow to repeat. note: printed below the title.
+    code. once: names of versions too slow to repeat. note: printed below the title. per_call: how many images
+    a call handles, to state the time of one. n_times: how often each version runs, `repeats` by default.
     Returns a dict for the report: medians in milliseconds, and their ratios to the first version's.
     """
     times = {name: [] for name in versions}
-    for turn in range(repeats + 1):
+    for turn in range((n_times or repeats) + 1):
         for name, function in versions.items():
             if turn > 0 and name in once:
                 continue
@@ -85,7 +112,7 @@ def compare(case, versions, once=(), note=""):
             function()
             synchronize()
             if turn > 0 or name in once:  # turn 0 warms up
-                times[name].append(1000 * (time.perf_counter() - started))
+                times[name].append(1000 * (time.perf_counter() - started) / per_call)
     medians = {name: statistics.median(values) for name, values in times.items()}
     base = medians[next(iter(versions))]
     ratios = {name: median / base for name, median in medians.items()}
@@ -132,6 +159,251 @@ def describe_hardware():
         f"{processor}, {os.cpu_count()} cores, {threads} in use; {gpu}; Python {platform.python_version()}, "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     )
+
+
+# ----------------------------------------------------------------------------------------------
+# Data: from JPEG to augmented image
+# ----------------------------------------------------------------------------------------------
+
+
+def benchmark_data():
+    """decode + transform() of photos of 500 x 375 pixels, beside the usual ways and the time of decoding alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        kind, paths = write_photos(Path(folder))
+        boxes = torch.tensor([[50.0, 60.0, 200.0, 300.0], [10.0, 10.0, 30.0, 40.0], [300.0, 100.0, 480.0, 370.0]])
+        objects = boxes, torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.uint8)
+        usual = make_torchvision_transform()
+
+        def ours(turn):
+            for i, path in enumerate(paths):
+                transform(read_image(path), *objects, "TRAIN", np.random.default_rng((0, turn, i)))
+
+        def theirs():
+            for path in paths:
+                image = Image.open(path).convert("RGB")
+                theirs = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
+                usual({"image": image, "boxes": theirs, "labels": objects[1]})
+
+        turns = iter(range(10**9))  # another augmentation in every turn, as for the other versions
+        versions = {
+            "read_image() + transform()": lambda: ours(next(turns)),
+            "torchvision v2": theirs,
+            "plain, step by step": lambda: [plain_transform(path, *objects[:2]) for path in paths],
+            "floor: read_image() alone": lambda: [read_image(path) for path in paths],
+            "floor: read_image() + resize()": lambda: [
+                resize(read_image(path).permute(1, 2, 0).numpy(), 300, 300) for path in paths
+            ],
+        }
+        shares = time_parts(lambda: [ours(turn) for turn in range(5)])
+        parts = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items())
+        note = f"{len(paths)} {kind} of 500 x 375 pixels, 3 objects each; of the first version's time: {parts}"
+        return [compare("data: one training image, one core", versions, note=note, per_call=len(paths))]
+
+
+def write_photos(folder):
+    """JPEGs of VOC's usual size: of real photos where SSD_TEST_DATA is set, else of generated pictures."""
+    source = os.environ.get("SSD_TEST_DATA")
+    if source:
+        kind, photos = "real photos", sorted(Path(source, "indoor", "JPEGImages").glob("*.jpg"))[:n_photos]
+    else:
+        make_sample(folder / "sample", n_photos, 0, seed=0)
+        kind, photos = "generated pictures", sorted((folder / "sample" / "JPEGImages").glob("*.jpg"))
+    paths = [folder / f"{i}.jpg" for i in range(len(photos))]
+    for photo, path in zip(photos, paths, strict=True):
+        Image.open(photo).convert("RGB").resize((500, 375), Image.Resampling.LANCZOS).save(path, quality=92)
+    return kind, [str(path) for path in paths]
+
+
+def make_torchvision_transform():
+    """SSD's augmentation as torchvision's transforms offer it, with the parameters of `transform()`."""
+    fill = {tv_tensors.Image: FILLER, "others": 0}
+    return v2.Compose([
+        v2.ToImage(),
+        v2.RandomPhotometricDistort((1 - 32 / 255, 1 + 32 / 255), (0.5, 1.5), (0.5, 1.5), (-0.1, 0.1)),
+        v2.RandomZoomOut(fill),
+        v2.RandomIoUCrop(),
+        v2.RandomHorizontalFlip(),
+        v2.SanitizeBoundingBoxes(),
+        v2.Resize((300, 300), antialias=True),
+    ])  # fmt: skip
+
+
+def time_parts(function):
+    """Which share of a call of `function` is spent in which part of the preparation of images."""
+    seconds, originals = {}, {name: getattr(utils, name) for name in ("decode_image", "distort", "resize")}
+
+    def timed(name, original):
+        def wrapper(*args):
+            started = time.perf_counter()
+            result = original(*args)
+            seconds[name] = seconds.get(name, 0) + time.perf_counter() - started
+            return result
+
+        return wrapper
+
+    function()  # warms up
+    try:
+        for name, original in originals.items():
+            setattr(utils, name, timed(name, original))
+        started = time.perf_counter()
+        function()
+        all_seconds = time.perf_counter() - started
+    finally:
+        for name, original in originals.items():
+            setattr(utils, name, original)
+    shares = {f"{name}()": value / all_seconds for name, value in seconds.items()}
+    return {**shares, "the rest": 1 - sum(shares.values())}
+
+
+# ----------------------------------------------------------------------------------------------
+# Loss
+# ----------------------------------------------------------------------------------------------
+
+
+def benchmark_loss():
+    """MultiBoxLoss forward and backward, batch of 32, beside a plain one and the log-softmax alone."""
+    priors_cxcy = SSD300.create_prior_boxes()
+    cases = []
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        locs, scores = (part.to(device).requires_grad_() for part in trained_like_predictions(32, priors_cxcy))
+        boxes, labels = make_up_objects(32)
+        criterion = MultiBoxLoss(priors_cxcy).to(device)
+
+        def run(loss_of, locs=locs, scores=scores):
+            locs.grad = scores.grad = None
+            loss_of().backward()
+
+        versions = {
+            "MultiBoxLoss": lambda: run(lambda: criterion(locs, scores, boxes, labels)),  # noqa: B023
+            "plain, image by image": lambda: run(lambda: plain_multibox_loss(locs, scores, boxes, labels, priors_cxcy)),  # noqa: B023
+            "floor: log-softmax alone": lambda: F.log_softmax(scores.detach(), dim=2),  # noqa: B023
+        }
+        if device == "cuda":
+            del versions["plain, image by image"]  # it is written for the CPU
+        cases.append(compare(f"loss: forward and backward, batch of 32, {device}", versions))
+    return cases
+
+
+def make_up_objects(n_images, seed=0):
+    """Boxes (n, 4), boundary form, fractional, and labels (n,) of 1 to 6 objects an image: two lists."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes, labels = [], []
+    for _ in range(n_images):
+        n = int(torch.randint(1, 7, (1,), generator=generator))
+        sizes = 0.05 + 0.6 * torch.rand(n, 2, generator=generator)
+        corners = torch.rand(n, 2, generator=generator) * (1 - sizes)
+        boxes.append(torch.cat([corners, corners + sizes], dim=1))
+        labels.append(torch.randint(1, 21, (n,), generator=generator))
+    return boxes, labels
+
+
+# ----------------------------------------------------------------------------------------------
+# Network and training
+# ----------------------------------------------------------------------------------------------
+
+
+def benchmark_network():
+    """Forward pass and training step as train.py takes them, beside float32; and the machine's matmul peak."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(os.cpu_count())
+    n_images, n_times = images_of_a_step(device), None if device.type == "cuda" else network_repeats
+    half = {"dtype": torch.bfloat16, "memory_format": torch.channels_last, "is_compiled": device.type == "cuda"}
+    single = {"dtype": torch.float32, "memory_format": torch.contiguous_format, "is_compiled": False}
+    forms = {"bfloat16, channels last" + ", compiled" * half["is_compiled"]: half, "float32, contiguous": single}
+    if not train.has_bf16_units(device):  # then train.py computes in float32
+        forms = dict(reversed(forms.items()))
+    forms = {name: make_steps(device, n_images, **form) for name, form in forms.items()}
+    peak = measure_matmul_peak(device)
+    cases = []
+    for i, (what, passes) in enumerate((("forward pass", 1), ("training step", 3))):
+        n_flops = passes * count_flops_of_image() * n_images
+        versions = {name: steps[i] for name, steps in forms.items()}
+        case = compare(f"network: {what}, batch of {n_images}, {device.type}", versions, n_times=n_times)
+        for (name, median), dtype in zip(case["median_ms"].items(), ("first", "second"), strict=True):
+            rate = n_flops / median / 1e9  # TFLOP/s
+            best = peak["bfloat16" if name.startswith("bfloat16") else "float32"]
+            case[f"tflops_{dtype}"], case[f"matmul_tflops_{dtype}"] = rate, best
+            print(
+                f"  {name}: {1000 * n_images / median:.1f} img/s, {rate:.3g} TFLOP/s, "
+                f"{100 * rate / best:.0f}% of the {best:.3g} of a large matrix product"
+            )
+        cases.append(case)
+    torch.set_num_threads(threads)
+    return cases
+
+
+def images_of_a_step(device):
+    return batch_size or (32 if device.type == "cuda" else 8)
+
+
+def make_steps(device, n_images, dtype, memory_format, is_compiled):
+    """Two functions: a forward pass for evaluation, and a training step."""
+    model = SSD300(n_classes=21).to(device, memory_format=memory_format)
+    network = torch.compile(model) if is_compiled else model
+    criterion, optimizer = MultiBoxLoss(model.priors_cxcy).to(device), train.make_optimizer(model, device)
+    boxes, labels = make_up_objects(n_images)
+    pixels = torch.randint(256, (n_images, 3, 300, 300), dtype=torch.uint8)
+
+    def predict():
+        images = model.normalize(pixels).contiguous(memory_format=memory_format)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return network(images)
+
+    def step():
+        optimizer.zero_grad()
+        criterion(*predict(), boxes, labels).backward()
+        optimizer.step()
+
+    return torch.inference_mode()(predict), step
+
+
+def count_flops_of_image():
+    """Floating-point operations of the forward pass of one image; a multiplication and an addition are two."""
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        SSD300(n_classes=21)(torch.empty(1, 3, 300, 300))
+    return counter.get_total_flops()
+
+
+def measure_matmul_peak(device):
+    """TFLOP/s of a large matrix product in each number format: more, no convolution can be expected to reach."""
+    n, n_times = (8192, 20) if device.type == "cuda" else (2048, 3)
+    peak = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.randn(n, n, device=device, dtype=dtype)
+        seconds = []
+        for _ in range(n_times + 1):
+            synchronize()
+            started = time.perf_counter()
+            matrix @ matrix
+            synchronize()
+            seconds.append(time.perf_counter() - started)
+        peak[str(dtype).removeprefix("torch.")] = 2 * n**3 / min(seconds[1:]) / 1e12
+    return peak
+
+
+def benchmark_training():
+    """Images a second of train.py as a user runs it, on generated pictures, with all that it does."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    n_images, n_iterations = images_of_a_step(device), 400 if device.type == "cuda" else 6
+    n_workers = max(1, min(16, os.cpu_count() - 1))
+    with tempfile.TemporaryDirectory() as folder:
+        make_sample(Path(folder, "sample"), 40 if device.type == "cpu" else 1000, 10, seed=0)
+        utils.create_data_lists(output_folder=folder, train_data=str(Path(folder, "sample")))
+        parameters = {
+            "data_folder": folder, "save_to": f"{folder}/checkpoint", "log_file": f"{folder}/log.csv", "pretrained": "",
+            "iterations": n_iterations, "batch_size": n_images, "workers": n_workers, "grad_clip": 10,
+            "log_every": max(1, n_iterations // 6), "save_every": 0,
+        }  # fmt: skip
+        command = [sys.executable, train.__file__, *(f"--{name}={value}" for name, value in parameters.items())]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        rows = Path(folder, "log.csv").read_text().splitlines()
+    column = rows[0].split(",").index("images_per_second")
+    rates = [float(row.split(",")[column]) for row in rows[3:]]  # the first two rows are the start
+    rate = statistics.median(rates)
+    hours = 120_000 * 32 / rate / 3600
+    case = f"training: train.py, batch of {n_images}, {n_workers} workers, {device.type}"
+    print(f"\n{case}\n  {rate:.2f} img/s; the paper's 120,000 iterations of 32 images would take {hours:,.1f} hours")
+    return [{"case": case, "images_per_second": rate, "all_images_per_second": rates}]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -264,7 +536,7 @@ def benchmark_metric():
     else:
         name, (detections, objects) = "as many made-up detections", make_up_case(101_139)
         print("\nSSD_TEST_DATA is not set: no real detections to score")
-    label_map = make_label_map(voc_labels)
+    label_map = make_label_map(utils.voc_labels)
     versions = {
         "calculate_mAP()": lambda: calculate_mAP(*detections, *objects, label_map=label_map),
         "plain loop over detections": lambda: plain_calculate_mAP(*detections, *objects, n_classes=21),
@@ -288,7 +560,7 @@ def read_real_case(folder):
                         files.extract(entry, unpacked, filter="data")
         voc07 = Path(unpacked) / "VOCdevkit" / "VOC2007"
         names = (voc07 / "ImageSets" / "Main" / "test.txt").read_text().split()
-        label_map = make_label_map(voc_labels)
+        label_map = make_label_map(utils.voc_labels)
         annotations = [parse_annotation(voc07 / "Annotations" / f"{name}.xml") for name in names]
         detections = read_voc_detections(Path(unpacked) / "det", names, label_map)
     objects = (

@@ -6,11 +6,85 @@ Shapes in comments: N images, P priors, C classes (background = 0 included).
 """
 
 import math
+import random
 
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.functional as TF
+from PIL import Image
 
-from utils import cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy
+from utils import FILLER, IMAGENET_MEAN, IMAGENET_STD, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy
+
+
+def plain_transform(path, boxes, labels):
+    """An augmented training item of the usual kind: step by step, from PIL image to tensor and back.
+
+    path: image file. boxes: (n, 4) float tensor, boundary form, pixels. labels: (n,) int64 tensor.
+    Returns a normalised (3, 300, 300) float32 tensor, boxes (m, 4), boundary form, fractional, labels (m,).
+    The random choices are those of `transform()`, but from Python's generator.
+    """
+    image = plain_distort(Image.open(path).convert("RGB"))
+    pixels = TF.to_tensor(image)  # (3, H, W)
+    if random.random() < 0.5:
+        pixels, boxes = plain_zoom_out(pixels, boxes)
+    pixels, boxes, labels = plain_crop(pixels, boxes, labels)
+    height, width = pixels.shape[1:]
+    if random.random() < 0.5:
+        pixels = pixels.flip(2)
+        boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+    pixels = TF.to_tensor(TF.resize(TF.to_pil_image(pixels), [300, 300]))
+    boxes = boxes / torch.tensor([width, height, width, height])
+    return TF.normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), boxes, labels
+
+
+def plain_distort(image):
+    """Brightness, contrast, saturation and hue of a PIL image, each with probability 1/2, in random order."""
+    steps = [
+        lambda image: TF.adjust_brightness(image, random.uniform(0.875, 1.125)),
+        lambda image: TF.adjust_contrast(image, random.uniform(0.5, 1.5)),
+        lambda image: TF.adjust_saturation(image, random.uniform(0.5, 1.5)),
+        lambda image: TF.adjust_hue(image, random.uniform(-0.1, 0.1)),
+    ]
+    random.shuffle(steps)
+    for step in steps:
+        if random.random() < 0.5:
+            image = step(image)
+    return image
+
+
+def plain_zoom_out(pixels, boxes):
+    """Put a (3, H, W) float image somewhere on a canvas of the mean colour, up to 4 times as wide and high."""
+    height, width = pixels.shape[1:]
+    scale = random.uniform(1, 4)
+    canvas_height, canvas_width = int(scale * height), int(scale * width)
+    canvas = torch.ones(3, canvas_height, canvas_width) * (torch.tensor(FILLER) / 255)[:, None, None]
+    left, top = random.randint(0, canvas_width - width), random.randint(0, canvas_height - height)
+    canvas[:, top : top + height, left : left + width] = pixels
+    return canvas, boxes + torch.tensor([left, top, left, top])
+
+
+def plain_crop(pixels, boxes, labels):
+    """Cut out a part of a (3, H, W) image that overlaps an object by some minimum, or leave it whole."""
+    height, width = pixels.shape[1:]
+    while True:
+        least = random.choice([None, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9])
+        if least is None:
+            return pixels, boxes, labels
+        for _ in range(50):
+            crop_height, crop_width = int(random.uniform(0.3, 1) * height), int(random.uniform(0.3, 1) * width)
+            if not 0.5 < crop_height / crop_width < 2:
+                continue
+            left, top = random.randint(0, width - crop_width), random.randint(0, height - crop_height)
+            crop = torch.tensor([left, top, left + crop_width, top + crop_height]).float()
+            if find_jaccard_overlap(crop[None], boxes).max() < least:
+                continue
+            centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+            inside = ((centers > crop[:2]) & (centers < crop[2:])).all(dim=1)
+            if inside.any():
+                kept = boxes[inside]
+                kept = torch.cat([kept[:, :2].max(crop[:2]), kept[:, 2:].min(crop[2:])], dim=1)
+                pixels = pixels[:, top : top + crop_height, left : left + crop_width]
+                return pixels, kept - crop[:2].repeat(2), labels[inside]
 
 
 def plain_multibox_loss(
