@@ -5,16 +5,32 @@
     python create_data_lists.py --train_data=/path/to/mine    data of your own, with classes of their own
 
 Reads folders in Pascal VOC's layout (or COCO-style JSON files). Writes into `output_folder`:
-{TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json, label_map.json and data_report.txt, which names all that
-was dropped or mended. Any parameter below can be overridden on the command line with --name=value.
+{TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json, label_map.json; data_report.txt, which names all that was
+dropped or mended; and contact_sheet.jpg, some of the images with their boxes. Any parameter below can be
+overridden on the command line with --name=value.
 """
 
+import json
 import os
+import random
 import sys
 
+import torch
+from PIL import Image
 from torchvision.datasets import VOCDetection
+from torchvision.transforms.functional import to_pil_image
 
-from utils import create_data_lists, override_parameters
+from detect import draw_boxes
+from model import SSD300
+from utils import (
+    class_colors,
+    create_data_lists,
+    cxcy_to_xy,
+    find_jaccard_overlap,
+    override_parameters,
+    read_image,
+    rev_label_map,
+)
 
 # Pascal VOC: trainval of both years becomes TRAIN, test of 2007 becomes TEST
 voc07_path = "data/VOCdevkit/VOC2007"
@@ -37,6 +53,12 @@ seed = 0  # of that division
 # Output
 output_folder = "data"
 check_images = True  # False: do not open the images, only the annotations
+report_overlap = 0.5  # the report counts the objects of TRAIN that a prior overlaps so much; 0: not
+n_sheet_images = 24  # images of TRAIN on the contact sheet, chosen by the seed; 0: no sheet
+
+# The sheet's images; sizes of objects in the report, as sides of a square in pixels of the 300 x 300 image
+SHEET_COLUMNS, SHEET_CELL = 6, (320, 240)
+SIZE_LIMITS = (16, 32, 64, 128)
 
 
 def main():
@@ -61,6 +83,10 @@ def main():
             test_fraction=test_fraction,
             seed=seed,
         )
+        if report_overlap:
+            report_overlaps()
+        if n_sheet_images and check_images:
+            draw_contact_sheet()
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"The lists are in {os.path.abspath(output_folder)}")
@@ -76,6 +102,94 @@ def check_voc_folders():
                 "  --voc07_path=FOLDER and --voc12_path=FOLDER name them if they are elsewhere;\n"
                 "  --train_data=FOLDER takes data of your own in VOC's layout."
             )
+
+
+# ----------------------------------------------------------------------------------------------
+# A look at the data before they are trained on
+# ----------------------------------------------------------------------------------------------
+
+
+def read_lists(split):
+    """The lists just written: label_map, list of image paths, list of {"boxes", "labels", "size", ...}."""
+    names = ("label_map.json", f"{split}_images.json", f"{split}_objects.json")
+    contents = []
+    for name in names:
+        with open(os.path.join(output_folder, name), encoding="utf-8") as file:
+            contents.append(json.load(file))
+    return contents
+
+
+def report_overlaps():
+    """Print what SSD300 can find of the objects in TRAIN, by class and size; data_report.txt gets it, too."""
+    label_map, _, objects = read_lists("TRAIN")
+    text = overlap_table(label_map, objects, SSD300.create_prior_boxes())
+    print(text)
+    with open(os.path.join(output_folder, "data_report.txt"), "a", encoding="utf-8") as file:
+        file.write(f"\n{text}")
+
+
+def overlap_table(label_map, objects, priors_cxcy):
+    """A table of classes and sizes: the number of objects, and the share whose best prior overlaps enough.
+
+    label_map: dict of class name to label. objects: list of {"boxes", "labels", "size"}, one for each image.
+    priors_cxcy: (P, 4), center-size form, fractional. Returns a text.
+    """
+    labels = torch.tensor([label for image in objects for label in image["labels"]])  # (n,)
+    boxes = torch.tensor([box for image in objects for box in image["boxes"]])  # (n, 4), pixels
+    sizes = torch.tensor([image["size"] * 2 for image in objects for _ in image["labels"]])  # (n, 4)
+    boxes_xy = boxes / sizes  # fractional: where the priors are, whatever the shape of the image
+    sides = 300 * (boxes_xy[:, 2:] - boxes_xy[:, :2]).prod(dim=1).sqrt()  # (n,), pixels of the resized image
+    is_found = find_best_overlaps(boxes_xy, cxcy_to_xy(priors_cxcy)) >= report_overlap
+    column = torch.bucketize(sides, torch.tensor(SIZE_LIMITS, dtype=torch.float32), right=True)
+    titles = [f"{low}-{high}" for low, high in zip((0, *SIZE_LIMITS), (*SIZE_LIMITS, 300), strict=True)] + ["all"]
+    lines = [
+        "Objects of TRAIN by size (root of the area, in pixels of the 300 x 300 image), and of each number the",
+        f"share whose best prior overlaps {report_overlap:g} or more; to the others no prior fits well.",
+        f"  {'':<20}" + "".join(title.rjust(15) for title in titles),
+    ]
+    for name, label in [*label_map.items(), ("all", None)]:
+        if label != 0:
+            of_class = torch.full_like(labels, True, dtype=torch.bool) if label is None else labels == label
+            columns = [of_class & (column == i) for i in range(len(SIZE_LIMITS) + 1)] + [of_class]
+            lines.append(f"  {name[:20]:<20}" + "".join(share_text(is_found[cell]).rjust(15) for cell in columns))
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def share_text(is_found):
+    """Of a tensor of booleans, how many there are, and how many in a hundred are true."""
+    return f"{len(is_found):,} {is_found.float().mean():.0%}" if len(is_found) else "-"
+
+
+def find_best_overlaps(boxes_xy, priors_xy):
+    """The overlap of each box with its best prior. Both in boundary form, (n, 4) and (P, 4); returns (n,)."""
+    chunks = [find_jaccard_overlap(chunk, priors_xy).amax(dim=1) for chunk in boxes_xy.split(200)]
+    return torch.cat(chunks)
+
+
+def draw_contact_sheet():
+    """Write contact_sheet.jpg: what the lists say, drawn on the images. Swapped coordinates and classes show."""
+    label_map, paths, objects = read_lists("TRAIN")
+    chosen = sorted(random.Random(seed).sample(range(len(paths)), min(n_sheet_images, len(paths))))
+    colors, class_names = class_colors(label_map), rev_label_map(label_map)
+    width, height = SHEET_CELL
+    n_columns = min(SHEET_COLUMNS, len(chosen))
+    sheet = Image.new("RGB", (n_columns * width, -(-len(chosen) // n_columns) * height), "white")
+    for place, i in enumerate(chosen):
+        image = to_pil_image(read_image(paths[i]))
+        names = [class_names[label] for label in objects[i]["labels"]]
+        scale = min((width - 8) / image.width, (height - 8) / image.height)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        boxes = [[value * scale for value in box] for box in objects[i]["boxes"]]
+        corner = place % n_columns * width + 4, place // n_columns * height + 4
+        sheet.paste(draw_boxes(image, boxes, names, None, colors), corner)
+    path = os.path.abspath(os.path.join(output_folder, "contact_sheet.jpg"))
+    sheet.save(path, quality=90, subsampling=0)  # thin coloured lines
+    print(f"Look at {path}: {len(chosen)} images of TRAIN with their boxes")
+
+
+# ----------------------------------------------------------------------------------------------
+# Pascal VOC
+# ----------------------------------------------------------------------------------------------
 
 
 def download_voc():

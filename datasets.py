@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from utils import MAX_IMAGE_PIXELS, blank_image, read_image, transform
+from utils import MAX_IMAGE_PIXELS, blank_image, load_label_map, read_image, transform
 
 
 class PascalVOCDataset(Dataset):
@@ -50,7 +50,7 @@ class PascalVOCDataset(Dataset):
         self.skip_corrupt = skip_corrupt
         self.augment = split == "TRAIN" if augment is None else augment
 
-        self.label_map = read_label_map(self.data_folder / "label_map.json")
+        self.label_map = load_label_map(self.data_folder)
         images = read_list(self.data_folder / f"{split}_images.json")
         objects_path = self.data_folder / f"{split}_objects.json"
         objects = read_list(objects_path)
@@ -206,35 +206,18 @@ def blank_item():
     return image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
 
 
-def read_json(path):
-    """The contents of one of create_data_lists.py's files; raises naming the file and that script."""
+def read_list(path):
+    """The list in one of create_data_lists.py's JSON files; raises naming the file and that script."""
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            contents = json.load(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); run create_data_lists.py again") from None
-
-
-def read_list(path):
-    """A JSON file that must hold a list."""
-    contents = read_json(path)
     if not isinstance(contents, list):
         raise ValueError(f"{path}: holds no list; run create_data_lists.py again")
     return contents
-
-
-def read_label_map(path):
-    """label_map.json: {"background": 0, class name: label from 1 on, without gaps}."""
-    label_map = read_json(path)
-    labels = list(label_map.values()) if isinstance(label_map, dict) else []
-    if not all(type(label) is int for label in labels) or sorted(labels) != list(range(max(len(labels), 2))):
-        raise ValueError(
-            f'{path}: is no label map ("background": 0 and classes from 1 on, without gaps); '
-            "run create_data_lists.py again"
-        )
-    return label_map
 
 
 def pack_objects(images, objects, valid_labels, path):

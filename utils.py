@@ -175,20 +175,20 @@ def load_label_map(data_folder):
     Raises FileNotFoundError if the file is missing; ValueError, naming it, if it holds anything else.
     """
     path = os.path.join(data_folder, "label_map.json")
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file (create_data_lists.py makes it)")
     try:
         with open(path, encoding="utf-8") as file:
             label_map = json.load(file)
-    except (ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
-        raise ValueError(f"{path}: no JSON file: {error}; create_data_lists.py makes it anew") from error
-    if not isinstance(label_map, dict) or label_map.get("background") != 0:
-        raise ValueError(f"{path}: not a label map: it must map names to labels, and 'background' to 0")
-    labels = list(label_map.values())
-    if any(type(label) is not int for label in labels) or sorted(labels) != list(range(len(labels))):
-        raise ValueError(f"{path}: the labels must be 0, 1, 2, ... without a gap, not {str(labels)[:200]}")
-    if len(labels) < 2:
-        raise ValueError(f"{path}: the label map holds no class beside the background")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it") from None
+    except (OSError, ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
+        raise ValueError(f"{path}: cannot be read ({error}); run create_data_lists.py again") from None
+    labels = list(label_map.values()) if isinstance(label_map, dict) else []
+    are_numbers = all(type(label) is int for label in labels)
+    if not are_numbers or sorted(labels) != list(range(max(len(labels), 2))) or label_map.get("background") != 0:
+        raise ValueError(
+            f'{path}: not a label map ("background": 0 and one class or more, numbered from 1 on without gaps); '
+            "run create_data_lists.py again"
+        )
     return dict(sorted(label_map.items(), key=lambda item: item[1]))
 
 

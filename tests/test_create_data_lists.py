@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,11 +12,13 @@ import tempfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPO
-from PIL import Image
+from PIL import Image, ImageColor
 
 import create_data_lists as script
 import utils
+from model import SSD300
 from utils import (
     class_colors,
     create_data_lists,
@@ -910,3 +913,69 @@ def test_script_downloads_what_is_missing_only(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "voc07_path", str(tmp_path / "voc"))
     with pytest.raises(SystemExit, match=r"must end in VOCdevkit.VOC2007"):
         script.download_voc()
+
+
+# ----------------------------------------------------------------------------------------------
+# A look at the data: the table of overlaps, the contact sheet
+# ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_overlaps_counts_by_class_and_size(monkeypatch):
+    monkeypatch.setattr(script, "report_overlap", 0.5)
+    prior = torch.tensor([[0.5, 0.5, 0.2, 0.2]])  # 40 to 60 pixels of a 100 x 200 image across, 80 to 120 down
+    objects = [
+        {"boxes": [[40, 80, 60, 120], [40, 80, 60, 99], [0, 0, 4, 8]], "labels": [1, 1, 2], "size": [100, 200]},
+        {"boxes": [], "labels": [], "size": [50, 50]},
+        {"boxes": [[0, 0, 50, 50]], "labels": [2], "size": [50, 50]},
+    ]
+    table = script.overlap_table({"background": 0, "cat": 1, "dog": 2}, objects, prior)
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:]}
+    assert rows["0-16"] == ["16-32", "32-64", "64-128", "128-300", "all"]
+    # Sides: 60 (the prior itself), 60 * sqrt(19 / 40) = 41 (overlap 19 / 40), 12 and 300 (overlap 0.04).
+    assert rows["cat"] == ["-", "-", "2", "50%", "-", "-", "2", "50%"]
+    assert rows["dog"] == ["1", "0%", "-", "-", "-", "1", "0%", "2", "0%"]
+    assert rows["all"] == ["1", "0%", "-", "2", "50%", "-", "1", "0%", "4", "25%"]
+
+
+def test_best_overlaps_are_those_of_the_full_table():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(450, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 0.01 + torch.rand(450, 2, generator=generator)], dim=1)
+    priors = utils.cxcy_to_xy(SSD300.create_prior_boxes())
+    expected = utils.find_jaccard_overlap(boxes, priors).max(dim=1).values
+    assert torch.equal(script.find_best_overlaps(boxes, priors), expected)
+
+
+def run_script(tmp_path, **parameters):
+    """script.py as a user runs it; returns what it printed."""
+    arguments = [f"--{name}={value}" for name, value in parameters.items()]
+    command = [sys.executable, script.__file__, f"--output_folder={tmp_path / 'lists'}", *arguments]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path):
+    folder = write_voc(tmp_path / "data", {f"a{i}": [object_xml(box=(31, 41, 60, 70))] for i in range(3)} | {"t": []})
+    for path in (folder / "JPEGImages").iterdir():
+        Image.new("RGB", (100, 80)).save(path)
+    output = run_script(tmp_path, train_data=folder)
+    assert "contact_sheet.jpg: 3 images of TRAIN" in output
+    assert "Objects of TRAIN by size" in output
+    assert "Objects of TRAIN by size" in (tmp_path / "lists" / "data_report.txt").read_text()
+    sheet = np.asarray(Image.open(tmp_path / "lists" / "contact_sheet.jpg").convert("RGB")).astype(int)
+    assert sheet.shape == (240, 960, 3)
+    # A 100 x 80 image becomes 290 x 232, 4 pixels from the edge: x = 30 lies at 4 + 87, y = 40 at 4 + 116.
+    color = np.array(ImageColor.getrgb(class_colors({"background": 0, "dog": 1})["dog"]))
+    for first in (0, 320, 640):
+        for x, y in ((91, 180), (177, 180), (140, 206)):  # left, right and lower edge of the box
+            near = sheet[y - 2 : y + 3, first + x - 2 : first + x + 3]
+            assert np.abs(near - color).sum(axis=2).min() < 120, (first, x, y)
+
+
+def test_the_report_needs_no_images(tmp_path):
+    folder = write_voc(tmp_path / "data", {"a": [object_xml()], "t": []})
+    shutil.rmtree(folder / "JPEGImages")
+    output = run_script(tmp_path, train_data=folder, check_images=False)
+    assert "Objects of TRAIN by size" in output
+    assert "contact_sheet" not in output
+    output = run_script(tmp_path, train_data=folder, check_images=False, report_overlap=0)
+    assert "Objects of TRAIN by size" not in output

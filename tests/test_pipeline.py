@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPO
 from make_sample import make_sample
 from PIL import Image
 
-from utils import load_checkpoint
+from datasets import PascalVOCDataset
+from model import SSD300, MultiBoxLoss, l2_normalize
+from utils import calculate_mAP, create_data_lists, load_checkpoint
 
 
 def run(script, folder, **parameters):
@@ -46,6 +49,39 @@ def test_lists_train_resume_eval_detect(tmp_path):
     run("detect.py", tmp_path, images=photo, output_folder="shown", min_score=0.01)
     with Image.open(photo) as image, Image.open(tmp_path / "shown" / photo.name) as annotated:
         assert image.size == annotated.size
+
+
+def test_the_heads_overfit_four_photos(real_data, tmp_path):
+    """The small version of a run that the README records: ImageNet's features stay, only the heads learn."""
+    weights = real_data.parent / "weights" / "vgg16_features_imagenet_fp16.pth"
+    if not weights.exists():
+        pytest.skip(f"{weights}: not there")
+    photos = real_data / "voc_photos" / "VOC2012"
+    create_data_lists(output_folder=tmp_path, train_data=photos, test_split="trainval")
+    dataset = PascalVOCDataset(tmp_path, "TEST", keep_difficult=True)
+    images, boxes, labels, difficulties = dataset.collate_fn([dataset[i] for i in range(len(dataset))])
+    torch.manual_seed(0)
+    model = SSD300(n_classes=len(dataset.label_map))
+    model.load_pretrained(str(weights))
+    with torch.no_grad():
+        conv4_3, conv7 = model.base(model.normalize(images))
+        source_maps = (l2_normalize(conv4_3) * model.rescale_factors, conv7, *model.aux_convs(conv7))
+    criterion, optimizer = MultiBoxLoss(model.priors_cxcy), torch.optim.Adam(model.pred_convs.parameters(), lr=1e-3)
+    losses, mean_aps = [], []
+    for iteration in range(41):
+        predictions = model.pred_convs(source_maps)
+        if iteration in (0, 40):
+            with torch.no_grad():
+                found = model.detect_objects(*predictions, min_score=0.01, max_overlap=0.45, top_k=200)
+            mean_aps.append(calculate_mAP(*found, boxes, labels, difficulties, label_map=dataset.label_map)[1])
+        loss = criterion(*predictions, boxes, labels)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.1 * losses[0], losses
+    assert mean_aps[0] < 0.2, mean_aps
+    assert mean_aps[1] > 0.95, mean_aps
 
 
 def test_without_a_label_map_train_names_the_missing_file(tmp_path):
