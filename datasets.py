@@ -29,7 +29,8 @@ class PascalVOCDataset(Dataset):
     keep_difficult: whether objects marked as difficult are part of the items.
     seed: with the epoch and the index it decides how an image is augmented.
     skip_corrupt: False raises on an image that cannot be decoded; True puts a blank image without objects in
-        its place, which adds nothing to the loss and keeps the batch's shape; `skipped_images()` lists them.
+        its place, which keeps the batch's shape, and adds to the loss what images without objects do: nothing,
+        unless a parameter says otherwise. `skipped_images()` lists them.
     augment: None augments the "TRAIN" split only; True or False decides for either split.
 
     An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image as a
@@ -260,6 +261,8 @@ def find_problem(image, entry, valid_labels):
             x_min, y_min, x_max, y_max = box
             if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):  # NaN fails this too
                 return f"the box {box} is not finite, has no area or is beyond the {width} x {height} image"
+            if np.float32(x_min) == np.float32(x_max) or np.float32(y_min) == np.float32(y_max):
+                return f"the box {box} has no area that float32 could tell"
             if label not in valid_labels:
                 return f"the label {label!r} is not in label_map.json"
             if difficulty not in (0, 1):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets import PascalVOCDataset
-from model import load_model
+from model import fastest_memory_format, load_model
 from utils import (
     COCO_THRESHOLDS,
     calculate_mAP,
@@ -112,7 +112,7 @@ def detect_all(test_loader, model, seconds=None):
     det_boxes, det_labels, det_scores = [], [], []
     for images, *_ in tqdm(test_loader, unit="batch", leave=False):
         seconds.lap("waiting for images")
-        images = model.normalize(images).contiguous(memory_format=torch.channels_last)  # (N, 3, 300, 300)
+        images = model.normalize(images).contiguous(memory_format=fastest_memory_format(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             predicted_locs, predicted_scores = model(images)
         seconds.lap("the network", device)
@@ -187,4 +187,7 @@ class Stopwatch:
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

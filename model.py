@@ -372,7 +372,9 @@ class SSD300(nn.Module):
             self.base.load_vgg16(state_dict)
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from error
-        is_caffe = weights == "IMAGENET1K_FEATURES"
+        # Under its own name or another: torchvision's file of Caffe's weights has NaN where fc6 was left out.
+        fc6 = state_dict.get("classifier.0.weight")
+        is_caffe = weights == "IMAGENET1K_FEATURES" or (fc6 is not None and bool(fc6[0].isnan().any()))
         mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
         self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
@@ -472,7 +474,26 @@ def load_model(path, device="cpu"):
     Raises as `load_checkpoint()` and `model_from_checkpoint()` do.
     """
     model = model_from_checkpoint(load_checkpoint(path), path)
-    return model.to(device, memory_format=torch.channels_last).eval()
+    device = torch.device(device)
+    return model.to(device, memory_format=fastest_memory_format(device)).eval()
+
+
+def has_bf16_units(device):
+    """Whether bfloat16 is fast on a device, and not only possible."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    find_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch we support
+    capabilities = find_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def fastest_memory_format(device):
+    """The order of images in memory in which a device computes convolutions fastest.
+
+    Channels last is what GPUs and the bfloat16 units of CPUs compute in; other CPUs go back through contiguous
+    convolutions 1.6 times as fast (measured on an AVX2 machine, float32).
+    """
+    return torch.channels_last if has_bf16_units(device) else torch.contiguous_format
 
 
 # Input of the weights that were trained with Caffe: mean of (123, 117, 104) of 255, no division by a deviation.
@@ -541,7 +562,7 @@ COMPARISONS_AT_ONCE = 2**15  # about as many as a CPU's cache holds
 
 @torch.no_grad()
 def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None):
-    """Turn raw predictions into the objects that they show.
+    """Turn raw predictions into the objects that they show: threshold, non-maximum suppression, top k.
 
     Each pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. In
     each class a candidate is suppressed when its overlap with a better one that survives is > max_overlap.
@@ -846,7 +867,7 @@ def match_priors(objects, priors_xy, threshold):
 
 
 def assign_own_priors(overlap, numbers):
-    """Step 1 of the matching: give every object a prior of its own, best pair first.
+    """Step 1 of the matching, the bipartite one: give every object a prior of its own, best pair first.
 
     overlap: (T, P) float32. numbers: (N, M) int64, the objects of each image, T for none.
     Returns (T,) int64: the prior of each object, all different in an image.
@@ -891,7 +912,7 @@ def find_best_priors(overlap, n):
 
 @torch.no_grad()
 def mine_priors(scores, is_positive, n_negatives):
-    """Find the priors that count: the positives, and the hardest negatives of each image.
+    """Hard negative mining: find the priors that count, the positives and the hardest negatives of each image.
 
     scores: (N, P, C), before the softmax, any float type. is_positive: (N, P) bool.
     n_negatives: (N, 1) int64, how many to take of each image; all there are, if there are fewer.
@@ -964,13 +985,13 @@ class MultiBoxLoss(nn.Module):
             )  # (R, 4)
             loc_losses = F.smooth_l1_loss(locs, true_locs, reduction="none").sum(dim=1)  # (R,)
             loss = (conf_losses * does_count + self.alpha * loc_losses * (matched < n_objects)).sum()
-            return loss / mean_over_processes(n_positives.sum()).clamp(min=1)
+            return loss / find_divisor(n_positives.sum())
 
 
-def mean_over_processes(count):
-    """The mean of a scalar tensor over all processes of torch.distributed; itself where there is one only."""
-    count = count.float()
+def find_divisor(n_positives):
+    """What the loss of a process is divided by: the positives of all processes (1 at least), by their number."""
+    n_positives, n_processes = n_positives.float(), 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(count)
-        count = count / torch.distributed.get_world_size()
-    return count
+        torch.distributed.all_reduce(n_positives)
+        n_processes = torch.distributed.get_world_size()
+    return n_positives.clamp(min=1) / n_processes

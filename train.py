@@ -10,6 +10,7 @@ Any parameter below can be overridden on the command line with --name=value.
 
 import contextlib
 import csv
+import datetime
 import io
 import math
 import multiprocessing
@@ -27,7 +28,14 @@ from tqdm import tqdm
 
 from datasets import PascalVOCDataset, TrainingBatches
 from eval import evaluate, make_test_loader
-from model import SSD300, MultiBoxLoss, model_from_checkpoint, model_state
+from model import (
+    SSD300,
+    MultiBoxLoss,
+    fastest_memory_format,
+    has_bf16_units,
+    model_from_checkpoint,
+    model_state,
+)
 from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters, shorten, write_file
 
 # Data
@@ -76,9 +84,12 @@ def main():
     check_parameters()
     rank, world_size, device = start_processes()
     dataset = PascalVOCDataset(data_folder, "TRAIN", keep_difficult, seed, skip_corrupt)
+    if evaluate_every:
+        make_test_loader(data_folder, batch_size, workers)  # lists that cannot be read are an error now, not later
     model, optimizer, start, best_map = start_or_resume(dataset.label_map, device)
     if start >= iterations:
-        raise SystemExit(f"nothing to do: {checkpoint} is at iteration {start} of {iterations}")
+        say(f"nothing to do: {checkpoint} is at iteration {start} of {iterations}")
+        return
     batches = TrainingBatches(len(dataset), batch_size, seed, start, iterations, rank, world_size)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     log = TrainingLog(dataset, batches, is_main=rank == 0)
@@ -93,6 +104,8 @@ def main():
     finally:
         log.close()
         end_workers()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def train(model, criterion, optimizer, dataset, batches, log, best_map):
@@ -120,13 +133,15 @@ def train(model, criterion, optimizer, dataset, batches, log, best_map):
         if ends or stops or any(is_due(done, every) for every in (log_every, save_every, evaluate_every)):
             log.flush(done, optimizer)  # stops here if a loss was not finite: before anything is saved
             stops = stop.is_requested_anywhere(device)
-        if is_due(done, evaluate_every) and not stops:
+        evaluates = is_due(done, evaluate_every) and not stops
+        if ends or stops or evaluates or is_due(done, save_every):
+            save(save_to, model, optimizer, done, best_map)
+        if evaluates:  # saved before: an evaluation that fails costs nothing
             best_map = evaluate_and_keep_best(model, optimizer, log, done, best_map)
-        if ends or stops or is_due(done, save_every):
             save(save_to, model, optimizer, done, best_map)
         if stops:
             break
-    log.report(dataset)
+    log.report(device)
     stop.exit_if_requested(done)
 
 
@@ -138,8 +153,12 @@ def is_due(done, every):
 def find_advice(error, device):
     """What to change after an error that the machine caused, in words; None for any other error."""
     text = str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
         return f"out of memory on {device}; a smaller --batch_size needs less (lower --lr by the same factor)"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "out of memory on the CPU; fewer --workers, or a smaller --batch_size (and --lr), need less"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return "torch.compile failed; it needs a C compiler and Triton. --compile_model=False goes on without it"
     if "shared memory" in text or "Too many open files" in text or "Bus error" in text:
         return (
             "the processes that prepare images ran out of shared memory, or of open files. Enlarge /dev/shm "
@@ -170,7 +189,15 @@ def end_workers():
 
 
 def check_parameters():
-    """Refuse now what would fail only when the first checkpoint is written."""
+    """Refuse now what would fail, or go wrong, only later."""
+    not_negative = ("workers", "bias_lr_factor", "momentum", "weight_decay", "warmup", "grad_clip", "neg_pos_ratio")
+    not_negative += ("alpha", "n_negatives_without_objects", "save_every", "evaluate_every")
+    for name in not_negative:
+        if not 0 <= globals()[name] < math.inf:
+            raise ValueError(f"{name} is {globals()[name]}; it must be 0 or more")
+    for name in ("batch_size", "iterations", "lr"):
+        if not 0 < globals()[name] < math.inf:
+            raise ValueError(f"{name} is {globals()[name]}; it must be more than 0")
     folder = Path(save_to).resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(save_to).is_dir():
         raise ValueError(f"save_to is {save_to!r}: no file can be written there; make the folder, or name another")
@@ -183,21 +210,30 @@ def start_processes():
 
     Returns rank, world_size and a torch.device.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest algorithms pay off
-        torch.set_float32_matmul_precision("high")  # TF32, where autocast leaves float32
+    device = set_up_device(int(os.environ.get("LOCAL_RANK", 0)))
     if "RANK" not in os.environ:
         return 0, 1, device
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # While the first process evaluates, the others wait for it: longer than the ten minutes of the default.
+    timeout = datetime.timedelta(hours=2)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
+
+
+def set_up_device(local_rank=0):
+    """The device of a process, with PyTorch's settings for speed."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest algorithms pay off
+    torch.set_float32_matmul_precision("high")  # TF32, where autocast leaves float32
+    return device
 
 
 def is_main_process():
     """Whether this is the process that writes files and prints."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return is_alone or torch.distributed.get_rank() == 0
 
 
 def say(text):
@@ -257,6 +293,8 @@ def restore_training_state(saved, optimizer):
             if state["momentum_buffer"].shape != parameters[index].shape:
                 raise ValueError(f"momentum {index} has another shape than its parameter")
         optimizer.load_state_dict(saved["optimizer"])
+        for parameter, state in optimizer.state.items():  # in the memory format of this machine, not of the last
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
         set_rng_states(saved["rng"])
@@ -339,21 +377,6 @@ def wrap_network(model):
     return network
 
 
-def has_bf16_units(device):
-    """Whether bfloat16 is fast on a device, and not only possible."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    find_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch we support
-    capabilities = find_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def fastest_memory_format(device):
-    """Channels last is what GPUs and the bfloat16 units of CPUs compute in; other CPUs go back through
-    contiguous convolutions 1.6 times as fast (measured on an AVX2 machine, float32)."""
-    return torch.channels_last if has_bf16_units(device) else torch.contiguous_format
-
-
 # ----------------------------------------------------------------------------------------------
 # Within the loop: log, stop, evaluate, save
 # ----------------------------------------------------------------------------------------------
@@ -370,7 +393,6 @@ class TrainingLog:
     def __init__(self, dataset, batches, is_main):
         self.dataset, self.batches = dataset, batches
         self.losses = []  # scalars on the device, of the iterations since the last flush
-        self.last_map = ""
         self.file = open_log(log_file, self.columns, batches.iterations.start) if log_file and is_main else None
         self.bar = tqdm(total=batches.iterations.stop, initial=batches.iterations.start, unit="it", disable=not is_main)
         self.flushed_at = time.perf_counter()
@@ -421,9 +443,13 @@ class TrainingLog:
             "their boxes. The images of this batch:\n  " + "\n  ".join(files)
         )
 
-    def report(self, dataset):
-        """Say what was skipped on the way."""
-        skipped = dataset.skipped_images()
+    def report(self, device):
+        """Say what was skipped on the way, by any process."""
+        if torch.distributed.is_initialized():
+            is_skipped = self.dataset.skipped.to(device)
+            torch.distributed.all_reduce(is_skipped, torch.distributed.ReduceOp.MAX)
+            self.dataset.skipped.copy_(is_skipped)
+        skipped = self.dataset.skipped_images()
         if skipped:
             say(f"skipped {len(skipped)} images that could not be decoded:\n  " + "\n  ".join(skipped))
 
@@ -476,10 +502,11 @@ class StopRequest:
             signal.signal(number, self.receive)
 
     def receive(self, number, _frame):
-        """Take note; a second Ctrl-C ends the process at once."""
-        if self.signal:
+        """Take note; a second Ctrl-C ends the process at once. (SIGTERM may well come twice: from a cluster's
+        scheduler and from torchrun.)"""
+        if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
     def is_requested_alone(self):
         """Whether this process was asked to stop, and has no others to agree with."""
@@ -553,4 +580,7 @@ def set_rng_states(states):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    main()
+    try:
+        main()
+    except (FloatingPointError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -21,6 +21,7 @@ Shapes in comments: N images in a batch, P = 8732 priors, C classes (background 
 
 import ast
 import contextlib
+import errno
 import functools
 import glob
 import io
@@ -28,6 +29,7 @@ import json
 import math
 import os
 import random
+import re
 import stat
 import zipfile
 from multiprocessing.pool import ThreadPool
@@ -877,6 +879,9 @@ MAX_IMAGE_PIXELS = 80_000_000
 # As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
 MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
 
+# Errors that say nothing about a file: too many are open, a disk or its network fails, memory is short.
+MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
+
 # What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
@@ -936,7 +941,7 @@ def read_image(path):
     path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
     Returns a (3, H, W) uint8 RGB tensor.
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, unreadable, corrupt,
-    truncated, or claims more than MAX_IMAGE_PIXELS.
+    truncated, or claims more than MAX_IMAGE_PIXELS; another OSError if the machine is at fault.
     """
     try:
         check_image_file(path)
@@ -945,6 +950,8 @@ def read_image(path):
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
     except (OSError, ValueError) as error:  # a path may have characters that no file name can have
+        if getattr(error, "errno", None) in MACHINE_ERRORS:
+            raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{path!r}: the image file cannot be read ({error})") from None
     return decode_image(data, path)
 
@@ -1524,7 +1531,9 @@ def write_voc_detections(folder, image_names, boxes, labels, scores, label_map):
     folder: made where it is missing. image_names: list of N names, without extension.
     boxes, labels, scores: lists of N tensors as `calculate_mAP()` takes them; boxes in pixels.
     label_map: dict of name to label. A class without detections gets an empty file.
+    Raises ValueError if two images have one name.
     """
+    _check_image_names(image_names)
     os.makedirs(folder, exist_ok=True)
     lines = {label: [] for label in label_map.values()}
     for name, *detections in zip(image_names, boxes, labels, scores, strict=True):
@@ -1542,8 +1551,9 @@ def read_voc_detections(folder, image_names, label_map):
     Returns three lists with a tensor for each of `image_names`: boxes (n, 4) float64, boundary form, in
     continuous pixels, labels (n,) int64 and scores (n,) float64.
     Raises FileNotFoundError, naming it, if a class has no file; ValueError, naming file and line, if a line
-    is no detection, or its image is not in `image_names`.
+    is no detection, or its image is not in `image_names`, or naming the image, if two have one name.
     """
+    _check_image_names(image_names)
     index_of = {name: index for index, name in enumerate(image_names)}
     rows = []  # arrays (n, 7): image, label, score, box
     for class_name, label in label_map.items():
@@ -1557,8 +1567,17 @@ def read_voc_detections(folder, image_names, label_map):
 
 
 def _voc_detections_path(folder, class_name):
-    """The file of a class, by the name that the development kit expects."""
-    return os.path.join(folder, f"comp4_det_test_{class_name}.txt")
+    """The file of a class, by the name that the development kit expects; what no file name can have, as %2F."""
+    safe_name = re.sub(r"[%/\\\0]", lambda character: f"%{ord(character[0]):02X}", class_name)
+    return os.path.join(folder, f"comp4_det_test_{safe_name}.txt")
+
+
+def _check_image_names(image_names):
+    """Refuse two images of one name, from two folders, which Pascal VOC's format cannot tell apart."""
+    if len(set(image_names)) < len(image_names):
+        seen = set()
+        name = next(name for name in image_names if name in seen or seen.add(name))
+        raise ValueError(f"two images are named {name!r}: files of detections in VOC's format cannot tell them apart")
 
 
 def _read_class_detections(path, label, index_of):
@@ -1754,7 +1773,12 @@ def _parse_like(example, text):
             raise ValueError(text)
         return text == "True"
     if isinstance(example, tuple):
-        values = ast.literal_eval(text)
+        try:
+            values = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            if example and not isinstance(example[0], str):
+                raise
+            values = tuple(part.strip() for part in text.split(",") if part.strip())  # names need no quotation marks
         values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
         return tuple(_parse_like(example[0] if example else value, str(value)) for value in values)
     return type(example)(text)

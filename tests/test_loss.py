@@ -475,17 +475,19 @@ dist.init_process_group("gloo", init_method="file://" + folder + "/meeting", ran
 batch = torch.load(folder + "/batch.pt", weights_only=True)
 images = slice(0, 3) if rank == 0 else slice(3, 6)
 locs, scores = (batch[name][images].clone().requires_grad_() for name in ("locs", "scores"))
-loss = MultiBoxLoss(batch["priors_cxcy"])(locs, scores, batch["boxes"][images], batch["labels"][images])
+criterion = MultiBoxLoss(batch["priors_cxcy"], n_negatives_without_objects=7)
+loss = criterion(locs, scores, batch["boxes"][images], batch["labels"][images])
 loss.backward()
 torch.save((loss.detach(), locs.grad, scores.grad), folder + "/result" + str(rank) + ".pt")
 dist.destroy_process_group()
 """
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
+# Rank 0 has most of the objects, rank 1 an image without any; or there is none at all.
+@pytest.mark.parametrize("counts", [[6, 9, 3, 1, 0, 1], [0] * 6])
+def test_two_processes_take_the_step_of_one(tmp_path, counts):
     priors_cxcy = random_priors(500, 14)
-    # Rank 0 has most of the objects, rank 1 an image without any.
-    locs, scores, boxes, labels = random_batch([6, 9, 3, 1, 0, 1], 5, priors_cxcy, 15)
+    locs, scores, boxes, labels = random_batch(counts, 5, priors_cxcy, 15)
     batch = {"locs": locs, "scores": scores, "boxes": boxes, "labels": labels, "priors_cxcy": priors_cxcy}
     torch.save(batch, tmp_path / "batch.pt")
     code = PROCESS.format(paths=[str(REPO)])
@@ -498,7 +500,9 @@ def test_two_processes_take_the_step_of_one(tmp_path):
     finally:
         for process in processes:
             process.kill()
-    loss, *gradients = loss_and_gradients(MultiBoxLoss(priors_cxcy), locs, scores, boxes, labels)
+    criterion = MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7)
+    loss, *gradients = loss_and_gradients(criterion, locs, scores, boxes, labels)
+    assert loss > 0
     results = [torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
     # DistributedDataParallel takes the mean over the processes.
     torch.testing.assert_close((results[0][0] + results[1][0]) / 2, loss, rtol=1e-5, atol=0)

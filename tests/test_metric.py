@@ -373,6 +373,27 @@ def write_files(folder, cat="", dog=""):
     (folder / "comp4_det_test_dog.txt").write_text(dog)
 
 
+def test_class_names_that_no_file_can_have(tmp_path):
+    label_map = {"background": 0, "truck/bus": 1, "../100%": 2}
+    boxes, labels, scores = torch.tensor([FIRST, SECOND], dtype=torch.float32), torch.tensor([1, 2]), torch.rand(2)
+    write_voc_detections(tmp_path / "found", ["a"], [boxes], [labels], [scores], label_map)
+    assert sorted(path.name for path in tmp_path.rglob("*.txt")) == [
+        "comp4_det_test_..%2F100%25.txt",
+        "comp4_det_test_truck%2Fbus.txt",
+    ]
+    assert torch.equal(read_voc_detections(tmp_path / "found", ["a"], label_map)[1][0], labels)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    write_files(tmp_path)
+    with pytest.raises(ValueError, match="two images are named 'b'"):
+        read_voc_detections(tmp_path, ["a", "b", "b"], LABEL_MAP)
+    with pytest.raises(ValueError, match="two images are named 'a'"):
+        write_voc_detections(
+            tmp_path, ["a", "a"], [torch.zeros(0, 4)] * 2, [torch.zeros(0)] * 2, [torch.zeros(0)] * 2, {}
+        )
+
+
 def test_empty_files_hold_no_detections(tmp_path):
     write_files(tmp_path)
     boxes, labels, scores = read_voc_detections(tmp_path, ["a", "b"], LABEL_MAP)

@@ -385,7 +385,7 @@ def test_mean_and_std_follow_the_weights(vgg16_features, monkeypatch):
 
     def read(weights):
         asked.append(weights)
-        return {**vgg16_features, **nan_fc_layers()}
+        return vgg16_features if weights == "IMAGENET1K_V1" else {**vgg16_features, **nan_fc_layers()}
 
     monkeypatch.setattr(module, "read_vgg16_weights", read)
     ssd = SSD300(3)
@@ -395,7 +395,9 @@ def test_mean_and_std_follow_the_weights(vgg16_features, monkeypatch):
     ssd.load_pretrained("IMAGENET1K_V1")
     torch.testing.assert_close(ssd.mean.flatten(), torch.tensor(IMAGENET_MEAN))
     torch.testing.assert_close(ssd.std.flatten(), torch.tensor(IMAGENET_STD))
-    assert asked == ["IMAGENET1K_FEATURES", "IMAGENET1K_V1"]
+    ssd.load_pretrained("a copy of it.pth")  # Caffe's weights are known by their fc layers
+    torch.testing.assert_close(ssd.std.flatten(), torch.tensor(CAFFE_STD))
+    assert asked == ["IMAGENET1K_FEATURES", "IMAGENET1K_V1", "a copy of it.pth"]
 
 
 def test_building_a_model_never_downloads(no_network):

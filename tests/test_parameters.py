@@ -30,6 +30,9 @@ def test_parameters_are_the_lowercase_plain_values():
         ("--decay_at=60", "decay_at", (60,)),
         ("--decay_at=()", "decay_at", ()),
         ('--names=("cat", "dog")', "names", ("cat", "dog")),
+        ("--names=cat, traffic light", "names", ("cat", "traffic light")),
+        ("--names=cat", "names", ("cat",)),
+        ("--names=", "names", ()),
     ],
 )
 def test_override(argument, name, value):

@@ -5,9 +5,12 @@ test_fuzz.py.
 """
 
 import ast
+import errno
 import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +28,7 @@ from test_train import assert_same_state, command, finish, lists, read_log, run,
 
 import model
 import train
+import utils
 from datasets import PascalVOCDataset
 from detect import detect
 from utils import load_checkpoint, read_image, save_checkpoint, write_file
@@ -106,7 +110,9 @@ def test_a_worker_that_ignores_sigterm_does_not_outlive_an_error(lists, tmp_path
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "--batch_size"),
         (MemoryError(), "--batch_size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "--batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "on the CPU; fewer --workers"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "--batch_size"),
+        (torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no gcc"), []), "--compile_model=False"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--workers"),
         (RuntimeError("DataLoader timed out after 600 seconds"), "--workers"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "--shm-size"),
@@ -174,6 +180,62 @@ def test_a_log_that_cannot_be_written_anew_stays_as_it_is(tmp_path, monkeypatch,
     assert train.open_log(path, COLUMNS, 10) is None
     assert "warning: no log is written" in capsys.readouterr().out
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_sigterm_may_come_twice(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    stop = train.StopRequest()
+    stop.receive(signal.SIGTERM, None)
+    stop.receive(signal.SIGTERM, None)
+    stop.receive(signal.SIGINT, None)
+    assert stop.signal == signal.SIGTERM
+    stop = train.StopRequest()
+    stop.receive(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop.receive(signal.SIGINT, None)
+
+
+def test_a_failed_evaluation_costs_no_iteration(lists, tmp_path):  # noqa: F811
+    broken = tmp_path / "lists"
+    shutil.copytree(lists, broken)
+    paths = json.loads((broken / "TEST_images.json").read_text())
+    (broken / "TEST_images.json").write_text(json.dumps([str(tmp_path / "gone.jpg"), *paths[1:]]))
+    settings = {"iterations": 4, "evaluate_every": 4, "save_every": 0, "workers": 0}
+    code, output = finish(start(command(broken, **settings), tmp_path))
+    assert code == 1 and "gone.jpg" in output, output
+    assert load_checkpoint(tmp_path / "last.pth.tar")["iteration"] == 4
+
+
+def test_lists_to_evaluate_on_are_looked_at_first(lists, tmp_path):  # noqa: F811
+    broken = tmp_path / "lists"
+    shutil.copytree(lists, broken)
+    (broken / "TEST_objects.json").unlink()
+    code, output = finish(start(command(broken, iterations=4, evaluate_every=4), tmp_path))
+    assert code == 1 and "error: " in output and "TEST_objects.json" in output and "Traceback" not in output, output
+    assert not (tmp_path / "last.pth.tar").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("warmup", -5), ("lr", math.nan), ("lr", 0.0), ("grad_clip", -1.0), ("weight_decay", math.inf), ("iterations", 0)],
+)
+def test_parameters_out_of_range_are_refused(monkeypatch, name, value):
+    monkeypatch.setattr(train, name, value)
+    with pytest.raises(ValueError, match=rf"{name} is {value}"):
+        train.check_parameters()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_errors_of_the_machine_skip_no_image(lists, monkeypatch, number):  # noqa: F811
+    def fail(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(utils, "check_image_file", fail)
+    dataset = PascalVOCDataset(lists, "TRAIN", skip_corrupt=True)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        dataset[0]
+    assert str(dataset.image_paths[0]) in str(caught.value)
+    assert dataset.skipped_images() == []
 
 
 def test_a_signal_stops_between_two_rows_of_the_log(lists, tmp_path):  # noqa: F811

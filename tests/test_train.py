@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import REPO
 from make_sample import make_sample
+from torch import nn
 
 import train
 from utils import create_data_lists, load_checkpoint, save_checkpoint
@@ -225,3 +226,18 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="iteration 7"):
         train.save(path, model, None, done=7, best_map=0.0)
     assert path.read_bytes() == before
+
+
+def test_a_run_resumes_in_the_memory_format_of_its_machine():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    saved = train.make_optimizer(model, torch.device("cpu"))
+    model(torch.rand(1, 3, 8, 8)).sum().backward()
+    saved.step()
+    state = {"optimizer": saved.state_dict(), "rng": train.rng_states(), "iteration": 1, "best_map": -1.0}
+    model = model.to(memory_format=torch.channels_last)  # this machine has bfloat16 units, the last had none
+    optimizer = train.make_optimizer(model, torch.device("cpu"))
+    train.restore_training_state(state, optimizer)
+    for old, parameter in zip(saved.state.values(), optimizer.param_groups[0]["params"], strict=False):
+        momentum = optimizer.state[parameter]["momentum_buffer"]
+        assert momentum.stride() == parameter.stride()
+        assert torch.equal(momentum, old["momentum_buffer"])

@@ -41,7 +41,7 @@ from torchvision.transforms import v2
 
 import train
 import utils
-from model import SSD300, MultiBoxLoss, detect_objects
+from model import SSD300, MultiBoxLoss, detect_objects, has_bf16_units
 from utils import (
     FILLER,
     calculate_mAP,
@@ -304,13 +304,20 @@ def make_up_objects(n_images, seed=0):
 
 def benchmark_network():
     """Forward pass and training step as train.py takes them, beside float32; and the machine's matmul peak."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = train.set_up_device()
     torch.set_num_threads(os.cpu_count())
     n_images, n_times = images_of_a_step(device), None if device.type == "cuda" else network_repeats
     half = {"dtype": torch.bfloat16, "memory_format": torch.channels_last, "is_compiled": device.type == "cuda"}
     single = {"dtype": torch.float32, "memory_format": torch.contiguous_format, "is_compiled": False}
-    forms = {"bfloat16, channels last" + ", compiled" * half["is_compiled"]: half, "float32, contiguous": single}
-    if not train.has_bf16_units(device):  # then train.py computes in float32
+    forms = {"bfloat16, channels last": half, "float32, contiguous": single}
+    if device.type == "cuda":  # one change at a time
+        eager = {**half, "is_compiled": False}
+        forms = {
+            "bfloat16, channels last, compiled": half,
+            "bfloat16, channels last": eager,
+            "TF32, contiguous": single,
+        }
+    elif not has_bf16_units(device):  # then train.py computes in float32
         forms = dict(reversed(forms.items()))
     forms = {name: make_steps(device, n_images, **form) for name, form in forms.items()}
     peak = measure_matmul_peak(device)
@@ -319,14 +326,18 @@ def benchmark_network():
         n_flops = passes * count_flops_of_image() * n_images
         versions = {name: steps[i] for name, steps in forms.items()}
         case = compare(f"network: {what}, batch of {n_images}, {device.type}", versions, n_times=n_times)
-        for (name, median), dtype in zip(case["median_ms"].items(), ("first", "second"), strict=True):
+        case["tflops"], case["matmul_tflops"] = {}, peak
+        for name, median in case["median_ms"].items():
             rate = n_flops / median / 1e9  # TFLOP/s
             best = peak["bfloat16" if name.startswith("bfloat16") else "float32"]
-            case[f"tflops_{dtype}"], case[f"matmul_tflops_{dtype}"] = rate, best
+            case["tflops"][name] = rate
             print(
                 f"  {name}: {1000 * n_images / median:.1f} img/s, {rate:.3g} TFLOP/s, "
                 f"{100 * rate / best:.0f}% of the {best:.3g} of a large matrix product"
             )
+        if device.type == "cuda":
+            case["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+            print(f"  GPU memory in use at most, all versions together: {case['peak_memory_gb']:.1f} GiB")
         cases.append(case)
     torch.set_num_threads(threads)
     return cases
@@ -343,6 +354,7 @@ def make_steps(device, n_images, dtype, memory_format, is_compiled):
     criterion, optimizer = MultiBoxLoss(model.priors_cxcy).to(device), train.make_optimizer(model, device)
     boxes, labels = make_up_objects(n_images)
     pixels = torch.randint(256, (n_images, 3, 300, 300), dtype=torch.uint8)
+    pixels = pixels.pin_memory() if device.type == "cuda" else pixels
 
     def predict():
         images = model.normalize(pixels).contiguous(memory_format=memory_format)
