@@ -359,12 +359,13 @@ class SSD300(nn.Module):
         centers, sizes = predicted_locs[..., :2], predicted_locs[..., 2:]
         return torch.cat([centers, sizes.clamp(max=self.max_size_offset)], dim=-1)
 
-    def load_pretrained(self, weights):
+    def load_pretrained(self, weights, balance=False):
         """Start the base from a VGG-16 that was trained to classify ImageNet; take over its mean and std.
 
         weights: "IMAGENET1K_V1" (torchvision's, with fc6 and fc7) or "IMAGENET1K_FEATURES" (the convolutions
         that were trained with Caffe), both downloaded once and cached; or a local file, a state dict as
         torchvision names it, all of it or `features.*` alone, for input of ImageNet's mean and std.
+        balance: whether to `balance_activations()` where conv6 and conv7 start anew, without fc6 and fc7.
         Raises ValueError or FileNotFoundError, naming the file or the URL, and the way out.
         """
         state_dict = read_vgg16_weights(weights)
@@ -378,6 +379,39 @@ class SSD300(nn.Module):
         mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
         self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
+        if balance and not _has_usable_fc_layers(state_dict):
+            self.balance_activations()
+
+    @torch.no_grad()
+    def balance_activations(self):
+        """Scale the convolutions before the heads so that the activations of each have a mean square of about 1.
+
+        Those of VGG-16 as it was trained with Caffe are in the hundreds in the middle of the network and near 3 at
+        its end; behind it, Xavier's initialisation halves them at every layer. Then one learning rate is too high
+        for some layers and too low for others. Scaling a convolution by a positive factor scales everything
+        behind it, for ReLU and pooling keep such factors: no feature of the pretrained layers changes but in
+        size, and the L2 norm of conv4_3 undoes even that.
+
+        The activations are measured on noise, which depends on no data (twice to thrice as small as for photos
+        at the end of VGG-16, measured).
+        Source: Mishkin and Matas 2016, "All you need is a good init", whose scaling this is.
+        """
+        generator = torch.Generator().manual_seed(0)
+        noise = F.interpolate(torch.randn(2, 3, 75, 75, generator=generator), size=300, mode="bilinear")
+        images = (127 + 80 * noise).clamp(0, 255).to(self.mean.device)
+        convolutions = [*self.base.convolutions(), *self.aux_convs.children()]  # each feeds the next
+        sizes = [torch.ones(())]  # root mean squares: of the input, taken as 1, and of every layer
+        hooks = [
+            conv.register_forward_hook(lambda conv, inputs, output: sizes.append(output.relu().square().mean().sqrt()))
+            for conv in convolutions
+        ]
+        self(self.normalize(images))
+        for hook in hooks:
+            hook.remove()
+        for conv, size_before, size in zip(convolutions, sizes[:-1], sizes[1:], strict=True):
+            size = size.clamp(min=1e-6)
+            conv.weight.mul_(size_before.clamp(min=1e-6) / size)
+            conv.bias.div_(size)
 
     @torch.no_grad()
     def load_other_classes(self, saved, label_map):
@@ -556,7 +590,6 @@ MAX_COORDINATE = 1e18
 MAX_CHUNK = 8192
 MAX_CHUNK_ALL_PAIRS = 1024
 SETTLING_STEPS = 12  # where the host does not look how many are enough
-MAX_LEADERS = 32
 COMPARISONS_AT_ONCE = 2**15  # about as many as a CPU's cache holds
 
 
@@ -621,35 +654,35 @@ def _find_survivors(keys, decode, max_overlap, top_k, may_wait):
     suppress = _suppress_by_leaders if may_wait else _suppress_by_all_pairs
     max_chunk = MAX_CHUNK if may_wait else MAX_CHUNK_ALL_PAIRS
     chunk_size = min(2 * top_k, max_chunk) if may_wait else max_chunk
-    boxes, labels, scores = ([None] * len(keys) for _ in range(3))
-    found = keys.new_zeros(len(keys), top_k)  # keys of the survivors so far, falling, then zeros
-    images = torch.arange(len(keys), device=keys.device)  # those not finished, one a row of keys and of found
-    unfinished, n_examined = list(range(len(keys))), 0
+    all_images = torch.arange(len(keys), device=keys.device)
+    survivors, n_survivors = keys.new_zeros(len(keys), top_k), [0] * len(keys)  # keys, falling, then zeros
+    images, unfinished, n_examined = all_images, list(range(len(keys))), 0  # unfinished: images as a list
     while unfinished:
         chunk, keys = _take_best(keys, chunk_size, may_wait)
-        pool = torch.cat([found, chunk], dim=1)  # (N, K)
-        pool_boxes_xy, pool_labels, _ = decode(pool, images)
-        survives, is_settled = suppress(pool_boxes_xy, pool_labels, max_overlap)  # (N, K), (N, K)
-        found, _ = _take_best(torch.where(survives, pool, 0), top_k, may_wait)
+        pool = torch.cat([survivors[images], chunk], dim=1)  # (n, K), n images unfinished
+        boxes_xy, labels, _ = decode(pool, images)
+        survives, is_settled = suppress(boxes_xy, labels, max_overlap)  # (n, K), (n, K)
+        found, _ = _take_best(torch.where(survives, pool, 0), top_k, may_wait)  # (n, top_k)
+        survivors[images] = found
         if is_settled is not None:
             keys = torch.cat([keys, torch.where(is_settled, 0, pool)], dim=1)
 
-        results = decode(found, images)
         n_found = (found > 0).sum(dim=1)
         goes_on = (n_found < top_k) & (keys > 0).any(dim=1)
         n_found, goes_on = torch.stack([n_found, goes_on]).tolist()
-        for row, image in enumerate(unfinished):
-            boxes[image], labels[image], scores[image] = (part[row, : n_found[row]] for part in results)
+        for image, n in zip(unfinished, n_found, strict=True):
+            n_survivors[image] = n
         rows = [row for row, more in enumerate(goes_on) if more]
         unfinished = [unfinished[row] for row in rows]
-        if rows:
-            keys, found, images = keys[rows], found[rows], images[rows]
+        if unfinished:
+            keys, images = keys[rows], images[rows]
             # As many more as supply what is missing, if they survive as often as those before.
             n_examined += chunk_size
-            n_survivors = sum(n_found[row] for row in rows)
-            n_missing = top_k * len(rows) - n_survivors
-            chunk_size = min(max(n_missing * n_examined // max(n_survivors, 1), 2 * top_k), max_chunk)
-    return boxes, labels, scores
+            n_kept = sum(n_found[row] for row in rows)
+            n_missing = top_k * len(rows) - n_kept
+            chunk_size = min(max(n_missing * n_examined // max(n_kept, 1), 2 * top_k), max_chunk)
+    results = decode(survivors, all_images)
+    return tuple([part[:n] for part, n in zip(parts, n_survivors, strict=True)] for parts in results)
 
 
 def _candidate_keys(scores, min_score, max_candidates, may_wait):
@@ -750,46 +783,75 @@ def _suppress_by_all_pairs(boxes_xy, labels, max_overlap):
 
 
 def _suppress_by_leaders(boxes_xy, labels, max_overlap):
-    """Suppress boxes as `_suppress_by_all_pairs()` does, by few comparisons, for a CPU.
+    """Suppress boxes as `_suppress_by_all_pairs()` does, by few comparisons, for a CPU: in NumPy, whose calls on
+    small arrays cost least.
 
-    The boxes of one class in one image are a group. In each pass the best boxes of every group, its leaders,
-    are settled among themselves, and those of them that survive suppress others of their group.
+    The boxes of one class in one image are a group. In each pass every box is compared with the leaders of its
+    group, the best that are left: they are settled, and those of them that survive suppress others.
 
     boxes_xy: (N, K, 4), by falling score. labels: (N, K), 0 for no box.
     Returns which boxes survive, (N, K) bool, and None: all are settled.
     """
     n_rows, n = labels.shape
-    survives = torch.zeros(n_rows * n, dtype=torch.bool)
-    groups = (labels + (labels.max() + 1) * torch.arange(n_rows)[:, None]).flatten()  # (N * K,)
-    left = labels.flatten().nonzero()[:, 0]  # boxes that are not settled, by group, then by falling score
-    left = left[groups[left].argsort(stable=True)]
+    survives = np.zeros(n_rows * n, dtype=bool)
+    groups = (labels + (labels.max() + 1) * torch.arange(n_rows)[:, None]).flatten().numpy()
+    left = labels.flatten().numpy().nonzero()[0]  # boxes that are not settled, by group, then by falling score
+    left = left[groups[left].argsort(kind="stable")]
     groups = groups[left]
-    planes = boxes_xy.reshape(-1, 4)[left].t().contiguous()  # (4, n left): one row a coordinate
+    planes = boxes_xy.reshape(-1, 4).numpy()[left].T  # (4, n left): one row a coordinate
+    areas = (planes[2] - planes[0]) * (planes[3] - planes[1])
+    planes = np.concatenate([planes, areas[None]])  # (5, n left)
     while len(left) > 0:
-        slots = torch.arange(max(1, min(COMPARISONS_AT_ONCE // len(left), MAX_LEADERS)))
-        _, group, sizes = groups.unique_consecutive(return_inverse=True, return_counts=True)
-        starts = sizes.cumsum(0) - sizes  # (G,)
-        rank = torch.arange(len(left)) - starts[group]  # in its group, from 0
-        leaders = (starts[:, None] + slots).clamp(max=len(left) - 1)  # (G, L); a small group has fewer
-        leader_planes = planes[:, leaders].index_select(1, group)  # (4, n left, L): those of each box's group
-        overlap = find_jaccard_overlap(planes[:, :, None].permute(1, 2, 0), leader_planes.permute(1, 2, 0))
-        # (n left, L): which leaders suppress a box if they survive. Only better ones do, which leaves out
-        # the slots that a small group does not fill.
-        suppressors = (overlap[:, 0] > max_overlap) & (slots < rank[:, None])
-        leading = _settle(suppressors[leaders])  # (G, L): which leaders survive
-        is_suppressed = (suppressors & leading.index_select(0, group)).any(dim=1)
-        is_leader = rank < len(slots)
-        survives[left[is_leader & ~is_suppressed]] = True
-        others = (~is_leader & ~is_suppressed).nonzero()[:, 0]
-        left, groups, planes = left[others], groups[others], planes.index_select(1, others)
-    return survives.view(n_rows, n), None
+        n_leaders = max(1, COMPARISONS_AT_ONCE // len(left))  # of each group
+        better, n_better, is_leader = _pair_with_leaders(groups, n_leaders)
+        overlap = _overlap_of_pairs(planes.take(better, axis=1), planes.repeat(n_better, axis=1))
+        pairs = (overlap > max_overlap).nonzero()[0]
+        worse = np.arange(len(left)).repeat(n_better)
+        stays = _settle(better[pairs], worse[pairs], len(left))
+        survives[left[stays & is_leader]] = True
+        others = (stays & ~is_leader).nonzero()[0]
+        left, groups, planes = left[others], groups[others], planes.take(others, axis=1)
+    return torch.from_numpy(survives).view(n_rows, n), None
 
 
-def _settle(suppressors):
-    """Survivors (G, L) bool, where suppressors (G, L, L) bool says by which better ones each is suppressed."""
-    survives, before = torch.ones_like(suppressors[:, 0]), None
-    while before is None or not survives.equal(before):
-        survives, before = ~(suppressors & survives[:, None]).any(dim=2), survives
+def _pair_with_leaders(groups, n_leaders):
+    """Pair each box with the first n_leaders of its group that come before it.
+
+    groups: (n,) int array, in which equal numbers stand together.
+    Returns the leaders of the pairs, (T,) int array of places, box by box; how many each box has, (n,); and which
+    boxes are leaders themselves, (n,) bool.
+    """
+    places = np.arange(len(groups))
+    firsts = np.append(0, (groups[1:] != groups[:-1]).nonzero()[0] + 1)
+    starts = firsts.repeat(np.diff(firsts, append=len(groups)))  # (n,): where the group of each box starts
+    rank = places - starts
+    n_better = np.minimum(rank, n_leaders)
+    n_before = n_better.cumsum() - n_better  # pairs of the boxes before
+    better = np.arange(n_better.sum()) - (n_before - starts).repeat(n_better)
+    return better, n_better, rank < n_leaders
+
+
+def _overlap_of_pairs(planes_1, planes_2):
+    """What `find_jaccard_overlap()` gives, to the last bit, but for T pairs of boxes in place of all pairs.
+
+    planes_1, planes_2: (5, T) float32 arrays: x_min, y_min, x_max, y_max and area. Returns a (T,) array.
+    """
+    low, high = np.maximum(planes_1[:2], planes_2[:2]), np.minimum(planes_1[2:4], planes_2[2:4])
+    width, height = np.maximum(high - low, 0)
+    intersection = width * height
+    union = planes_1[4] + planes_2[4] - intersection
+    return intersection / np.maximum(union, np.finfo(union.dtype).tiny)
+
+
+def _settle(better, worse, n):
+    """Which of n boxes survive, (n,) bool, if in each pair (T,) the worse one does not where the better one does.
+
+    Step by step, as in `_suppress_by_all_pairs()`, until two steps agree.
+    """
+    survives, before = np.ones(n, dtype=bool), None
+    while before is None or not np.array_equal(survives, before):
+        survives, before = np.ones(n, dtype=bool), survives
+        survives[worse[before[better]]] = False
     return survives
 
 

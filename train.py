@@ -41,11 +41,13 @@ from utils import load_checkpoint, override_parameters, save_checkpoint, script_
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
 keep_difficult = True  # also train on objects that are marked as difficult, as the Caffe code does
+augment = True  # False: images are only resized, as in evaluation (to check that a network can learn a few by heart)
 skip_corrupt = False  # True: leave out images that cannot be decoded, instead of stopping
 workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
 pretrained = "IMAGENET1K_V1"  # or "IMAGENET1K_FEATURES", a file with a VGG-16 state dict, or "" for random
+balance = True  # pretrained weights without fc6 and fc7: scale each layer to activations of about 1 (see README)
 finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
@@ -83,7 +85,7 @@ log_every = 10  # iterations between two rows of the log
 def main():
     check_parameters()
     rank, world_size, device = start_processes()
-    dataset = PascalVOCDataset(data_folder, "TRAIN", keep_difficult, seed, skip_corrupt)
+    dataset = PascalVOCDataset(data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment)
     if evaluate_every:
         make_test_loader(data_folder, batch_size, workers)  # lists that cannot be read are an error now, not later
     model, optimizer, start, best_map = start_or_resume(dataset.label_map, device)
@@ -258,7 +260,7 @@ def start_or_resume(label_map, device):
         if finetune_from:
             say(load_weights_only(model, label_map))
         elif pretrained:
-            model.load_pretrained(pretrained)
+            model.load_pretrained(pretrained, balance)
     model.label_map = label_map
     model = model.to(device, memory_format=fastest_memory_format(device)).train()
     optimizer = make_optimizer(model, device)

@@ -508,3 +508,56 @@ def test_fine_tuning_refuses_what_does_not_fit(other_ssd):
     ):
         with pytest.raises(ValueError, match=r"base\.conv[68]\.bias"):
             SSD300(3).load_other_classes({**saved, "model": misfit}, LABEL_MAP)
+
+
+def sizes_of_activations(ssd, images):
+    """Root mean square of what each convolution before the heads gives, after ReLU."""
+    sizes = []
+    hooks = [
+        conv.register_forward_hook(lambda conv, inputs, output: sizes.append(output.relu().square().mean().sqrt()))
+        for conv in [*ssd.base.convolutions(), *ssd.aux_convs.children()]
+    ]
+    ssd(ssd.normalize(images))
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(sizes)
+
+
+@torch.no_grad()
+def test_balancing_changes_the_size_of_features_and_nothing_else(vgg16_features, tmp_path):
+    path = tmp_path / "vgg16.pth"
+    weights = {name: 0.05 * entry for name, entry in vgg16_features.items()}
+    torch.save(weights, path)
+    models = []
+    for balance in (False, True):
+        torch.manual_seed(0)
+        models.append(SSD300(3).eval())
+        models[-1].load_pretrained(str(path), balance)
+    unbalanced, balanced = models
+    assert torch.equal(unbalanced.base.conv2_1.weight, weights["features.5.weight"])
+    images = torch.randint(256, (2, 3, 300, 300), dtype=torch.uint8)
+    sizes = sizes_of_activations(unbalanced, images), sizes_of_activations(balanced, images)
+    assert sizes[0].max() > 20 * sizes[0].min()
+    assert sizes[1].min() > 0.2 and sizes[1].max() < 5
+    before, after = (ssd.base(ssd.normalize(images)) for ssd in models)
+    torch.testing.assert_close(l2_normalize(after[0]), l2_normalize(before[0]), rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(after[1], before[1], rtol=0.1)
+    factor = after[1].norm() / before[1].norm()
+    torch.testing.assert_close(after[1], before[1] * factor, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_balancing_survives_a_dead_layer(vgg16_features, tmp_path):
+    path = tmp_path / "vgg16.pth"
+    torch.save({name: 0 * e if "features.12" in name else 0.05 * e for name, e in vgg16_features.items()}, path)
+    ssd = SSD300(3)
+    ssd.load_pretrained(str(path), balance=True)
+    assert all(parameter.isfinite().all() for parameter in ssd.parameters())
+
+
+def test_weights_with_fc_layers_are_not_balanced(monkeypatch, vgg16_features):
+    fc_layers = {name: torch.zeros(()).expand(entry.shape) for name, entry in nan_fc_layers().items()}
+    monkeypatch.setattr(module, "read_vgg16_weights", lambda weights: {**vgg16_features, **fc_layers})
+    ssd = SSD300(3)
+    ssd.load_pretrained("IMAGENET1K_V1", balance=True)
+    assert torch.equal(ssd.base.conv3_2.weight, vgg16_features["features.12.weight"])
