@@ -34,6 +34,7 @@ from utils import (
     check_image_file,
     check_image_size,
     class_colors,
+    find_advice,
     override_parameters,
     pil_to_rgb,
     rev_label_map,
@@ -408,8 +409,11 @@ def plan_outputs(paths, folder):
     sources = {os.path.realpath(path) for path in paths}
     targets = {}
     for path in paths:
-        kept = path.suffix.lower() in KEPT_SUFFIXES
-        target = folder / (path.name if kept else f"{path.name}.png")
+        suffix = path.suffix.lower()
+        if is_gif(path) and suffix != ".gif":  # whatever its name says: it may be an animation
+            target = folder / f"{path.name}.gif"
+        else:
+            target = folder / (path.name if suffix in KEPT_SUFFIXES else f"{path.name}.png")
         if os.path.realpath(target) in sources:
             raise ValueError(f"{target}: an original would be written over; choose another output_folder")
         if target in targets:
@@ -417,6 +421,15 @@ def plan_outputs(paths, folder):
             raise ValueError(f"{both} would both be written to {target}; take one at a time")
         targets[target] = path
     return list(targets)
+
+
+def is_gif(path):
+    """Whether a file begins as a GIF does. One that cannot be read does not."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(6) in (b"GIF87a", b"GIF89a")
+    except OSError:
+        return False
 
 
 def annotate_file(path, target, find, colors):
@@ -451,7 +464,7 @@ def count_frames(image, path):
 
 
 def annotate_frames(animation, path, find, colors):
-    """Annotate the frames of an animation one after the other; `batch_size` of them are in memory at once."""
+    """Annotate the frames of an animation one after the other; the network sees `batch_size` of them at once."""
     frames = iter_frames(animation, path)
     while batch := list(itertools.islice(frames, batch_size)):
         for frame, found in zip(batch, find(batch), strict=True):
@@ -490,4 +503,9 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        raise SystemExit(f"error: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        advice = find_advice(error)
+        if advice is None:
+            raise
+        raise SystemExit(f"error: {advice}\n{error}") from error

@@ -22,6 +22,9 @@ from model import fastest_memory_format, load_model
 from utils import (
     COCO_THRESHOLDS,
     calculate_mAP,
+    check_image_names,
+    error_text,
+    find_advice,
     override_parameters,
     read_voc_detections,
     write_voc_detections,
@@ -52,6 +55,8 @@ bf16 = False  # bfloat16 autocast: faster on a GPU, detections differ in the thi
 
 def main():
     dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True)
+    if write_detections_to:
+        check_image_names(dataset.image_names())  # an error now, not after the detection of all images
     seconds = Stopwatch()
     if read_detections_from:
         detections = read_voc_detections(read_detections_from, dataset.image_names(), dataset.label_map)
@@ -61,6 +66,7 @@ def main():
         model = load_model(checkpoint, device)
         check_same_classes(model.label_map, dataset.label_map)
         loader = make_test_loader(data_folder, batch_size, workers)
+        seconds.lap("loading the model", device)
         detections = detect_all(loader, model, seconds)
     if write_detections_to:
         write_voc_detections(write_detections_to, dataset.image_names(), *detections, dataset.label_map)
@@ -85,9 +91,9 @@ def evaluate(test_loader, model):
     return score(detect_all(test_loader, model), test_loader.dataset)
 
 
-def make_test_loader(data_folder, batch_size, workers):
-    """Read the TEST lists in order, difficult objects included."""
-    dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True)
+def make_test_loader(data_folder, batch_size, workers, skip_corrupt=False):
+    """Read the TEST lists in order, difficult objects included; the parameters are those of train.py."""
+    dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True, skip_corrupt=skip_corrupt)
     return DataLoader(
         dataset,
         batch_size,
@@ -190,4 +196,9 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {error_text(error)}") from error
+    except (RuntimeError, MemoryError) as error:
+        advice = find_advice(error)
+        if advice is None:
+            raise
+        raise SystemExit(f"error: {advice}\n{error}") from error

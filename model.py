@@ -359,13 +359,12 @@ class SSD300(nn.Module):
         centers, sizes = predicted_locs[..., :2], predicted_locs[..., 2:]
         return torch.cat([centers, sizes.clamp(max=self.max_size_offset)], dim=-1)
 
-    def load_pretrained(self, weights, balance=False):
+    def load_pretrained(self, weights):
         """Start the base from a VGG-16 that was trained to classify ImageNet; take over its mean and std.
 
         weights: "IMAGENET1K_V1" (torchvision's, with fc6 and fc7) or "IMAGENET1K_FEATURES" (the convolutions
         that were trained with Caffe), both downloaded once and cached; or a local file, a state dict as
         torchvision names it, all of it or `features.*` alone, for input of ImageNet's mean and std.
-        balance: whether to `balance_activations()` where conv6 and conv7 start anew, without fc6 and fc7.
         Raises ValueError or FileNotFoundError, naming the file or the URL, and the way out.
         """
         state_dict = read_vgg16_weights(weights)
@@ -379,39 +378,6 @@ class SSD300(nn.Module):
         mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
         self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
-        if balance and not _has_usable_fc_layers(state_dict):
-            self.balance_activations()
-
-    @torch.no_grad()
-    def balance_activations(self):
-        """Scale the convolutions before the heads so that the activations of each have a mean square of about 1.
-
-        Those of VGG-16 as it was trained with Caffe are in the hundreds in the middle of the network and near 3 at
-        its end; behind it, Xavier's initialisation halves them at every layer. Then one learning rate is too high
-        for some layers and too low for others. Scaling a convolution by a positive factor scales everything
-        behind it, for ReLU and pooling keep such factors: no feature of the pretrained layers changes but in
-        size, and the L2 norm of conv4_3 undoes even that.
-
-        The activations are measured on noise, which depends on no data (twice to thrice as small as for photos
-        at the end of VGG-16, measured).
-        Source: Mishkin and Matas 2016, "All you need is a good init", whose scaling this is.
-        """
-        generator = torch.Generator().manual_seed(0)
-        noise = F.interpolate(torch.randn(2, 3, 75, 75, generator=generator), size=300, mode="bilinear")
-        images = (127 + 80 * noise).clamp(0, 255).to(self.mean.device)
-        convolutions = [*self.base.convolutions(), *self.aux_convs.children()]  # each feeds the next
-        sizes = [torch.ones(())]  # root mean squares: of the input, taken as 1, and of every layer
-        hooks = [
-            conv.register_forward_hook(lambda conv, inputs, output: sizes.append(output.relu().square().mean().sqrt()))
-            for conv in convolutions
-        ]
-        self(self.normalize(images))
-        for hook in hooks:
-            hook.remove()
-        for conv, size_before, size in zip(convolutions, sizes[:-1], sizes[1:], strict=True):
-            size = size.clamp(min=1e-6)
-            conv.weight.mul_(size_before.clamp(min=1e-6) / size)
-            conv.bias.div_(size)
 
     @torch.no_grad()
     def load_other_classes(self, saved, label_map):
@@ -486,8 +452,10 @@ def check_entries(saved):
     if labels != list(range(len(labels))) or not all(isinstance(name, str) for name in saved["label_map"]):
         raise ValueError("its label map does not number the classes from 0 on")
     first = SOURCE_MAPS[0]
-    if saved["model"][f"pred_convs.cl_{first.name}.bias"].shape != (first.n_priors * len(labels),):
-        raise ValueError(f"its label map has {len(labels)} classes, its weights are for another number")
+    n_scores = saved["model"][f"pred_convs.cl_{first.name}.bias"].numel()
+    if n_scores != first.n_priors * len(labels):
+        n_classes = f"{n_scores / first.n_priors:g}"
+        raise ValueError(f"its label map has {len(labels)} classes, its weights are for {n_classes}")
     for name in ("mean", "std"):
         if len(saved[name]) != 3 or not all(type(x) is float and math.isfinite(x) for x in saved[name]):
             raise ValueError(f"its {name} is not three numbers, for red, green and blue")
@@ -589,6 +557,7 @@ MAX_COORDINATE = 1e18
 # in memory at once.
 MAX_CHUNK = 8192
 MAX_CHUNK_ALL_PAIRS = 1024
+ROUNDS_BEFORE_LOOKING = 3  # where looking means to wait for a GPU
 SETTLING_STEPS = 12  # where the host does not look how many are enough
 COMPARISONS_AT_ONCE = 2**15  # about as many as a CPU's cache holds
 
@@ -621,6 +590,7 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     shape = tuple(predicted_scores.shape)
     if len(shape) != 3 or shape[:2] != (n_images, n_priors) or shape[2] < 2:
         raise ValueError(f"predicted_scores are ({n_images}, {n_priors}, n_classes), n_classes >= 2, not {shape}")
+    max_overlap = float(max_overlap)  # compared in float32 on every device, which a number of NumPy's is not
     if not max_overlap >= 0:
         raise ValueError(f"max_overlap is {max_overlap}: it is 0 at least")
     for name, value in (("top_k", top_k), ("max_candidates", max_candidates)):
@@ -646,27 +616,30 @@ def _find_survivors(keys, decode, max_overlap, top_k, may_wait):
     """The best survivors of each image: three lists of N tensors, boxes, labels and scores.
 
     Whether a candidate survives depends on better ones alone. So only the best are decoded and compared,
-    then the next best, until each image has its top_k survivors or no candidate left. A GPU is waited for
-    once a round, when the numbers of survivors are read; one round is often enough.
+    then the next best, until each image has its top_k survivors or no candidate left. Only when the numbers of
+    survivors are read is a GPU waited for: after a few rounds, which are nearly always enough.
 
     keys: (N, n) int64, from `_candidate_keys()`. decode: function of keys (n, K) and the images (n,) that they
     belong to, which returns what `_decode_keys()` does. may_wait: whether the host may wait for the device.
     """
     suppress = _suppress_by_leaders if may_wait else _suppress_by_all_pairs
     max_chunk = MAX_CHUNK if may_wait else MAX_CHUNK_ALL_PAIRS
-    chunk_size = min(2 * top_k, max_chunk) if may_wait else max_chunk
+    chunk_size, n_rounds = (min(2 * top_k, max_chunk), 1) if may_wait else (max_chunk, ROUNDS_BEFORE_LOOKING)
     all_images = torch.arange(len(keys), device=keys.device)
     survivors, n_survivors = keys.new_zeros(len(keys), top_k), [0] * len(keys)  # keys, falling, then zeros
     images, unfinished, n_examined = all_images, list(range(len(keys))), 0  # unfinished: images as a list
     while unfinished:
-        chunk, keys = _take_best(keys, chunk_size, may_wait)
-        pool = torch.cat([survivors[images], chunk], dim=1)  # (n, K), n images unfinished
-        boxes_xy, labels, _ = decode(pool, images)
-        survives, is_settled = suppress(boxes_xy, labels, max_overlap)  # (n, K), (n, K)
-        found, _ = _take_best(torch.where(survives, pool, 0), top_k, may_wait)  # (n, top_k)
-        survivors[images] = found
-        if is_settled is not None:
-            keys = torch.cat([keys, torch.where(is_settled, 0, pool)], dim=1)
+        width = max(1, *n_survivors)  # columns of survivors that are in use, and one at the start
+        for _ in range(n_rounds):
+            chunk, keys = _take_best(keys, chunk_size, may_wait)
+            pool = torch.cat([survivors[images, :width], chunk], dim=1)  # (n, K), n images unfinished
+            boxes_xy, labels, _ = decode(pool, images)
+            survives, is_settled = suppress(boxes_xy, labels, max_overlap)  # (n, K), (n, K)
+            found, _ = _take_best(torch.where(survives, pool, 0), top_k, may_wait)  # (n, top_k or fewer)
+            width = found.shape[1]
+            survivors[images, :width] = found
+            if is_settled is not None:
+                keys = torch.cat([keys, torch.where(is_settled, 0, pool)], dim=1)
 
         n_found = (found > 0).sum(dim=1)
         goes_on = (n_found < top_k) & (keys > 0).any(dim=1)
@@ -678,11 +651,11 @@ def _find_survivors(keys, decode, max_overlap, top_k, may_wait):
         if unfinished:
             keys, images = keys[rows], images[rows]
             # As many more as supply what is missing, if they survive as often as those before.
-            n_examined += chunk_size
+            n_examined += n_rounds * chunk_size
             n_kept = sum(n_found[row] for row in rows)
             n_missing = top_k * len(rows) - n_kept
             chunk_size = min(max(n_missing * n_examined // max(n_kept, 1), 2 * top_k), max_chunk)
-    results = decode(survivors, all_images)
+    results = decode(survivors[:, : max(n_survivors, default=0)], all_images)
     return tuple([part[:n] for part, n in zip(parts, n_survivors, strict=True)] for parts in results)
 
 
@@ -801,7 +774,7 @@ def _suppress_by_leaders(boxes_xy, labels, max_overlap):
     groups = groups[left]
     planes = boxes_xy.reshape(-1, 4).numpy()[left].T  # (4, n left): one row a coordinate
     areas = (planes[2] - planes[0]) * (planes[3] - planes[1])
-    planes = np.concatenate([planes, areas[None]])  # (5, n left)
+    planes = np.ascontiguousarray(np.concatenate([planes, areas[None]]))  # (5, n left)
     while len(left) > 0:
         n_leaders = max(1, COMPARISONS_AT_ONCE // len(left))  # of each group
         better, n_better, is_leader = _pair_with_leaders(groups, n_leaders)
@@ -1000,11 +973,11 @@ def find_hardness(scores):
 
     scores: (N, P, C), before the softmax, any float type. Returns (N, P) float32.
     The loss is log(1 + s), where s sums exp(score - background's score) over the other classes, and s ranks as it
-    does. On a CPU s is had in half the time of a log-softmax; it overflows only at losses above 88.
+    does. On a CPU s takes less time than a log-softmax; it overflows only at losses above 88.
     """
     if is_at_hand(scores):
         scores = scores.float()
-        s = (scores - scores[:, :, :1]).exp_() @ (torch.arange(scores.shape[2]) > 0).float()
+        s = (scores - scores[:, :, :1]).exp_()[:, :, 1:].sum(dim=2)
         if s.isfinite().all():
             return s
     return -F.log_softmax(scores, dim=2, dtype=torch.float32)[:, :, 0]

@@ -36,7 +36,16 @@ from model import (
     model_from_checkpoint,
     model_state,
 )
-from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters, shorten, write_file
+from utils import (
+    error_text,
+    find_advice,
+    load_checkpoint,
+    override_parameters,
+    save_checkpoint,
+    script_parameters,
+    shorten,
+    write_file,
+)
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -47,7 +56,7 @@ workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
 pretrained = "IMAGENET1K_V1"  # or "IMAGENET1K_FEATURES", a file with a VGG-16 state dict, or "" for random
-balance = True  # pretrained weights without fc6 and fc7: scale each layer to activations of about 1 (see README)
+freeze_vgg = False  # True: conv1_1 to conv5_3 stay as they are; three times as fast, and safer with few images
 finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
@@ -68,7 +77,9 @@ seed = 0  # of the initial weights, the order of the images and their augmentati
 threshold = 0.5  # overlap from which a prior matches an object
 neg_pos_ratio = 3  # hardest background priors for each matched one
 alpha = 1.0  # weight of the localisation loss
-n_negatives_without_objects = 0  # hardest background priors of an image without objects; the paper has none
+# Hardest background priors of an image without objects; the paper has none. (An image whose objects were all left
+# out, by keep_difficult = False, counts as one.)
+n_negatives_without_objects = 0
 
 # Speed
 bf16 = True  # bfloat16 autocast, where the hardware has units for it (CUDA; CPUs with AVX512-BF16 or AMX)
@@ -88,35 +99,40 @@ def main():
     dataset = PascalVOCDataset(data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment)
     if evaluate_every:
         make_test_loader(data_folder, batch_size, workers)  # lists that cannot be read are an error now, not later
-    model, optimizer, start, best_map = start_or_resume(dataset.label_map, device)
-    if start >= iterations:
+    model, optimizer, start, best_map, to_evaluate = start_or_resume(dataset.label_map, device)
+    if start > iterations or (start == iterations and not to_evaluate):
         say(f"nothing to do: {checkpoint} is at iteration {start} of {iterations}")
         return
     batches = TrainingBatches(len(dataset), batch_size, seed, start, iterations, rank, world_size)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     log = TrainingLog(dataset, batches, is_main=rank == 0)
     try:
-        train(model, criterion.to(device), optimizer, dataset, batches, log, best_map)
+        if to_evaluate:  # the run was stopped or killed before it came to that
+            best_map = evaluate_and_keep_best(model, optimizer, log, start, best_map)
+            save(save_to, model, optimizer, start, best_map)
+        train(model, criterion.to(device), optimizer, batches, log, best_map)
     except (RuntimeError, MemoryError, OSError) as error:
-        advice = find_advice(error, device)
+        advice = find_advice(error)
         if advice is None:
             raise
         kept = f"Nothing is lost since {save_to} was saved last, if it was; go on with --checkpoint={save_to}"
         raise SystemExit(f"error: {advice}\n{kept}\n{error}") from error
     finally:
         log.close()
+        log.report_skipped()
         end_workers()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def train(model, criterion, optimizer, dataset, batches, log, best_map):
+def train(model, criterion, optimizer, batches, log, best_map):
     """Train until the last iteration, or until a signal asks to stop; saves a checkpoint in both cases."""
     device = model.mean.device
     use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device)
     network = wrap_network(model)
     stop = StopRequest()
-    loader = make_train_loader(dataset, batches, device)
+    loader = make_train_loader(log.dataset, batches, device)
+    done = batches.iterations.start
     for iteration, (images, boxes, labels, _) in zip(batches.iterations, loader, strict=True):
         set_learning_rate(optimizer, iteration)
         images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
@@ -135,43 +151,21 @@ def train(model, criterion, optimizer, dataset, batches, log, best_map):
         if ends or stops or any(is_due(done, every) for every in (log_every, save_every, evaluate_every)):
             log.flush(done, optimizer)  # stops here if a loss was not finite: before anything is saved
             stops = stop.is_requested_anywhere(device)
-        evaluates = is_due(done, evaluate_every) and not stops
+        evaluates = is_due(done, evaluate_every)
         if ends or stops or evaluates or is_due(done, save_every):
-            save(save_to, model, optimizer, done, best_map)
-        if evaluates:  # saved before: an evaluation that fails costs nothing
+            save(save_to, model, optimizer, done, best_map, to_evaluate=evaluates)
+        if evaluates and not stops:  # saved before: an evaluation that fails costs nothing
             best_map = evaluate_and_keep_best(model, optimizer, log, done, best_map)
             save(save_to, model, optimizer, done, best_map)
         if stops:
             break
-    log.report(device)
+    log.gather_skipped(device)
     stop.exit_if_requested(done)
 
 
 def is_due(done, every):
     """Whether something that happens `every` so many iterations (0: never) is to happen now."""
     return every > 0 and done % every == 0
-
-
-def find_advice(error, device):
-    """What to change after an error that the machine caused, in words; None for any other error."""
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
-        return f"out of memory on {device}; a smaller --batch_size needs less (lower --lr by the same factor)"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return "out of memory on the CPU; fewer --workers, or a smaller --batch_size (and --lr), need less"
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return "torch.compile failed; it needs a C compiler and Triton. --compile_model=False goes on without it"
-    if "shared memory" in text or "Too many open files" in text or "Bus error" in text:
-        return (
-            "the processes that prepare images ran out of shared memory, or of open files. Enlarge /dev/shm "
-            "(docker run --shm-size=8g) or `ulimit -n`; or take fewer --workers (0 needs none of both)"
-        )
-    if "DataLoader worker (pid" in text or "DataLoader timed out" in text:
-        return (
-            "a process that prepares images died, or hung. If the system killed it, memory was short: take fewer "
-            "--workers, or a smaller --batch_size; if it comes again, --workers=0 shows where"
-        )
-    return None
 
 
 def end_workers():
@@ -247,7 +241,8 @@ def say(text):
 def start_or_resume(label_map, device):
     """Build model and optimizer, from `checkpoint`, from `finetune_from`, or anew.
 
-    Returns the model on `device`, the optimizer, the iteration to start at, and the best mAP so far.
+    Returns the model on `device`, the optimizer, the iteration to start at, the best mAP so far, and whether the
+    model is still to be evaluated before it goes on.
     """
     torch.manual_seed(seed)
     if checkpoint:
@@ -260,15 +255,19 @@ def start_or_resume(label_map, device):
         if finetune_from:
             say(load_weights_only(model, label_map))
         elif pretrained:
-            model.load_pretrained(pretrained, balance)
+            model.load_pretrained(pretrained)
     model.label_map = label_map
+    if freeze_vgg:
+        for conv in model.base.convolutions()[:-2]:
+            conv.requires_grad_(False)
     model = model.to(device, memory_format=fastest_memory_format(device)).train()
     optimizer = make_optimizer(model, device)
     if saved is None:
-        return model, optimizer, 0, -1.0
+        return model, optimizer, 0, -1.0, False
     start, best_map = restore_training_state(saved, optimizer)
     say(f"resumed {checkpoint} at iteration {start}")
-    return model, optimizer, start, best_map
+    to_evaluate = saved.get("to_evaluate") is True and is_due(start, evaluate_every)
+    return model, optimizer, start, best_map, to_evaluate
 
 
 def load_weights_only(model, label_map):
@@ -445,12 +444,15 @@ class TrainingLog:
             "their boxes. The images of this batch:\n  " + "\n  ".join(files)
         )
 
-    def report(self, device):
-        """Say what was skipped on the way, by any process."""
+    def gather_skipped(self, device):
+        """Bring together what the processes skipped."""
         if torch.distributed.is_initialized():
             is_skipped = self.dataset.skipped.to(device)
             torch.distributed.all_reduce(is_skipped, torch.distributed.ReduceOp.MAX)
             self.dataset.skipped.copy_(is_skipped)
+
+    def report_skipped(self):
+        """Say which images were skipped, however the run ends."""
         skipped = self.dataset.skipped_images()
         if skipped:
             say(f"skipped {len(skipped)} images that could not be decoded:\n  " + "\n  ".join(skipped))
@@ -535,9 +537,12 @@ def evaluate_and_keep_best(model, optimizer, log, done, best_map):
     """Evaluate on the TEST lists, and save the model beside the last one if it is the best so far."""
     mean_ap = best_map
     if is_main_process():
-        loader = make_test_loader(data_folder, batch_size, workers)
+        loader = make_test_loader(data_folder, batch_size, workers, skip_corrupt)
         loader.worker_init_fn = ignore_signals
         _, mean_ap = evaluate(loader, model)
+        skipped = loader.dataset.skipped_images()
+        if skipped:
+            say(f"{len(skipped)} TEST images could not be decoded; their objects count as missed")
         log.write((done, f"{done * batch_size / len(log.dataset):.3f}", "", "", "", f"{mean_ap:.6f}"))
         say(f"iteration {done}: mAP {mean_ap:.4f}, best before {max(best_map, 0):.4f}")
         if mean_ap > best_map:
@@ -550,16 +555,20 @@ def evaluate_and_keep_best(model, optimizer, log, done, best_map):
     return max(best_map, mean_ap)
 
 
-def save(path, model, optimizer, done, best_map):
-    """Save all that a resumed run needs. `done`: iterations so far."""
+def save(path, model, optimizer, done, best_map, to_evaluate=False):
+    """Save all that a resumed run needs. `done`: iterations so far; to_evaluate: an evaluation comes next."""
     if not is_main_process():
         return
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise FloatingPointError(f"weights are no longer finite at iteration {done}; {path} is left as it was")
+        raise FloatingPointError(
+            f"weights are no longer finite at iteration {done}; {path} is left as it was. Try a lower lr (--lr), a "
+            "longer --warmup, or --grad_clip=10"
+        )
     state = {
         **model_state(model),
         "optimizer": optimizer.state_dict(),
         "iteration": done,
+        "to_evaluate": to_evaluate,
         "best_map": best_map,
         "rng": rng_states(),
         "parameters": script_parameters(globals()),
@@ -585,4 +594,4 @@ if __name__ == "__main__":
     try:
         main()
     except (FloatingPointError, OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {error_text(error)}") from error

@@ -28,6 +28,7 @@ import io
 import json
 import math
 import os
+import pickle
 import random
 import re
 import stat
@@ -504,7 +505,8 @@ def _read_split_file(folder, split):
     if not os.path.isfile(path):
         found = sorted((name for name in os.listdir(os.path.dirname(path)) if name.endswith(".txt")), key=len)
         raise FileNotFoundError(
-            f"{path}: no such split file; name another as train_split or test_split: {', '.join(found[:8])}"
+            f"{path}: no such split file; name another as train_split or test_split ({', '.join(found[:8])}), or "
+            f"move {os.path.dirname(path)} away to have the images divided at random"
         )
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         return [line.strip() for line in file if line.strip()]
@@ -526,8 +528,10 @@ def _read_coco(path, image_folder):
 
     names = {}
     for where, category in _coco_entries(content, "categories", path):
-        name = _coco_field(category, "name", str, where).strip()
-        names[_coco_field(category, "id", (int, str), where)] = name
+        category_id = _coco_field(category, "id", (int, str), where)
+        if category_id in names:
+            raise ValueError(f"{where}: 'id' {category_id!r} is given twice")
+        names[category_id] = _coco_field(category, "name", str, where).strip()
     records = {}
     for where, image in _coco_entries(content, "images", path):
         image_id = _coco_field(image, "id", (int, str), where)
@@ -542,7 +546,10 @@ def _read_coco(path, image_folder):
             raise ValueError(f"{where}: {missing} {annotation[missing]!r} is not in the file, or has no name")
         record["names"].append(name)
         record["boxes"].append(_coco_box(annotation, where))
-        record["difficulties"].append(int(annotation.get("iscrowd") == 1))
+        iscrowd = annotation.get("iscrowd", 0)
+        if iscrowd not in (0, 1):
+            raise ValueError(f"{where}: 'iscrowd' is {repr(iscrowd)[:60]}, not 0 or 1")
+        record["difficulties"].append(int(iscrowd))
     if not records:
         raise ValueError(f"{path}: has no images")
     return list(records.values())
@@ -585,6 +592,8 @@ def _coco_image(image, where, path, image_folder):
     folders = [image_folder] if image_folder else [folder, os.path.join(folder, "images"), own]
     candidates = [os.path.abspath(os.path.join(folder, name)) for folder in folders]
     file = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
+    for key in image.keys() & {"width", "height"}:
+        _coco_field(image, key, (int, float), where)
     size = _usable_size(image.get("width"), image.get("height"))
     record = {"image": file, "file": file, "size": size, "first_pixel": 0, "boxes": [], "names": []}
     return {**record, "difficulties": [], "difficult_missing": 0, "float_coordinates": 0}
@@ -1533,7 +1542,7 @@ def write_voc_detections(folder, image_names, boxes, labels, scores, label_map):
     label_map: dict of name to label. A class without detections gets an empty file.
     Raises ValueError if two images have one name.
     """
-    _check_image_names(image_names)
+    check_image_names(image_names)
     os.makedirs(folder, exist_ok=True)
     lines = {label: [] for label in label_map.values()}
     for name, *detections in zip(image_names, boxes, labels, scores, strict=True):
@@ -1549,11 +1558,13 @@ def read_voc_detections(folder, image_names, label_map):
     """Read detections, of any detector, from files in Pascal VOC's format: see `write_voc_detections()`.
 
     Returns three lists with a tensor for each of `image_names`: boxes (n, 4) float64, boundary form, in
-    continuous pixels, labels (n,) int64 and scores (n,) float64.
+    continuous pixels, labels (n,) int64 and scores (n,) float64. In an image they keep the order of the lines.
+    (`calculate_mAP()` then ranks equal scores by image first, the development kit by line alone; the two differ
+    only where a file is not in the order of the images.)
     Raises FileNotFoundError, naming it, if a class has no file; ValueError, naming file and line, if a line
     is no detection, or its image is not in `image_names`, or naming the image, if two have one name.
     """
-    _check_image_names(image_names)
+    check_image_names(image_names)
     index_of = {name: index for index, name in enumerate(image_names)}
     rows = []  # arrays (n, 7): image, label, score, box
     for class_name, label in label_map.items():
@@ -1572,7 +1583,7 @@ def _voc_detections_path(folder, class_name):
     return os.path.join(folder, f"comp4_det_test_{safe_name}.txt")
 
 
-def _check_image_names(image_names):
+def check_image_names(image_names):
     """Refuse two images of one name, from two folders, which Pascal VOC's format cannot tell apart."""
     if len(set(image_names)) < len(image_names):
         seen = set()
@@ -1586,6 +1597,8 @@ def _read_class_detections(path, label, index_of):
         raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.rsplit(maxsplit=5) for line in file]  # a name may have spaces
+    while lines and not lines[-1]:
+        lines.pop()
     rows = np.empty((len(lines), 7))
     for i, fields in enumerate(lines):
         try:
@@ -1673,16 +1686,52 @@ def load_checkpoint(path, device="cpu"):
         _check_archive(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         _check_tensors(checkpoint)
-    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: truncated, or no checkpoint of this repo at all") from error
+    except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: not loaded, for it is truncated, no checkpoint, or holds more than tensors and numbers, "
-            f"which could run code ({shorten(error, 200)})"
+            f"{path}: refused, for it holds more than tensors and numbers, which could run code. If it is another "
+            "SSD's, tools/convert_weights.py may read its weights"
         ) from error
+    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
+        raise ValueError(f"{path}: damaged, or no checkpoint of this repo ({shorten(error, 200)})") from error
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
     if found != CHECKPOINT_FORMAT:
         found = found[:40] if isinstance(found, str) else "none"
-        raise ValueError(f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found})")
+        raise ValueError(
+            f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found}). If it is another "
+            "SSD's, tools/convert_weights.py may read its weights"
+        )
     return checkpoint
+
+
+def error_text(error):
+    """What an error says; of one from a data loader's process, what was said there, without the traceback."""
+    return str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
+
+
+def find_advice(error):
+    """What to change after an error that the machine caused, in words; None for any other error."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
+        return "out of memory on the GPU; a smaller --batch_size needs less (in training, with a lower --lr)"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "out of memory on the CPU; fewer --workers, or a smaller --batch_size, need less"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return "torch.compile failed; it needs a C compiler and Triton. --compile_model=False goes on without it"
+    if "shared memory" in text or "Too many open files" in text or "Bus error" in text:
+        return (
+            "the processes that prepare images ran out of shared memory, or of open files. Enlarge /dev/shm "
+            "(docker run --shm-size=8g) or `ulimit -n`; or take fewer --workers (0 needs none of both)"
+        )
+    if "No space left" in text:
+        return "the disk is full; free some space, or write to another (train.py: --save_to, --log_file)"
+    if "DataLoader worker (pid" in text or "DataLoader timed out" in text:
+        return (
+            "a process that prepares images died, or hung. If the system killed it, memory was short: take fewer "
+            "--workers, or a smaller --batch_size; if it comes again, --workers=0 shows where"
+        )
+    return None
 
 
 def shorten(error, length=1000):

@@ -6,6 +6,7 @@ their state dicts. In comments P = 8732 priors, C classes.
 
 import os
 import pickle
+import subprocess
 import sys
 import types
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPO
 from convert_weights import convert
 from torch import nn
 from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16
@@ -218,8 +220,12 @@ def test_tutorial_checkpoint(tutorial_module, tutorial_state, tmp_path, monkeypa
         return
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (image / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    for ours, theirs in zip(run_ours(model, image), run_tutorial(state, x), strict=True):
+    results = run_ours(model, image), run_tutorial(state, x)
+    for ours, theirs in zip(*results, strict=True):
         assert_close(ours, theirs)
+    offsets, priors = results[1][0], tutorial_priors()
+    decoded = [priors[:, :2] + offsets[..., :2] * priors[:, 2:] / 10, priors[:, 2:] * (offsets[..., 2:] / 5).exp()]
+    assert_close(gcxgcy_to_cxcy(results[0][0], model.priors_cxcy), torch.cat(decoded, dim=-1))
 
 
 class OldStorage:
@@ -580,3 +586,12 @@ def test_names_lead_to_nothing(tmp_path, module, name):
     with pytest.raises(ValueError, match=r"crafted\.pth"):
         convert(str(path))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("tool", ["convert_weights.py", "export.py"])
+def test_tools_end_in_one_line_on_a_missing_file(tmp_path, tool):
+    parameter = "source" if tool == "convert_weights.py" else "checkpoint"
+    command = [sys.executable, REPO / "tools" / tool, f"--{parameter}=missing.pth"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 1 and process.stderr.startswith("error: ") and "missing.pth" in process.stderr
+    assert "Traceback" not in process.stderr

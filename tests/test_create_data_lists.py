@@ -778,6 +778,9 @@ BOX = {"image_id": 7, "category_id": 44}
         (coco(annotations=[BOX]), r"annotations\[0\]: 'bbox' is missing"),
         (coco(annotations=[{**BOX, "bbox": [1, 2, 3]}]), r"'bbox' is \[1, 2, 3\], not four numbers"),
         (coco(annotations=[{**BOX, "bbox": [1, 2, 3, "4"]}]), "not four numbers"),
+        (coco(categories=coco()["categories"] * 2), r"categories\[2\]: 'id' 44 is given twice"),
+        (coco(images=[{"id": 7, "file_name": "a.jpg", "width": "wide"}]), r"images\[0\]: 'width' is 'wide'"),
+        (coco(annotations=[{**BOX, "bbox": [1, 2, 3, 4], "iscrowd": "no"}]), r"annotations\[0\]: 'iscrowd' is 'no'"),
     ],
 )
 def test_coco_names_file_and_field(tmp_path, content, message):

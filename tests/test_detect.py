@@ -546,6 +546,13 @@ def test_gif_without_durations_and_of_one_frame(shell, tmp_path):
         assert result.n_frames == 1
 
 
+def test_animation_under_a_wrong_name(shell, tmp_path):
+    make_animation(tmp_path / "clip.jpg", [40, 100], format="GIF")
+    shell(images="clip.jpg", output_folder="out")
+    with Image.open(tmp_path / "out" / "clip.jpg.gif") as result:
+        assert result.format == "GIF" and result.n_frames == 2
+
+
 def test_damaged_animation(shell, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (4, 60, 80), dtype=np.uint8)
     frames = [Image.fromarray(frame) for frame in noise]

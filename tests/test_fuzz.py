@@ -330,7 +330,7 @@ def test_checkpoints(small_run, monkeypatch):
 
     def act(data):
         small_run.write_bytes(data)
-        network, optimizer, start, best_map = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
+        network, optimizer, start, best_map, _ = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
         assert type(start) is int and type(best_map) is float
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)

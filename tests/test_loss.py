@@ -16,6 +16,7 @@ from model import (
     SSD300,
     MultiBoxLoss,
     assign_own_priors,
+    find_hardness,
     match_priors,
     mine_priors,
     stack_objects,
@@ -394,6 +395,18 @@ def test_loss_is_finite_at_the_smallest_and_largest_boxes(dtype):
         results = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), locs, scores, boxes, labels)
     assert all(result.isfinite().all() for result in results)
     assert [result.dtype for result in results] == [torch.float32, dtype, dtype]
+
+
+@pytest.mark.parametrize("spread", [0.01, 3.0, 60.0])
+def test_hardness_ranks_as_the_confidence_loss_does(spread):
+    """With a spread of 60 some losses are above 88, where the exponential function overflows."""
+    scores = spread * torch.randn(2, 500, 5, generator=torch.Generator().manual_seed(1))
+    losses = -scores.double().log_softmax(dim=2)[:, :, 0]
+    assert (losses.max() > 89) == (spread == 60)
+    hardness = find_hardness(scores)
+    assert hardness.dtype == torch.float32 and hardness.isfinite().all()
+    in_order = losses.gather(1, hardness.argsort(dim=1))
+    assert (in_order.diff(dim=1) > -1e-5 * (1 + in_order[:, 1:])).all()
 
 
 def test_half_precision_predictions_are_computed_in_float32():

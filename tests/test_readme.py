@@ -474,7 +474,5 @@ def test_counts_of_voc(real_data):
         before = counts.get(split, (0, 0, 0))
         counts[split] = tuple(map(sum, zip(before, (len(texts), n_objects, n_objects - n_difficult), strict=True)))
     train, test = counts["trainval"], counts["test"]
-    assert says(
-        f"{train[0]:,} training images with {train[1]:,} objects ({train[2]:,} of them not marked as *difficult*, that is"
-    )
+    assert says(f"{train[0]:,} training images with {train[1]:,} objects ({train[2]:,} of them not marked as")
     assert says(f"{test[0]:,} test images with {test[1]:,} objects ({test[2]:,})")

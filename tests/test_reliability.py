@@ -31,7 +31,7 @@ import train
 import utils
 from datasets import PascalVOCDataset
 from detect import detect
-from utils import load_checkpoint, read_image, save_checkpoint, write_file
+from utils import find_advice, load_checkpoint, read_image, save_checkpoint, write_file
 
 
 def wait_for(process, path):
@@ -79,7 +79,7 @@ def test_an_error_while_a_batch_is_handed_over_reaches_the_run(lists, tmp_path, 
     )
     with pytest.raises(RuntimeError, match="No space left on device") as caught:
         next(iter(loader))
-    assert "docker run --shm-size" in train.find_advice(caught.value, "cpu")
+    assert "docker run --shm-size" in find_advice(caught.value)
 
 
 def full_memory(_tensor):
@@ -116,6 +116,7 @@ def test_a_worker_that_ignores_sigterm_does_not_outlive_an_error(lists, tmp_path
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--workers"),
         (RuntimeError("DataLoader timed out after 600 seconds"), "--workers"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "--shm-size"),
+        (OSError("last.pth.tar: could not write the checkpoint: [Errno 28] No space left on device"), "--save_to"),
     ],
 )
 def test_errors_of_the_machine_say_what_to_change(lists, tmp_path, monkeypatch, error, advice):  # noqa: F811
@@ -126,7 +127,7 @@ def test_errors_of_the_machine_say_what_to_change(lists, tmp_path, monkeypatch, 
     for name, value in {**settings, "log_file": str(tmp_path / "log.csv")}.items():
         monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(train, "train", fail)
-    monkeypatch.setattr(train, "start_or_resume", lambda *_: (model.SSD300(5), None, 0, -1.0))
+    monkeypatch.setattr(train, "start_or_resume", lambda *_: (model.SSD300(5), None, 0, -1.0, False))
     monkeypatch.setattr(train, "end_workers", lambda: None)
     with pytest.raises(SystemExit, match=r"^error: (.|\n)*go on with --checkpoint=") as caught:
         train.main()

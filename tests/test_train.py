@@ -200,9 +200,37 @@ def test_a_corrupt_image_is_named_or_skipped(lists, tmp_path):
     images[3] = str(broken)
     (tmp_path / "TRAIN_images.json").write_text(json.dumps(images))
     code, output = finish(start(command(tmp_path), tmp_path))
-    assert code != 0 and str(broken) in output
-    output = run(command(tmp_path, iterations=4, skip_corrupt=True), tmp_path)
+    assert code != 0 and f"error: {broken}" in output and "Traceback" not in output
+    (tmp_path / "TEST_images.json").write_text(json.dumps([str(broken)] * 4))
+    output = run(command(tmp_path, iterations=4, skip_corrupt=True, evaluate_every=4), tmp_path)
     assert "skipped 1 images" in output and str(broken) in output
+    assert "4 TEST images could not be decoded" in output
+
+
+@pytest.mark.parametrize("iterations", [4, 8])
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(lists, tmp_path, iterations):
+    """A checkpoint says when an evaluation was to come next; a resumed run begins with it."""
+    run(command(lists, iterations=4), tmp_path)
+    saved = load_checkpoint(tmp_path / "last.pth.tar")
+    assert saved["to_evaluate"] is False and saved["best_map"] == -1
+    save_checkpoint({**saved, "to_evaluate": True}, tmp_path / "last.pth.tar")
+    resumed = command(lists, iterations=iterations, evaluate_every=4, checkpoint="last.pth.tar")
+    run(resumed, tmp_path)
+    with open(tmp_path / "train_log.csv", newline="") as file:
+        scored = [int(row["iteration"]) for row in csv.DictReader(file) if row["mAP"]]
+    assert scored == list(range(4, iterations + 1, 4))
+    saved = load_checkpoint(tmp_path / "last.pth.tar")
+    assert saved["to_evaluate"] is False and saved["best_map"] >= 0
+    assert (tmp_path / "best_last.pth.tar").exists()
+    assert "nothing to do" in run(resumed, tmp_path)
+
+
+def test_training_learns_by_heart(lists, tmp_path):
+    """The stand-in network, taught a few images without augmentation: the loss falls to a part of what it was."""
+    run(command(lists, augment=False, iterations=90, lr=1e-3, decay_lr_at=(), save_every=0), tmp_path)
+    with open(tmp_path / "train_log.csv", newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5]), losses
 
 
 def test_learning_rate_schedule(monkeypatch):
@@ -226,6 +254,40 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="iteration 7"):
         train.save(path, model, None, done=7, best_map=0.0)
     assert path.read_bytes() == before
+
+
+def test_bfloat16_and_channels_last_train_and_resume(lists, tmp_path, monkeypatch):
+    """The way of machines that have units for bfloat16, on one that may have none."""
+    for folder in ("plain", "unbroken", "stopped"):
+        (tmp_path / folder).mkdir()
+    run(command(lists, iterations=8), tmp_path / "plain")
+    monkeypatch.setenv("STANDIN_BF16", "1")
+    run(command(lists, iterations=8), tmp_path / "unbroken")
+    run(command(lists, iterations=4), tmp_path / "stopped")
+    run(command(lists, iterations=8, checkpoint="last.pth.tar"), tmp_path / "stopped")
+    unbroken = tmp_path / "unbroken" / "last.pth.tar"
+    assert_same_state(unbroken, tmp_path / "stopped" / "last.pth.tar")
+    one, other = (
+        load_checkpoint(path)["model"]["base.conv.weight"] for path in (unbroken, tmp_path / "plain" / "last.pth.tar")
+    )
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one, other, rtol=0, atol=0.01)
+
+
+def test_frozen_layers_stay_as_they_are(monkeypatch):
+    for name, value in {"pretrained": "", "freeze_vgg": True, "warmup": 0}.items():
+        monkeypatch.setattr(train, name, value)
+    device = torch.device("cpu")
+    model, optimizer, *_ = train.start_or_resume({"background": 0, "cat": 1}, device)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    locs, scores = model(torch.randn(1, 3, 300, 300))
+    (locs.sum() + scores.square().sum()).backward()
+    optimizer.step()
+    same = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    frozen = {
+        name for name in before if name.startswith("base.conv") and not name.startswith(("base.conv6", "base.conv7"))
+    }
+    assert len(frozen) == 26 and same == frozen
 
 
 def test_a_run_resumes_in_the_memory_format_of_its_machine():

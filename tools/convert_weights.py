@@ -335,7 +335,7 @@ def download_weights(weights):
     """torchvision's state dict, from its cache or its server; ConnectionError, naming the URL, if that fails."""
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except OSError as error:  # urllib's errors are OSErrors
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
         raise ConnectionError(
             f"could not download {weights.url}: {error}. Fetch it by other means, and give --source=FILE"
         ) from error
@@ -516,4 +516,7 @@ STORAGE_DTYPES = {
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

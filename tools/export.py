@@ -317,4 +317,7 @@ def count_same(ours, theirs, tolerance):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
