@@ -186,3 +186,10 @@ def test_parameters_out_of_range(large_checkpoint, run, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx, onnxscript, onnxruntime: pip install -r requirements-dev\.txt"):
         run(large_checkpoint, save_to="ssd.onnx")
+
+
+def test_the_check_takes_real_photos(real_data, small_checkpoint, run, tmp_path, capsys):
+    photos = real_data / "voc_photos" / "VOC2012" / "JPEGImages"
+    run(small_checkpoint, save_to=str(tmp_path / "small.pt2"), images=str(photos))
+    assert len(export.read_images(str(photos))) == 4
+    assert "4 images" in capsys.readouterr().out

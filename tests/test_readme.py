@@ -476,3 +476,7 @@ def test_counts_of_voc(real_data):
     train, test = counts["trainval"], counts["test"]
     assert says(f"{train[0]:,} training images with {train[1]:,} objects ({train[2]:,} of them not marked as")
     assert says(f"{test[0]:,} test images with {test[1]:,} objects ({test[2]:,})")
+
+
+def test_nothing_is_left_to_be_filled_in():
+    assert not re.findall(r"^[A-Z]{3,}$|TODO|FIXME|<!--", (REPO / "README.md").read_text(), re.MULTILINE)

@@ -598,7 +598,10 @@ def draw_l2_norm(_model):
         for row, color in enumerate((BLUE, AMBER)):
             for k, value in enumerate(values[row].tolist()):
                 left = x + 42 * k + 190 * row
-                sheet.box((left, 240 - 150 * value / top, left + 34, 240), color, 0, fill=clear(color, 0.75))
+                bar_top = 240 - 150 * value / top
+                sheet.box((left, bar_top, left + 34, 240), color, 0, fill=clear(color, 0.75))
+                number = f"{value:.0f}" if top > 2 else f"{value:.2f}".removeprefix("0")
+                sheet.text(left + 17, bar_top - 4, number, INK, 19, "mb")
             length = float(values[row].norm())
             sheet.text(x + 80 + 190 * row, 252, f"length {length:.0f}" if length > 1.5 else "length 1", color, 24, "ma")
         sheet.line([(x - 4, 240), (x + 362, 240)], INK, 2)
@@ -801,7 +804,7 @@ def draw_precision_recall(_model):
         sheet.text(x, 378, f"{k / 10:g}", FAINT, 22, "ma")
         sheet.text(80, y, f"{k / 10:g}", FAINT, 22, "rm")
     sheet.text(390, 406, "recall", size=24, anchor="ma")
-    sheet.text(104, 338, "precision", size=24)
+    sheet.text(104, 44, "precision", size=24)
     curve = [tuple(fit([r, 1 - p], place).tolist()) for r, p in zip(recalls, precisions, strict=True)]
     sheet.line(curve, BLUE, 4)
     for x, y in curve:
