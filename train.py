@@ -56,7 +56,7 @@ workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
 pretrained = "IMAGENET1K_V1"  # or "IMAGENET1K_FEATURES", a file with a VGG-16 state dict, or "" for random
-freeze_vgg = False  # True: conv1_1 to conv5_3 stay as they are; three times as fast, and safer with few images
+freeze_vgg = False  # True: conv1_1 to conv5_3 stay as they are: faster (on a CPU three times), safer with few images
 finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
