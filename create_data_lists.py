@@ -26,6 +26,7 @@ from utils import (
     class_colors,
     create_data_lists,
     cxcy_to_xy,
+    errors_in_words,
     find_jaccard_overlap,
     override_parameters,
     read_image,
@@ -229,4 +230,5 @@ def is_complete(path, split):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    main()
+    with errors_in_words():
+        main()

@@ -34,7 +34,7 @@ from utils import (
     check_image_file,
     check_image_size,
     class_colors,
-    find_advice,
+    errors_in_words,
     override_parameters,
     pil_to_rgb,
     rev_label_map,
@@ -500,12 +500,5 @@ def save_image(image, target, **options):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    try:
+    with errors_in_words():
         main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        advice = find_advice(error)
-        if advice is None:
-            raise
-        raise SystemExit(f"error: {advice}\n{error}") from error

@@ -23,8 +23,7 @@ from utils import (
     COCO_THRESHOLDS,
     calculate_mAP,
     check_image_names,
-    error_text,
-    find_advice,
+    errors_in_words,
     override_parameters,
     read_voc_detections,
     write_voc_detections,
@@ -193,12 +192,5 @@ class Stopwatch:
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    try:
+    with errors_in_words():
         main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error_text(error)}") from error
-    except (RuntimeError, MemoryError) as error:
-        advice = find_advice(error)
-        if advice is None:
-            raise
-        raise SystemExit(f"error: {advice}\n{error}") from error

@@ -37,7 +37,7 @@ from model import (
     model_state,
 )
 from utils import (
-    error_text,
+    errors_in_words,
     find_advice,
     load_checkpoint,
     override_parameters,
@@ -591,7 +591,5 @@ def set_rng_states(states):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    try:
+    with errors_in_words():
         main()
-    except (FloatingPointError, OSError, ValueError) as error:
-        raise SystemExit(f"error: {error_text(error)}") from error

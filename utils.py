@@ -1705,9 +1705,22 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
-def error_text(error):
-    """What an error says; of one from a data loader's process, what was said there, without the traceback."""
-    return str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
+@contextlib.contextmanager
+def errors_in_words():
+    """End a script whose input, or machine, is at fault with `error: ` and what is wrong, in place of a traceback.
+
+    Of an error from a data loader's process this is what was said there. All other errors pass.
+    """
+    try:
+        yield
+    except (FloatingPointError, OSError, ValueError) as error:
+        text = str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
+        raise SystemExit(f"error: {text}") from error
+    except (RuntimeError, MemoryError) as error:
+        advice = find_advice(error)
+        if advice is None:
+            raise
+        raise SystemExit(f"error: {advice}\n{error}") from error
 
 
 def find_advice(error):

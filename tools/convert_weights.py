@@ -46,6 +46,7 @@ from utils import (  # noqa: E402
     IMAGENET_MEAN,
     IMAGENET_STD,
     SIZE_VARIANCE,
+    errors_in_words,
     make_label_map,
     override_parameters,
     save_checkpoint,
@@ -516,7 +517,5 @@ STORAGE_DTYPES = {
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    try:
+    with errors_in_words():
         main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
