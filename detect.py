@@ -29,17 +29,9 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageSequence
 from tqdm import tqdm
 
+from datasets import check_image_file, check_image_size, pil_to_rgb, transform
 from model import load_model
-from utils import (
-    check_image_file,
-    check_image_size,
-    class_colors,
-    errors_in_words,
-    override_parameters,
-    pil_to_rgb,
-    rev_label_map,
-    transform,
-)
+from utils import class_colors, errors_in_words, override_parameters, rev_label_map
 
 # Model
 checkpoint = "checkpoint_ssd300.pth.tar"  # what detect() and find_objects() use, too, unless given a model

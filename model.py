@@ -22,17 +22,18 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from utils import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     cxcy_to_gcxgcy,
     cxcy_to_xy,
     find_jaccard_overlap,
     gcxgcy_to_cxcy,
     load_checkpoint,
-    normalize,
     shorten,
     xy_to_cxcy,
 )
+
+# Mean and standard deviation of ImageNet's RGB pixels, for values in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # ----------------------------------------------------------------------------------------------
 # The table of source maps: it drives the prediction heads and the priors
@@ -531,6 +532,18 @@ def read_vgg16_weights(weights):
     if not isinstance(state_dict, dict) or not all(isinstance(e, torch.Tensor) for e in state_dict.values()):
         raise ValueError(f"{weights}: no state dict of tensors, such as torchvision's VGG-16 has")
     return state_dict
+
+
+def normalize(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+    """Turn a batch of bytes into the network's input, on the device where it lies.
+
+    images: (N, 3, 300, 300) uint8 tensor, RGB.
+    mean, std: three numbers each, for RGB in [0, 1]: those that the model's weights were trained with.
+    Returns a (N, 3, 300, 300) float32 tensor: (images / 255 - mean) / std.
+    """
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
+    return images.to(torch.float32).sub_(255 * mean).div_(255 * std)
 
 
 def l2_normalize(features, eps=1e-10):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-import utils
-from utils import CROP_SAMPLERS, FILLER, Distortion, read_image, transform
+import datasets
+import model
+from datasets import CROP_SAMPLERS, FILLER, Distortion, read_image, transform
 
 NOTHING = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
 
@@ -133,28 +134,28 @@ def is_half(hits):
 def test_scale_is_exact_for_every_value_and_factor():
     values = np.arange(256, dtype=np.uint8)
     for factor in range(257):
-        assert np.abs(utils.scale(values, factor) - values * (factor / 256)).max() <= 0.5
+        assert np.abs(datasets.scale(values, factor) - values * (factor / 256)).max() <= 0.5
     factors = np.arange(256, dtype=np.uint16)
-    assert np.abs(utils.scale(values, factors) - values * (factors / 256)).max() <= 0.5
+    assert np.abs(datasets.scale(values, factors) - values * (factors / 256)).max() <= 0.5
 
 
 @pytest.mark.parametrize("brightness", [-32, -7, 0, 1, 32])
 def test_brightness_is_added_and_kept_in_range(brightness):
     values = np.arange(256, dtype=np.uint8)
     expected = [min(max(value + brightness, 0), 255) for value in range(256)]
-    assert utils.add_brightness(values, brightness).tolist() == expected
+    assert datasets.add_brightness(values, brightness).tolist() == expected
 
 
 @pytest.mark.parametrize("contrast", [128, 200, 255, 256, 257, 300, 384])
 def test_contrast_multiplies_about_zero(contrast):
     values = np.arange(256, dtype=np.uint8)
     expected = np.minimum(np.arange(256) * contrast / 256, 255)
-    assert np.abs(utils.scale_contrast(values, contrast) - expected).max() <= 0.5
+    assert np.abs(datasets.scale_contrast(values, contrast) - expected).max() <= 0.5
 
 
 def test_hand_computed_colors():
     def distort(rgb, **parameters):
-        return utils.distort(np.array([[rgb]], dtype=np.uint8), Distortion(**parameters))[0, 0].tolist()
+        return datasets.distort(np.array([[rgb]], dtype=np.uint8), Distortion(**parameters))[0, 0].tolist()
 
     assert distort([255, 0, 0], hue=128) == [255, 127, 0]  # red, half a sixth on: orange
     assert distort([255, 0, 0], hue=-128) == [255, 0, 127]
@@ -177,7 +178,7 @@ def test_hand_computed_colors():
 def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
     steps = np.array([*range(0, 256, 15), 1, 2, 127, 128, 254], dtype=np.uint8)
     colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(len(steps) ** 2, -1, 3)
-    result = utils.distort_color(colors, saturation, hue)
+    result = datasets.distort_color(colors, saturation, hue)
     exact = plain_distort(colors, Distortion(saturation=saturation, hue=hue))
     errors = np.abs(result - exact)
     # One rounding to a level, of which the saturation can make one and a half before it rounds once more.
@@ -191,8 +192,8 @@ def test_all_steps_together_stay_within_rounding_of_float64():
     worst, mean = 0, 0
     rng = np.random.default_rng(0)
     for _ in range(200):
-        distortion = utils.sample_distortion(rng)
-        errors = np.abs(utils.distort(pixels, distortion) - plain_distort(pixels, distortion))
+        distortion = datasets.sample_distortion(rng)
+        errors = np.abs(datasets.distort(pixels, distortion) - plain_distort(pixels, distortion))
         worst, mean = max(worst, errors.max()), max(mean, errors.mean())
     assert worst < 3.5  # levels of 255: up to four roundings, some then multiplied by up to 1.5 twice
     assert mean < 0.75
@@ -202,17 +203,17 @@ def test_distort_leaves_its_input_alone_and_bands_change_nothing(monkeypatch):
     pixels = make_noise(50, 40)
     before = pixels.copy()
     distortion = Distortion(brightness=20, contrast=300, saturation=350, hue=-90)
-    whole = utils.distort(pixels, distortion)
-    monkeypatch.setattr(utils, "DISTORTED_AT_ONCE", 300)  # 7 rows
-    assert np.array_equal(utils.distort(pixels, distortion), whole)
-    assert np.array_equal(utils.distort(pixels[5:20, 10:30], distortion), whole[5:20, 10:30])
+    whole = datasets.distort(pixels, distortion)
+    monkeypatch.setattr(datasets, "DISTORTED_AT_ONCE", 300)  # 7 rows
+    assert np.array_equal(datasets.distort(pixels, distortion), whole)
+    assert np.array_equal(datasets.distort(pixels[5:20, 10:30], distortion), whole[5:20, 10:30])
     assert np.array_equal(pixels, before)
-    assert utils.distort(pixels[:4], Distortion()).base is pixels  # nothing to do: nothing copied
+    assert datasets.distort(pixels[:4], Distortion()).base is pixels  # nothing to do: nothing copied
 
 
 def test_distortions_are_drawn_as_in_the_design():
     rng = np.random.default_rng(0)
-    drawn = [utils.sample_distortion(rng) for _ in range(8000)]
+    drawn = [datasets.sample_distortion(rng) for _ in range(8000)]
     ranges = {"brightness": (0, 32), "contrast": (256, 128), "saturation": (256, 128), "hue": (0, 153)}
     for name, (neutral, spread) in ranges.items():
         values = np.array([getattr(distortion, name) for distortion in drawn])
@@ -234,7 +235,7 @@ def test_distortions_are_drawn_as_in_the_design():
 def test_zoom_out_boxes_are_drawn_as_in_the_design():
     rng = np.random.default_rng(0)
     width, height = 500, 375
-    canvases = np.array([utils.sample_zoom_out_box(width, height, rng) for _ in range(6000)])
+    canvases = np.array([datasets.sample_zoom_out_box(width, height, rng) for _ in range(6000)])
     zoomed = (canvases != (0, 0, width, height)).any(axis=1)
     assert is_half(zoomed)
     canvases = canvases[zoomed]
@@ -251,7 +252,7 @@ def test_crops_are_distributed_as_by_seven_samplers_one_try_at_a_time():
     boxes = np.array([[10.0, 20, 120, 180], [150, 30, 350, 200], [5, 5, 25, 20]])
     n = 1500
     rng = np.random.default_rng(0)
-    fast = np.array([utils.sample_crop_box(canvas, (0, 0, 360, 250), boxes, rng) for _ in range(n)])
+    fast = np.array([datasets.sample_crop_box(canvas, (0, 0, 360, 250), boxes, rng) for _ in range(n)])
     plain = np.array([plain_crop(canvas, boxes.tolist(), rng) for _ in range(n)])
     whole = [(crops == canvas).all(axis=1) for crops in (fast, plain)]
     assert abs(whole[0].mean() - whole[1].mean()) < 4 * np.sqrt(2 * 0.15 * 0.85 / n)
@@ -272,13 +273,13 @@ def test_crops_are_distributed_as_by_seven_samplers_one_try_at_a_time():
 
 @pytest.mark.parametrize("min_overlap", [m for m in CROP_SAMPLERS if m is not None])
 def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
-    monkeypatch.setattr(utils, "CROP_SAMPLERS", (min_overlap,))
+    monkeypatch.setattr(datasets, "CROP_SAMPLERS", (min_overlap,))
     canvas, image_box = (-100, -50, 700, 500), (0, 0, 500, 375)
     boxes = np.array([[-80.0, -40, 600, 460], [450, 300, 470, 330]])
     rng = np.random.default_rng(1)
     cropped = 0
     for _ in range(300):
-        crop = utils.sample_crop_box(canvas, image_box, boxes, rng)
+        crop = datasets.sample_crop_box(canvas, image_box, boxes, rng)
         assert canvas[0] <= crop[0] < crop[2] <= canvas[2] and canvas[1] <= crop[1] < crop[3] <= canvas[3]
         if crop == canvas:
             continue  # none of 50 tries succeeded
@@ -297,16 +298,16 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
 def test_an_image_without_objects_is_cropped_freely_but_never_out_of_sight():
     rng = np.random.default_rng(0)
     canvas, image_box = (-600, -700, 1400, 800), (0, 0, 500, 375)
-    crops = np.array([utils.sample_crop_box(canvas, image_box, np.zeros((0, 4)), rng) for _ in range(2000)])
+    crops = np.array([datasets.sample_crop_box(canvas, image_box, np.zeros((0, 4)), rng) for _ in range(2000)])
     assert (crops[:, 0] < 500).all() and (crops[:, 2] > 0).all()
     assert (crops[:, 1] < 375).all() and (crops[:, 3] > 0).all()
     assert abs((crops == canvas).all(axis=1).mean() - 1 / 7) < 0.03  # the sampler of the whole image
 
 
 def test_place_is_in_whole_pixels_and_fills_the_image_without_zoom():
-    assert utils.find_place((10, 20, 110, 220), (10, 20, 110, 220)) == (0, 0, 300, 300)
-    assert utils.find_place((-100, -50, 500, 250), (0, 0, 300, 250)) == (50, 50, 200, 300)
-    assert utils.find_place((0, 0, 100_000, 100_000), (5, 99_999, 6, 100_000)) == (0, 299, 1, 300)
+    assert datasets.find_place((10, 20, 110, 220), (10, 20, 110, 220)) == (0, 0, 300, 300)
+    assert datasets.find_place((-100, -50, 500, 250), (0, 0, 300, 250)) == (50, 50, 200, 300)
+    assert datasets.find_place((0, 0, 100_000, 100_000), (5, 99_999, 6, 100_000)) == (0, 299, 1, 300)
 
 
 def test_boxes_stay_on_the_pixels_that_they_marked():
@@ -350,13 +351,13 @@ def replay(pixels, boxes, seed):
     """What `transform()` makes of the same draws, step by step in float64, every step on all pixels."""
     rng = np.random.default_rng(seed)
     height, width = pixels.shape[:2]
-    distortion = utils.sample_distortion(rng)
-    canvas = utils.sample_zoom_out_box(width, height, rng)
-    crop = utils.sample_crop_box(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
+    distortion = datasets.sample_distortion(rng)
+    canvas = datasets.sample_zoom_out_box(width, height, rng)
+    crop = datasets.sample_crop_box(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
     flip = rng.random() < 0.5
     distorted = plain_distort(pixels, distortion)
     source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-    place = utils.find_place(crop, source)
+    place = datasets.find_place(crop, source)
     image = np.empty((300, 300, 3))
     image[:] = FILLER
     image[place[1] : place[3], place[0] : place[2]] = plain_resize(
@@ -524,7 +525,7 @@ def test_jpegs_are_decoded_as_by_pillow(tmp_path, options):
 def test_without_torchvisions_decoder_pillow_reads_jpegs_too(tmp_path, monkeypatch):
     (tmp_path / "photo.jpg").write_bytes(encode(PHOTO))
     expected = read_image(tmp_path / "photo.jpg")
-    monkeypatch.setattr(utils, "decode_jpeg", None)
+    monkeypatch.setattr(datasets, "decode_jpeg", None)
     difference = read_image(tmp_path / "photo.jpg").int() - expected.int()
     assert difference.abs().max() <= 1
 
@@ -626,14 +627,14 @@ def test_normalize():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     images = images.contiguous(memory_format=torch.channels_last)
     before = images.clone()
-    result = utils.normalize(images, (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
+    result = model.normalize(images, (0.5, 0.1, 0.25), (0.5, 0.2, 0.25))
     assert result.dtype == torch.float32 and result.shape == (2, 3, 4, 4)
     torch.testing.assert_close(result[1, :, 2, 3], torch.tensor([-1.0, 0.5, 3.0]))
     assert torch.equal(images, before)
-    default = utils.normalize(images)
-    expected = (51 / 255 - utils.IMAGENET_MEAN[1]) / utils.IMAGENET_STD[1]
+    default = model.normalize(images)
+    expected = (51 / 255 - model.IMAGENET_MEAN[1]) / model.IMAGENET_STD[1]
     assert default[0, 1, 0, 0].item() == pytest.approx(expected, abs=1e-5)
-    assert tuple(round(255 * mean) for mean in utils.IMAGENET_MEAN) == FILLER
+    assert tuple(round(255 * mean) for mean in model.IMAGENET_MEAN) == FILLER
 
 
 def test_real_photos(real_data):

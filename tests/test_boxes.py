@@ -6,14 +6,7 @@ import pytest
 import torch
 
 from model import SSD300
-from utils import (
-    cxcy_to_gcxgcy,
-    cxcy_to_xy,
-    find_intersection,
-    find_jaccard_overlap,
-    gcxgcy_to_cxcy,
-    xy_to_cxcy,
-)
+from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_intersection, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy
 
 
 def random_boxes_xy(n, seed=0, dtype=torch.float32):

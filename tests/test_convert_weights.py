@@ -21,8 +21,9 @@ from convert_weights import convert
 from torch import nn
 from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16
 
+from datasets import transform
 from model import SSD300, load_model, model_state
-from utils import cxcy_to_xy, gcxgcy_to_cxcy, save_checkpoint, transform, voc_labels
+from utils import cxcy_to_xy, gcxgcy_to_cxcy, save_checkpoint, voc_labels
 
 # Our place of each prior in the Caffe code's cells: 1, extra, 2, 1/2 and 1, extra, 2, 1/2, 3, 1/3.
 CAFFE_CELLS = ((38, [0, 1, 2, 3]), (19, [0, 1, 2, 4, 3, 5]), (10, [0, 1, 2, 4, 3, 5]))

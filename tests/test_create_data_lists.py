@@ -17,17 +17,12 @@ from conftest import REPO
 from PIL import Image, ImageColor
 
 import create_data_lists as script
+import datasets
 import utils
+from annotations import parse_annotation
+from create_data_lists import create_data_lists
 from model import SSD300
-from utils import (
-    class_colors,
-    create_data_lists,
-    load_label_map,
-    make_label_map,
-    parse_annotation,
-    rev_label_map,
-    voc_labels,
-)
+from utils import class_colors, load_label_map, make_label_map, rev_label_map, voc_labels
 
 # ----------------------------------------------------------------------------------------------
 # Data to test on
@@ -613,7 +608,7 @@ def test_boxes_follow_the_pixels_when_exif_rotates_the_image(tmp_path, orientati
     report, files = make_lists(folder)
     assert kinds(report) == {"boxes_turned": 1}
     entry = files["TRAIN_objects.json"][0]
-    pixels = utils.read_image(image)
+    pixels = datasets.read_image(image)
     assert entry["size"] == [80, 100] == [pixels.shape[2], pixels.shape[1]]
     bright = np.argwhere(pixels[0].numpy() > 127)
     (y_min, x_min), (y_max, x_max) = bright.min(0), bright.max(0) + 1

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datasets import PascalVOCDataset, TrainingBatches
-from utils import FILLER
+from datasets import FILLER, PascalVOCDataset, TrainingBatches
 
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2}
 N_IMAGES = 7

@@ -16,9 +16,10 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageOps, ImageSequence
 
 import detect as module
+from datasets import read_image, transform
 from detect import detect, draw_boxes, find_objects, open_image
 from model import SSD300, model_state
-from utils import class_colors, read_image, save_checkpoint, transform
+from utils import class_colors, save_checkpoint
 
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2, "grandfather clock": 3}
 COLORS = class_colors(LABEL_MAP)

@@ -28,17 +28,11 @@ from test_detect import FakeModel
 
 import model
 import train
-from datasets import PascalVOCDataset
+from annotations import parse_annotation
+from datasets import PascalVOCDataset, read_image
 from detect import detect
-from utils import (
-    calculate_mAP,
-    load_checkpoint,
-    override_parameters,
-    parse_annotation,
-    read_image,
-    read_voc_detections,
-    script_parameters,
-)
+from eval import calculate_mAP, read_voc_detections
+from utils import load_checkpoint, override_parameters, script_parameters
 
 SECONDS = 60  # for one input; none takes one, but the machine may be busy
 KILOBYTES = 2_000_000

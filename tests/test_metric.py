@@ -9,15 +9,9 @@ import pytest
 import torch
 from benchmark_plain import plain_calculate_mAP
 
-from utils import (
-    COCO_THRESHOLDS,
-    calculate_mAP,
-    make_label_map,
-    parse_annotation,
-    read_voc_detections,
-    voc_labels,
-    write_voc_detections,
-)
+from annotations import parse_annotation
+from eval import COCO_THRESHOLDS, calculate_mAP, read_voc_detections, write_voc_detections
+from utils import make_label_map, voc_labels
 
 LABEL_MAP = make_label_map(["cat", "dog"])
 

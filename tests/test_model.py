@@ -13,6 +13,8 @@ import model as module
 from model import (
     CAFFE_MEAN,
     CAFFE_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     SOURCE_MAPS,
     SSD300,
     PredictionConvolutions,
@@ -22,7 +24,7 @@ from model import (
     model_from_checkpoint,
     model_state,
 )
-from utils import IMAGENET_MEAN, IMAGENET_STD, load_checkpoint, save_checkpoint
+from utils import load_checkpoint, save_checkpoint
 
 PRIORS_OF_A_MAP = (5776, 2166, 600, 150, 36, 4)
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2}

@@ -10,9 +10,11 @@ from conftest import REPO
 from make_sample import make_sample
 from PIL import Image
 
+from create_data_lists import create_data_lists
 from datasets import PascalVOCDataset
+from eval import calculate_mAP
 from model import SSD300, MultiBoxLoss, l2_normalize
-from utils import calculate_mAP, create_data_lists, load_checkpoint
+from utils import load_checkpoint
 
 
 def run(script, folder, **parameters):

@@ -26,12 +26,12 @@ from test_checkpoints import Payload
 from test_detect import FakeModel, png
 from test_train import assert_same_state, command, finish, lists, read_log, run, start, unbroken  # noqa: F401
 
+import datasets
 import model
 import train
-import utils
-from datasets import PascalVOCDataset
+from datasets import PascalVOCDataset, read_image
 from detect import detect
-from utils import find_advice, load_checkpoint, read_image, save_checkpoint, write_file
+from utils import find_advice, load_checkpoint, save_checkpoint, write_file
 
 
 def wait_for(process, path):
@@ -231,7 +231,7 @@ def test_errors_of_the_machine_skip_no_image(lists, monkeypatch, number):  # noq
     def fail(path):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(utils, "check_image_file", fail)
+    monkeypatch.setattr(datasets, "check_image_file", fail)
     dataset = PascalVOCDataset(lists, "TRAIN", skip_corrupt=True)
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         dataset[0]
@@ -467,7 +467,7 @@ def test_the_largest_images_take_bounded_memory(tmp_path):
         "import resource, torch\n"
         "from test_detect import FakeModel\n"
         "from detect import detect\n"
-        "from utils import read_image, transform\n"
+        "from datasets import read_image, transform\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)\n"

@@ -20,7 +20,8 @@ from make_sample import make_sample
 from torch import nn
 
 import train
-from utils import create_data_lists, load_checkpoint, save_checkpoint
+from create_data_lists import create_data_lists
+from utils import load_checkpoint, save_checkpoint
 
 STANDIN = [sys.executable, str(REPO / "tests" / "standin.py"), "train.py"]
 

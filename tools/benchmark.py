@@ -39,23 +39,14 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.ssd import SSD
 from torchvision.transforms import v2
 
+import create_data_lists
 import train
 import utils
+from annotations import parse_annotation
+from datasets import FILLER, read_image, resize, transform
+from eval import calculate_mAP, read_voc_detections
 from model import SSD300, MultiBoxLoss, detect_objects, has_bf16_units
-from utils import (
-    FILLER,
-    calculate_mAP,
-    cxcy_to_gcxgcy,
-    cxcy_to_xy,
-    find_jaccard_overlap,
-    make_label_map,
-    override_parameters,
-    parse_annotation,
-    read_image,
-    read_voc_detections,
-    resize,
-    transform,
-)
+from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, make_label_map, override_parameters
 
 only = ""  # sections to run, such as "loss,metric"; "": all
 repeats = 9  # times that each version of a case runs; slow plain versions run once
@@ -403,7 +394,7 @@ def benchmark_training():
     n_workers = max(1, min(16, os.cpu_count() - 1))
     with tempfile.TemporaryDirectory() as folder:
         make_sample(Path(folder, "sample"), 40 if device.type == "cpu" else 1000, 10, seed=0)
-        utils.create_data_lists(output_folder=folder, train_data=str(Path(folder, "sample")))
+        create_data_lists.create_data_lists(output_folder=folder, train_data=str(Path(folder, "sample")))
         parameters = {
             "data_folder": folder, "save_to": f"{folder}/checkpoint", "log_file": f"{folder}/log.csv", "pretrained": "",
             "iterations": n_iterations, "batch_size": n_images, "workers": n_workers, "grad_clip": 10,

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from PIL import Image
 
-from utils import FILLER, IMAGENET_MEAN, IMAGENET_STD, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy
+from datasets import FILLER
+from model import IMAGENET_MEAN, IMAGENET_STD
+from utils import cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy
 
 
 def plain_transform(path, boxes, labels):

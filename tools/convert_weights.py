@@ -34,24 +34,17 @@ from torchvision.models.detection import SSD300_VGG16_Weights
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from model import (  # noqa: E402 (the path to it has to be set first)
+from model import (  # noqa: E402 (the path to it has to be set first)  # noqa: E402
     CAFFE_MEAN,
     CAFFE_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     SOURCE_MAPS,
     SSD300,
     VGG_BLOCKS,
     model_state,
 )
-from utils import (  # noqa: E402
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SIZE_VARIANCE,
-    errors_in_words,
-    make_label_map,
-    override_parameters,
-    save_checkpoint,
-    voc_labels,
-)
+from utils import SIZE_VARIANCE, errors_in_words, make_label_map, override_parameters, save_checkpoint, voc_labels  # noqa: E402
 
 source = ""  # the file to convert; or the name of torchvision's weights, COCO_V1, to download them
 save_to = "checkpoint_converted.pth.tar"

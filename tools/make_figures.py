@@ -27,7 +27,9 @@ sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
 from make_sample import CLASSES, draw_sample  # noqa: E402
 
+from datasets import transform  # noqa: E402
 from detect import to_pixels  # noqa: E402 (the path to them has to be set first)
+from eval import calculate_mAP  # noqa: E402
 from model import (  # noqa: E402
     SOURCE_MAPS,
     SSD300,
@@ -39,7 +41,6 @@ from model import (  # noqa: E402
     stack_objects,
 )
 from utils import (  # noqa: E402
-    calculate_mAP,
     cxcy_to_gcxgcy,
     cxcy_to_xy,
     find_intersection,
@@ -48,7 +49,6 @@ from utils import (  # noqa: E402
     make_label_map,
     override_parameters,
     rev_label_map,
-    transform,
     xy_to_cxcy,
 )
 

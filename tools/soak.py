@@ -24,7 +24,8 @@ sys.path.insert(0, str(REPO / "tools"))
 
 from make_sample import make_sample  # noqa: E402 (the paths to them have to be set first)
 
-from utils import create_data_lists, override_parameters  # noqa: E402
+from create_data_lists import create_data_lists  # noqa: E402
+from utils import override_parameters  # noqa: E402
 
 iterations = 2000
 batch_size = 4
