@@ -55,7 +55,17 @@ class PascalVOCDataset(Dataset):
     holds a box that is not finite, has no area or lies beyond its image, or a label without a class.
     """
 
-    def __init__(self, data_folder, split, keep_difficult=False, seed=0, skip_corrupt=False, augment=None):
+    def __init__(
+        self,
+        data_folder,
+        split,
+        keep_difficult=False,
+        seed=0,
+        skip_corrupt=False,
+        augment=None,
+        size=300,
+        antialias=True,
+    ):
         if split not in ("TRAIN", "TEST"):
             raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
         self.data_folder = Path(data_folder)
@@ -63,7 +73,8 @@ class PascalVOCDataset(Dataset):
         self.keep_difficult = keep_difficult
         self.seed = check_seed(seed)
         self.skip_corrupt = skip_corrupt
-        self.augment = split == "TRAIN" if augment is None else augment
+        self.augment = check_augment((AUGMENTATIONS if split == "TRAIN" else ()) if augment is None else augment)
+        self.size, self.antialias = size, antialias
 
         self.label_map = load_label_map(self.data_folder)
         images = read_list(self.data_folder / f"{split}_images.json")
@@ -80,14 +91,20 @@ class PascalVOCDataset(Dataset):
             images, objects, set(self.label_map.values()) - {0}, objects_path
         )
         self.image_paths = np.array(images, dtype=np.str_)
+        # From COCO's files only: the images' ids, and the objects' areas in pixels of the image.
+        self.image_ids = [entry["image_id"] for entry in objects] if objects and "image_id" in objects[0] else None
+        areas = [area for entry in objects for area in entry.get("areas", ())]
+        areas = np.array(areas, dtype=np.float64) if objects and "areas" in objects[0] else None
         if not keep_difficult:
             kept_before = np.concatenate([[0], np.cumsum(difficulties == 0)])
             starts = kept_before[starts]
+            areas = areas if areas is None else areas[difficulties == 0]
             boxes, labels, difficulties = (x[difficulties == 0] for x in (boxes, labels, difficulties))
         self.starts = starts  # objects of image i: starts[i] to starts[i + 1]
         self.boxes_xy_pixels = torch.from_numpy(boxes)
         self.labels = torch.from_numpy(labels)
         self.difficulties = torch.from_numpy(difficulties)
+        self.areas = areas
         self.skipped = torch.zeros(len(images), dtype=torch.uint8).share_memory_()  # written by all workers
 
     def __len__(self):
@@ -111,10 +128,10 @@ class PascalVOCDataset(Dataset):
             if not self.skip_corrupt:
                 raise
             self.skipped[index] = 1
-            return blank_item()
+            return blank_item(self.size)
         self.check_size(path, image, index)
-        rng = np.random.default_rng((self.seed, epoch, index)) if self.augment else None
-        return transform(image, boxes, labels, difficulties, "TRAIN" if self.augment else "TEST", rng)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return transform(image, boxes, labels, difficulties, "TRAIN", rng, self.size, self.antialias, self.augment)
 
     def check_size(self, path, image, index):
         """Refuse an image of another size than the one that its boxes were checked against."""
@@ -215,9 +232,9 @@ def check_seed(seed):
     return seed
 
 
-def blank_item():
+def blank_item(size):
     """What stands in for an image that cannot be decoded: ImageNet's mean colour, no objects."""
-    image = torch.from_numpy(blank_image()).permute(2, 0, 1)  # (3, 300, 300)
+    image = torch.from_numpy(blank_image(size)).permute(2, 0, 1)  # (3, 300, 300)
     return image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
 
 
@@ -293,7 +310,8 @@ def find_problem(image, entry, valid_labels):
 # Images and augmentations
 # ----------------------------------------------------------------------------------------------
 
-IMAGE_SIZE = 300  # width and height of the network's input, in pixels
+# What transform() does to a training image, in this order; a run may take some of them only.
+AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
@@ -652,7 +670,7 @@ def find_overlaps(mins, maxs, boxes):
     return intersections / (areas - intersections)
 
 
-def find_place(crop, source):
+def find_place(crop, source, size=300):
     """Where the surviving pixels come to lie on the 300 x 300 image, in whole pixels.
 
     crop: (x_min, y_min, x_max, y_max), which becomes the whole 300 x 300 image. source: its part that shows
@@ -661,21 +679,41 @@ def find_place(crop, source):
     """
     place = [0, 0, 0, 0]
     for axis in range(2):
-        scale = IMAGE_SIZE / (crop[axis + 2] - crop[axis])
-        low = min(round((source[axis] - crop[axis]) * scale), IMAGE_SIZE - 1)
+        scale = size / (crop[axis + 2] - crop[axis])
+        low = min(round((source[axis] - crop[axis]) * scale), size - 1)
         high = max(round((source[axis + 2] - crop[axis]) * scale), low + 1)
         place[axis], place[axis + 2] = low, high
     return tuple(place)
 
 
-def resize(pixels, width, height):
+def resize(pixels, width, height, antialias=True):
     """Bilinear and antialiased resize of an (h, w, 3) uint8 array; returns a (height, width, 3) array."""
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, h, w), channels last: the fast way
-    images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    images = F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)
     return images[0].permute(1, 2, 0).numpy()
 
 
-def transform(image, boxes, labels, difficulties, split, rng=None):
+def prepare(images, model):
+    """Images as the input of a model: resized as its weights want it, normalised, on its device.
+
+    images: list of N PIL images, or (3, H, W) uint8 tensors, of any sizes.
+    Returns an (N, 3, S, S) float32 tensor.
+    """
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
+    size, antialias = getattr(model, "input_size", 300), getattr(model, "antialias", True)
+    pixels = [transform(image, *nothing, "TEST", None, size, antialias)[0] for image in images]
+    return model.normalize(torch.stack(pixels))
+
+
+def check_augment(augment):
+    """The names of augmentations as a tuple; raises ValueError for another."""
+    unknown = [name for name in augment if name not in AUGMENTATIONS]
+    if unknown or isinstance(augment, str):
+        raise ValueError(f"augment is {augment!r}; it must be a tuple of names out of {AUGMENTATIONS}")
+    return tuple(augment)
+
+
+def transform(image, boxes, labels, difficulties, split, rng=None, size=300, antialias=True, augment=AUGMENTATIONS):
     """A photo and its objects as the network sees them: augmented for training, only resized for testing.
 
     Zoom, crop, flip and resize are one map: the crop is found first, then only its pixels are read, distorted
@@ -701,22 +739,23 @@ def transform(image, boxes, labels, difficulties, split, rng=None):
     distortion, flip = Distortion(), False
     if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
-        distortion = sample_distortion(rng)
-        canvas = sample_zoom_out_box(width, height, rng)
-        crop = sample_crop_box(canvas, crop, boxes, rng)
-        flip = rng.random() < 0.5
+        if "distort" in augment:
+            distortion = sample_distortion(rng)
+        canvas = sample_zoom_out_box(width, height, rng) if "zoom_out" in augment else crop
+        crop = sample_crop_box(canvas, crop, boxes, rng) if "crop" in augment else canvas
+        flip = "flip" in augment and rng.random() < 0.5
 
     source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-    place = find_place(crop, source)
+    place = find_place(crop, source, size)
     pixels = distort(pixels[source[1] : source[3], source[0] : source[2]], distortion)
-    pixels = resize(pixels, place[2] - place[0], place[3] - place[1])
-    if place != (0, 0, IMAGE_SIZE, IMAGE_SIZE):
+    pixels = resize(pixels, place[2] - place[0], place[3] - place[1], antialias)
+    if place != (0, 0, size, size):
         surviving = pixels
-        pixels = blank_image()
+        pixels = blank_image(size)
         pixels[place[1] : place[3], place[0] : place[2]] = surviving
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, 300, 300)
     image = (image.flip(3) if flip else image)[0]
-    boxes, keep = map_boxes(boxes, crop, source, place, flip)
+    boxes, keep = map_boxes(boxes, crop, source, place, flip, size)
     return image, boxes, labels[keep], difficulties[keep]
 
 
@@ -732,14 +771,14 @@ def keep_freed_memory():
     np.empty(2**24, dtype=np.uint8)
 
 
-def blank_image():
+def blank_image(size):
     """A (300, 300, 3) uint8 array of ImageNet's mean colour."""
-    pixels = np.empty((IMAGE_SIZE, IMAGE_SIZE * 3), dtype=np.uint8)
-    pixels[:] = np.tile(np.array(FILLER, dtype=np.uint8), IMAGE_SIZE)  # row by row: 50 times as fast
-    return pixels.reshape(IMAGE_SIZE, IMAGE_SIZE, 3)
+    pixels = np.empty((size, size * 3), dtype=np.uint8)
+    pixels[:] = np.tile(np.array(FILLER, dtype=np.uint8), size)  # row by row: 50 times as fast
+    return pixels.reshape(size, size, 3)
 
 
-def map_boxes(boxes, crop, source, place, flip):
+def map_boxes(boxes, crop, source, place, flip, size=300):
     """Boxes of a photo on the image that shows a part of it.
 
     boxes: (n, 4) array, boundary form, pixels. crop, source, place: as in `find_place()`.
@@ -752,7 +791,7 @@ def map_boxes(boxes, crop, source, place, flip):
     boxes = boxes[keep].reshape(-1, 2, 2)  # (m, min and max, x and y)
     boxes = np.minimum(np.maximum(boxes, source[0]), source[1])
     scale_xy = (place[1] - place[0]) / (source[1] - source[0])
-    boxes = (place[0] + (boxes - source[0]) * scale_xy) / IMAGE_SIZE
+    boxes = (place[0] + (boxes - source[0]) * scale_xy) / size
     if flip:
         boxes[:, :, 0] = 1 - boxes[:, ::-1, 0]
     boxes = boxes.reshape(-1, 4)

@@ -96,7 +96,9 @@ log_every = 10  # iterations between two rows of the log
 def main():
     check_parameters()
     rank, world_size, device = start_processes()
-    dataset = PascalVOCDataset(data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment)
+    dataset = PascalVOCDataset(
+        data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, None if augment else ()
+    )
     if evaluate_every:
         make_test_loader(data_folder, batch_size, workers)  # lists that cannot be read are an error now, not later
     model, optimizer, start, best_map, to_evaluate = start_or_resume(dataset.label_map, device)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import datasets
 from datasets import FILLER, PascalVOCDataset, TrainingBatches
 
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2}
@@ -105,8 +106,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(folder):
 
 def test_augment_can_be_chosen_for_either_split(folder):
     plain = PascalVOCDataset(folder, "TEST")
-    assert same(PascalVOCDataset(folder, "TRAIN", augment=False)[1, 2], plain[2])
-    augmented = PascalVOCDataset(folder, "TEST", augment=True)
+    assert same(PascalVOCDataset(folder, "TRAIN", augment=())[1, 2], plain[2])
+    augmented = PascalVOCDataset(folder, "TEST", augment=datasets.AUGMENTATIONS)
     assert same(augmented[1, 2], PascalVOCDataset(folder, "TRAIN")[1, 2])
     assert same(plain[5, 2], plain[2])
 
