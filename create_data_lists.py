@@ -31,7 +31,7 @@ from model import SSD300
 from utils import (
     class_colors,
     cxcy_to_xy,
-    errors_in_words,
+    exit_with_message,
     find_jaccard_overlap,
     make_label_map,
     override_parameters,
@@ -598,5 +598,5 @@ def is_complete(path, split):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    with errors_in_words():
+    with exit_with_message():
         main()

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from datasets import check_image_file, check_image_size, pil_to_rgb, transform
 from model import load_model
-from utils import class_colors, errors_in_words, override_parameters, rev_label_map
+from utils import class_colors, exit_with_message, override_parameters, rev_label_map
 
 # Model
 checkpoint = "checkpoint_ssd300.pth.tar"  # what detect() and find_objects() use, too, unless given a model
@@ -492,5 +492,5 @@ def save_image(image, target, **options):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    with errors_in_words():
+    with exit_with_message():
         main()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from datasets import PascalVOCDataset
 from model import fastest_memory_format, load_model
-from utils import errors_in_words, make_label_map, override_parameters, voc_labels
+from utils import exit_with_message, make_label_map, override_parameters, voc_labels
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -440,5 +440,5 @@ def _read_class_detections(path, label, index_of):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    with errors_in_words():
+    with exit_with_message():
         main()

@@ -27,7 +27,7 @@ from utils import (
     find_jaccard_overlap,
     gcxgcy_to_cxcy,
     load_checkpoint,
-    shorten,
+    printable,
     xy_to_cxcy,
 )
 
@@ -442,7 +442,7 @@ def model_from_checkpoint(saved, name):
         )
         model.load_state_dict(saved["model"])
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {shorten(error)}") from error
+        raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {printable(error)}") from error
     model.label_map = saved["label_map"]
     return model
 

@@ -37,13 +37,13 @@ from model import (
     model_state,
 )
 from utils import (
-    errors_in_words,
-    find_advice,
+    advice_for,
+    exit_with_message,
     load_checkpoint,
     override_parameters,
+    printable,
     save_checkpoint,
     script_parameters,
-    shorten,
     write_file,
 )
 
@@ -114,7 +114,7 @@ def main():
             save(save_to, model, optimizer, start, best_map)
         train(model, criterion.to(device), optimizer, batches, log, best_map)
     except (RuntimeError, MemoryError, OSError) as error:
-        advice = find_advice(error)
+        advice = advice_for(error)
         if advice is None:
             raise
         kept = f"Nothing is lost since {save_to} was saved last, if it was; go on with --checkpoint={save_to}"
@@ -278,7 +278,7 @@ def load_weights_only(model, label_map):
     try:
         return model.load_other_classes(saved, label_map)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{finetune_from}: a checkpoint that does not fit SSD300: {shorten(error)}") from error
+        raise ValueError(f"{finetune_from}: a checkpoint that does not fit SSD300: {printable(error)}") from error
 
 
 def restore_training_state(saved, optimizer):
@@ -306,7 +306,7 @@ def restore_training_state(saved, optimizer):
             raise ValueError(f"iteration {start!r}, best_map {best_map!r}")
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{checkpoint}: its training state cannot be restored ({shorten(error)}); start from its weights with "
+            f"{checkpoint}: its training state cannot be restored ({printable(error)}); start from its weights with "
             f"--finetune_from={checkpoint}"
         ) from error
     return start, best_map
@@ -593,5 +593,5 @@ def set_rng_states(states):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    with errors_in_words():
+    with exit_with_message():
         main()

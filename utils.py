@@ -2,8 +2,9 @@
 
     1. Boxes                        coordinate forms and overlap
     2. Labels and colours           class names, label maps, one colour a class
-    3. Checkpoints                  saved whole or not at all, loaded without running code
-    4. Parameters                   `--name=value` for the block at the top of each script
+    3. Files                        JSON; files written whole or not at all; checkpoints
+    4. Messages                     strings from files, shown safely; errors of the machine, in words
+    5. Parameters                   `--name=value` for the block at the top of each script
 
 Box coordinates are continuous: a box covers [x_min, x_max) x [y_min, y_max), and the whole image is
 [0, 0, W, H]. They are fractions of the image's width and height unless a name says `pixels`. Names say
@@ -17,19 +18,26 @@ Shapes in comments: N images in a batch, P = 8732 priors, C classes (background 
 """
 
 import ast
+import colorsys
 import contextlib
+import difflib
 import glob
 import json
 import os
 import pickle
+import platform
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 # A header that claims more pixels than this is refused before anything is allocated for it.
 MAX_IMAGE_PIXELS = 80_000_000
+
+# Files of a folder that are taken for images, whatever their suffix's case.
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
+)  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------
 # 1. Boxes
@@ -92,12 +100,7 @@ def find_intersection(boxes_1_xy, boxes_2_xy):
     boxes_1_xy: (..., n1, 4), boxes_2_xy: (..., n2, 4) float tensors, boundary form, in the same unit.
     Returns a (..., n1, n2) tensor, in that unit squared; 0 where two boxes only touch.
     """
-    # One coordinate at a time, contiguous: three times as fast as with coordinates in the last dimension.
-    x_min_1, y_min_1, x_max_1, y_max_1 = boxes_1_xy.movedim(-1, 0).contiguous()[..., :, None]  # (..., n1, 1)
-    x_min_2, y_min_2, x_max_2, y_max_2 = boxes_2_xy.movedim(-1, 0).contiguous()[..., None, :]  # (..., 1, n2)
-    widths = torch.minimum(x_max_1, x_max_2).sub_(torch.maximum(x_min_1, x_min_2)).clamp_(min=0)
-    heights = torch.minimum(y_max_1, y_max_2).sub_(torch.maximum(y_min_1, y_min_2)).clamp_(min=0)
-    return widths.mul_(heights)  # (..., n1, n2)
+    return _intersection(*_all_pairs(boxes_1_xy, boxes_2_xy))
 
 
 def find_jaccard_overlap(boxes_1_xy, boxes_2_xy):
@@ -106,10 +109,41 @@ def find_jaccard_overlap(boxes_1_xy, boxes_2_xy):
     boxes_1_xy: (..., n1, 4), boxes_2_xy: (..., n2, 4) float tensors, boundary form, in the same unit.
     Returns a (..., n1, n2) tensor in [0, 1]; 0 for two boxes of no area.
     """
-    intersection = find_intersection(boxes_1_xy, boxes_2_xy)
-    areas_1 = (boxes_1_xy[..., 2:] - boxes_1_xy[..., :2]).prod(dim=-1)  # (..., n1)
-    areas_2 = (boxes_2_xy[..., 2:] - boxes_2_xy[..., :2]).prod(dim=-1)  # (..., n2)
-    union = (areas_1[..., :, None] + areas_2[..., None, :]).sub_(intersection)
+    return _overlap(*_all_pairs(boxes_1_xy, boxes_2_xy))
+
+
+def find_paired_overlap(boxes_1_xy, boxes_2_xy):
+    """Overlap of each box with the box at the same place in the other tensor: see `find_jaccard_overlap()`.
+
+    boxes_1_xy, boxes_2_xy: (..., 4) float tensors, boundary form, in the same unit.
+    Returns a (...) tensor in [0, 1]; the numbers are those of `find_jaccard_overlap()`, to the last bit.
+    """
+    return _overlap(boxes_1_xy.movedim(-1, 0), boxes_2_xy.movedim(-1, 0))
+
+
+def _all_pairs(boxes_1_xy, boxes_2_xy):
+    """Coordinates, first dimension 4, that broadcast to all pairs: (4, ..., n1, 1) and (4, ..., 1, n2)."""
+    # One coordinate at a time, contiguous: three times as fast as with coordinates in the last dimension.
+    coordinates_1, coordinates_2 = (boxes.movedim(-1, 0).contiguous() for boxes in (boxes_1_xy, boxes_2_xy))
+    return coordinates_1[..., :, None], coordinates_2[..., None, :]
+
+
+def _intersection(coordinates_1, coordinates_2):
+    """Area that two boxes share, of coordinates (4, ...) that broadcast."""
+    x_min_1, y_min_1, x_max_1, y_max_1 = coordinates_1
+    x_min_2, y_min_2, x_max_2, y_max_2 = coordinates_2
+    widths = torch.minimum(x_max_1, x_max_2).sub_(torch.maximum(x_min_1, x_min_2)).clamp_(min=0)
+    heights = torch.minimum(y_max_1, y_max_2).sub_(torch.maximum(y_min_1, y_min_2)).clamp_(min=0)
+    return widths.mul_(heights)
+
+
+def _overlap(coordinates_1, coordinates_2):
+    """Intersection over union of two boxes, of coordinates (4, ...) that broadcast."""
+    intersection = _intersection(coordinates_1, coordinates_2)
+    areas_1, areas_2 = (
+        (x_max - x_min) * (y_max - y_min) for x_min, y_min, x_max, y_max in (coordinates_1, coordinates_2)
+    )
+    union = (areas_1 + areas_2).sub_(intersection)
     return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))  # 0 / 0 is to be 0
 
 
@@ -128,17 +162,17 @@ def make_label_map(class_names):
 
     class_names: sequence of strings, without "background".
     Returns a dict of name to label: {"background": 0, first name: 1, ...}.
-    Raises ValueError if a name is empty, no string, given twice, or "background", and if there is none.
+    Raises ValueError if a name is empty, not a string, given twice, or "background", and if there is none.
     """
     if not class_names or isinstance(class_names, str):
         raise ValueError(f"class_names must be a sequence with at least one name, not {class_names!r}")
     label_map = {"background": 0}
     for name in class_names:
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{name!r} is no class name: a name is a string that is not empty")
+            raise ValueError(f"{printable(repr(name))} is not a class name: a name is a string that is not empty")
         if name in label_map:
             reason = "label 0 has this name" if name == "background" else "the name is given twice"
-            raise ValueError(f"{name!r} cannot be a class: {reason}")
+            raise ValueError(f"{printable(repr(name))} cannot be a class: {reason}")
         label_map[name] = len(label_map)
     return label_map
 
@@ -160,14 +194,8 @@ def load_label_map(data_folder):
     Raises FileNotFoundError if the file is missing; ValueError, naming it, if it holds anything else.
     """
     path = os.path.join(data_folder, "label_map.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            label_map = json.load(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it") from None
-    except (OSError, ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
-        raise ValueError(f"{path}: cannot be read ({error}); run create_data_lists.py again") from None
-    labels = list(label_map.values()) if isinstance(label_map, dict) else []
+    label_map = read_json(path, dict)
+    labels = list(label_map.values())
     are_numbers = all(type(label) is int for label in labels)
     if not are_numbers or sorted(labels) != list(range(max(len(labels), 2))) or label_map.get("background") != 0:
         raise ValueError(
@@ -178,81 +206,61 @@ def load_label_map(data_folder):
 
 
 def class_colors(label_map):
-    """A colour for each class: far apart to the eye, bright enough for black letters, always the same.
+    """A bright colour for each class; neighbours in the label map are far apart.
 
-    Each next class takes, of a grid of colours that are neither pale nor dark, the one whose nearest colour
-    so far is farthest away. A label's colour thus does not depend on how many classes follow. Distances are
-    measured in the OKLab colour space (B. Ottosson, 2020), where they are about as large as they look.
+    The hues go round the colour circle in steps of the golden ratio. However many classes there are, they are
+    about evenly spaced, and a class has the same colour whatever classes follow it.
 
     label_map: dict of name to label.
-    Returns a dict of name to "#rrggbb" for every class but the background. (More classes than the grid has
-    colours, over two thousand, share some.)
+    Returns a dict of name to "#rrggbb" for every class but the background, in the order of the labels.
     """
-    levels = np.arange(0, 256, 15)
-    rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    oklab = _rgb_to_oklab(rgb)  # (colours, 3): lightness, green-red, blue-yellow
-    legible = (oklab[:, 0] > 0.6) & (oklab[:, 0] < 0.9) & (np.hypot(oklab[:, 1], oklab[:, 2]) > 0.1)
-    rgb, oklab = rgb[legible], oklab[legible]
-
-    colors = []
-    distances = -oklab[:, 0] + np.hypot(oklab[:, 1], oklab[:, 2])  # the first colour: a strong one
-    for _ in range(min(len(label_map) - 1, len(rgb))):
-        chosen = int(distances.argmax())
-        to_chosen = np.linalg.norm(oklab - oklab[chosen], axis=1)
-        distances = np.minimum(distances, to_chosen) if colors else to_chosen
-        colors.append("#{:02x}{:02x}{:02x}".format(*rgb[chosen]))
-    names = [name for name, label in sorted(label_map.items(), key=lambda item: item[1]) if label > 0]
-    return {name: colors[i % len(colors)] for i, name in enumerate(names)}
-
-
-def _rgb_to_oklab(rgb):
-    """(n, 3) sRGB colours in [0, 255] as (n, 3) float OKLab; the matrices are those of OKLab's definition."""
-    fractions = rgb / 255
-    linear = np.where(fractions > 0.04045, ((fractions + 0.055) / 1.055) ** 2.4, fractions / 12.92)
-    to_cones = [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-    to_oklab = [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-    return np.cbrt(linear @ np.transpose(to_cones)) @ np.transpose(to_oklab)
+    colors = {}
+    for name, label in sorted(label_map.items(), key=lambda item: item[1]):
+        rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 1, 1)
+        colors[name] = "#{:02x}{:02x}{:02x}".format(*(round(255 * value) for value in rgb))
+    colors.pop("background", None)
+    return colors
 
 
 # ----------------------------------------------------------------------------------------------
-# 3. Checkpoints
+# 3. Files
 # ----------------------------------------------------------------------------------------------
 
-CHECKPOINT_FORMAT = "ssd300/1"  # written into every checkpoint: how load_checkpoint() knows its own
 
+def read_json(path, kind):
+    """Read a JSON file.
 
-def save_checkpoint(checkpoint, path):
-    """Write a checkpoint so that `path` holds either the old file or the new one, whole, at every moment.
-
-    The bytes go to a temporary file in the same folder, are forced to the disk, and take the name `path`
-    by one rename, which a file system does completely or not at all.
-
-    checkpoint: dict of tensors, state dicts, numbers, strings and containers of these; nothing else could
-    be read back with `weights_only=True`.
-    Raises OSError, naming the file, if the folder is missing or the disk full; the old file is untouched.
+    path: the file; it may start with a byte order mark. kind: list or dict, what it has to hold.
+    Raises FileNotFoundError or ValueError, naming the file, if it is missing, not a regular file (a pipe would
+    be waited for), not JSON, or holds another kind.
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: not a file")
     try:
-        write_file(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, file))
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        raise OSError(f"{path}: could not write the checkpoint, the one before it is unchanged: {error}") from error
+        with open(path, encoding="utf-8-sig") as file:
+            contents = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
+        raise ValueError(f"{path}: cannot be read as JSON ({printable(error)})") from None
+    if not isinstance(contents, kind):
+        raise ValueError(f"{path}: holds a JSON {type(contents).__name__}, not a {kind.__name__}")
+    return contents
 
 
 def write_file(path, contents):
     """Write a file so that `path` holds either the old one or the new one, whole, at every moment.
 
-    contents: bytes, or a function that writes them to the open file which it is given.
+    The bytes go to a temporary file in the same folder, are forced to the disk, and take the name `path`
+    by one rename, which a file system does completely or not at all.
+
+    contents: bytes, a string, or a function that writes bytes to the open file which it is given.
     Raises OSError, or what the function raises; the old file is untouched then.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    if isinstance(contents, str):
+        contents = contents.encode("utf-8", "surrogateescape")  # names of files may hold other bytes than text
     try:
         with open(temporary, "wb") as file:
             contents(file) if callable(contents) else file.write(contents)
@@ -262,19 +270,51 @@ def write_file(path, contents):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*.tmp"):  # of runs killed while they wrote
-        leftover.unlink(missing_ok=True)
-
-
-def _sync_folder(folder):
-    """Force a rename in `folder` to the disk, where the system can (neither Windows nor every network drive)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # force the rename to the disk, too; not every system can
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            os.fsync(folder)
         finally:
-            os.close(descriptor)
+            os.close(folder)
+    remove_leftovers(path)
+
+
+def remove_leftovers(path):
+    """Remove the temporary files that processes of this machine left behind when they were killed while they
+    wrote `path`. Those of processes that live, and of other machines, stay."""
+    path = Path(path)
+    for leftover in path.parent.glob(f"{glob.escape(f'{path.name}.{platform.node()}')}.[0-9]*.tmp"):
+        pid = leftover.name.split(".")[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(pid):
+    """Whether a process of this machine lives; True where that cannot be asked (on Windows, kill() would kill)."""
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)  # signal 0 only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+CHECKPOINT_FORMAT = "ssd300/1"  # written into every checkpoint: how load_checkpoint() knows its own
+
+
+def save_checkpoint(checkpoint, path):
+    """Write a checkpoint, whole or not at all: see `write_file()`.
+
+    checkpoint: dict of tensors, state dicts, numbers, strings and containers of these; nothing else could
+    be read back with `weights_only=True`.
+    Raises OSError, naming the file, if the folder is missing or the disk full; the old file is untouched.
+    """
+    try:
+        write_file(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, file))
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        raise OSError(f"{path}: could not write the checkpoint, the one before it is unchanged: {error}") from error
 
 
 def load_checkpoint(path, device="cpu"):
@@ -288,31 +328,43 @@ def load_checkpoint(path, device="cpu"):
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint (train.py makes one)")
+    hint = "If it is another SSD's, tools/convert_weights.py may read its weights"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: truncated, or not a checkpoint of this repo. {hint}")
     try:
-        _check_archive(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        _check_tensors(checkpoint)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: truncated, or no checkpoint of this repo at all") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: refused, for it holds more than tensors and numbers, which could run code. If it is another "
-            "SSD's, tools/convert_weights.py may read its weights"
+            f"{path}: refused: it holds more than tensors and numbers, which could run code. {hint}"
         ) from error
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
-        raise ValueError(f"{path}: damaged, or no checkpoint of this repo ({shorten(error, 200)})") from error
-    found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise ValueError(f"{path}: damaged, or not a checkpoint of this repo ({printable(error)})") from error
+    found = checkpoint.get("format", "none") if isinstance(checkpoint, dict) else type(checkpoint).__name__
     if found != CHECKPOINT_FORMAT:
-        found = found[:40] if isinstance(found, str) else "none"
-        raise ValueError(
-            f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found}). If it is another "
-            "SSD's, tools/convert_weights.py may read its weights"
-        )
+        found = printable(found, 40)
+        raise ValueError(f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found}). {hint}")
     return checkpoint
 
 
+# ----------------------------------------------------------------------------------------------
+# 4. Messages
+# ----------------------------------------------------------------------------------------------
+
+
+def printable(text, length=200):
+    """A string from a file, or the text of an error, as it can be shown: on one line, and not long.
+
+    A terminal would obey control characters in a class name; they come out escaped, as do bytes that are not
+    text. White space is joined. What is longer than `length` ends in "...". An error without a text is named.
+    """
+    text = str(text) or (type(text).__name__ if isinstance(text, Exception) else "")
+    text = " ".join(text[: 10 * length].split())
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 @contextlib.contextmanager
-def errors_in_words():
+def exit_with_message():
     """End a script whose input, or machine, is at fault with `error: ` and what is wrong, in place of a traceback.
 
     Of an error from a data loader's process this is what was said there. All other errors pass.
@@ -323,13 +375,13 @@ def errors_in_words():
         text = str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
         raise SystemExit(f"error: {text}") from error
     except (RuntimeError, MemoryError) as error:
-        advice = find_advice(error)
+        advice = advice_for(error)
         if advice is None:
             raise
         raise SystemExit(f"error: {advice}\n{error}") from error
 
 
-def find_advice(error):
+def advice_for(error):
     """What to change after an error that the machine caused, in words; None for any other error."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
@@ -353,43 +405,8 @@ def find_advice(error):
     return None
 
 
-def shorten(error, length=1000):
-    """The text of an error, or its kind where it has none, cut to a length: torch can write pages."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
-
-
-def _check_archive(path):
-    """Raise ValueError for what torch.save never writes: another kind of file, or compressed entries, which
-    could unpack into far more memory than the file's size."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("its entries are compressed")
-    if sum(entry.file_size for entry in entries) > os.path.getsize(path):
-        raise ValueError("its entries overlap")
-
-
-def _check_tensors(contents):
-    """Raise ValueError for tensors that are larger than what the file holds of them: one number may stand for
-    billions, and take their memory as soon as it is copied or compared."""
-    waiting, seen = [contents], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:  # a pickle may hold one thing a million times
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set)):
-            waiting += value
-        elif isinstance(value, torch.Tensor):
-            dense = value.layout == torch.strided and not value.is_meta
-            if not dense or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise ValueError("a tensor in it is sparse, or repeats its numbers")
-
-
 # ----------------------------------------------------------------------------------------------
-# 4. Parameters
+# 5. Parameters
 # ----------------------------------------------------------------------------------------------
 
 
@@ -411,27 +428,51 @@ def override_parameters(namespace, arguments):
     """Let `--name=value` on the command line override a parameter at the top of a script.
 
     namespace: the script's `globals()`; parameters named in `arguments` are replaced in it.
-    arguments: list of strings, `sys.argv[1:]`. `--help` prints the parameters and their values.
-    Raises SystemExit with a message that lists the valid names if an argument is no `--name=value`, names
-    no parameter, or has a value of another type than the one in the file.
+    arguments: list of strings, `sys.argv[1:]`. `--help` prints the parameters, their values and comments.
+    Raises SystemExit if an argument is not a `--name=value`, does not name a parameter, or has a value of
+    another type than the one in the file: with the list of valid names, and what is wrong below it.
     """
     parameters = script_parameters(namespace)
     listing = "\n".join(f"  --{name}={value!r}" for name, value in parameters.items())
+    if {"-h", "--help"} & set(arguments):
+        print(f"{namespace.get('__doc__') or ''}\nParameters and their values:\n{_describe_parameters(namespace)}")
+        raise SystemExit(0)
     for argument in arguments:
-        if argument in ("-h", "--help"):
-            print(f"{namespace.get('__doc__') or ''}\nParameters and their values:\n{listing}")
-            raise SystemExit(0)
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or name not in parameters:
-            raise SystemExit(f"error: {argument[:200]!r} is no --name=value of a parameter. Valid are:\n{listing}")
+            near = difflib.get_close_matches(name, parameters, n=1)
+            hint = f" Did you mean --{near[0]}?" if near else ""
+            raise SystemExit(
+                f"Valid are:\n{listing}\nerror: {printable(repr(argument))} is not a --name=value of a parameter.{hint}"
+            )
         try:
             namespace[name] = _parse_like(parameters[name], text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             kind = type(parameters[name]).__name__
             raise SystemExit(
-                f"error: --{name} takes a value of type {kind}, such as {parameters[name]!r}, not {text[:200]!r}. "
-                f"Valid are:\n{listing}"
+                f"Valid are:\n{listing}\nerror: --{name} takes a value of type {kind}, such as "
+                f"{parameters[name]!r}, not {printable(repr(text))}"
             ) from error
+
+
+def _describe_parameters(namespace):
+    """The parameters of a script with their values, and the headings and comments that its source has for them."""
+    parameters = script_parameters(namespace)
+    path = namespace.get("__file__")
+    source = Path(path).read_text(encoding="utf-8") if path else "\n".join(f"{name} = 0" for name in parameters)
+    lines, described = source.splitlines(), []
+    for node in ast.parse(source).body:
+        name = getattr(node.targets[0], "id", None) if isinstance(node, ast.Assign) else None
+        if name not in parameters:
+            continue
+        # Comments right above: a heading if a line is empty before it.
+        first = node.lineno - 1
+        while first > 0 and lines[first - 1].startswith("#"):
+            first -= 1
+        described += [""] * (first > 0 and not lines[first - 1]) + [line[2:] for line in lines[first : node.lineno - 1]]
+        comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip(" #")
+        described.append(f"  {f'--{name}={parameters[name]!r}':<40} {comment.removesuffix('fmt: skip')}".rstrip())
+    return "\n".join(described)
 
 
 def _parse_like(example, text):
@@ -440,13 +481,20 @@ def _parse_like(example, text):
         if text not in ("True", "False"):
             raise ValueError(text)
         return text == "True"
-    if isinstance(example, tuple):
-        try:
-            values = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            if example and not isinstance(example[0], str):
-                raise
-            values = tuple(part.strip() for part in text.split(",") if part.strip())  # names need no quotation marks
-        values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-        return tuple(_parse_like(example[0] if example else value, str(value)) for value in values)
-    return type(example)(text)
+    if not isinstance(example, tuple):
+        return type(example)(text)
+    if example and not isinstance(example[0], str):
+        values = ast.literal_eval(text)
+        values = values if isinstance(values, (tuple, list)) else (values,)
+        return tuple(_parse_like(example[0], str(value)) for value in values)
+    # Names, which need no quotation marks: 0,1,2 are three names.
+    try:
+        names = ast.literal_eval(text)
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if all(isinstance(name, str) for name in names):
+            return names
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -31,7 +31,7 @@ import model
 import train
 from datasets import PascalVOCDataset, read_image
 from detect import detect
-from utils import find_advice, load_checkpoint, save_checkpoint, write_file
+from utils import advice_for, load_checkpoint, save_checkpoint, write_file
 
 
 def wait_for(process, path):
@@ -79,7 +79,7 @@ def test_an_error_while_a_batch_is_handed_over_reaches_the_run(lists, tmp_path, 
     )
     with pytest.raises(RuntimeError, match="No space left on device") as caught:
         next(iter(loader))
-    assert "docker run --shm-size" in find_advice(caught.value)
+    assert "docker run --shm-size" in advice_for(caught.value)
 
 
 def full_memory(_tensor):

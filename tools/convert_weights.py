@@ -44,7 +44,7 @@ from model import (  # noqa: E402 (the path to it has to be set first)  # noqa: 
     VGG_BLOCKS,
     model_state,
 )
-from utils import SIZE_VARIANCE, errors_in_words, make_label_map, override_parameters, save_checkpoint, voc_labels  # noqa: E402
+from utils import SIZE_VARIANCE, exit_with_message, make_label_map, override_parameters, save_checkpoint, voc_labels  # noqa: E402
 
 source = ""  # the file to convert; or the name of torchvision's weights, COCO_V1, to download them
 save_to = "checkpoint_converted.pth.tar"
@@ -510,5 +510,5 @@ STORAGE_DTYPES = {
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    with errors_in_words():
+    with exit_with_message():
         main()

@@ -42,7 +42,7 @@ from make_sample import draw_sample  # noqa: E402
 from datasets import transform  # noqa: E402
 from detect import list_images, open_image  # noqa: E402 (the paths to them have to be set first)
 from model import load_model  # noqa: E402
-from utils import cxcy_to_xy, errors_in_words, gcxgcy_to_cxcy, override_parameters  # noqa: E402
+from utils import cxcy_to_xy, exit_with_message, gcxgcy_to_cxcy, override_parameters  # noqa: E402
 
 checkpoint = "checkpoint_ssd300.pth.tar"
 save_to = "ssd300.onnx"  # a file that ends in .onnx or .pt2
@@ -318,5 +318,5 @@ def count_same(ours, theirs, tolerance):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    with errors_in_words():
+    with exit_with_message():
         main()
