@@ -112,7 +112,7 @@ def detect_all(test_loader, model, seconds=None):
     det_boxes, det_labels, det_scores = [], [], []
     for images, *_ in tqdm(test_loader, unit="batch", leave=False):
         seconds.lap("waiting for images")
-        images = model.normalize(images).contiguous(memory_format=fastest_memory_format(device))
+        images = model.normalize(images).contiguous(memory_format=fastest_memory_format(device, model.network))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             predicted_locs, predicted_scores = model(images)
         seconds.lap("the network", device)

@@ -1,15 +1,17 @@
-"""SSD300: the network, its priors, and the loss that it learns by.
+"""The networks (SSD300 and its family), their priors, and the loss that they learn by.
 
-Reads top to bottom: the table of source maps -> VGGBase -> AuxiliaryConvolutions -> PredictionConvolutions
--> SSD300, which puts the three together -> detection, from predictions to objects -> MultiBoxLoss.
+Reads top to bottom: the table of networks -> bases -> AuxiliaryConvolutions -> PredictionConvolutions
+-> SSD300, which puts them together -> detection, from predictions to objects -> MultiBoxLoss
+-> what is read from files.
 
-Shapes in comments: N images, P = 8732 priors, C classes (background = 0 included), M objects in the image
-of the batch that has most, G the side of a source map's grid.
+Shapes in comments: N images, S the side of the input (300 for SSD300), G the side of a source map's grid,
+P priors (8732 for SSD300), C classes (background = 0 included), M objects in the image of the batch that has most.
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"), and the authors' Caffe code.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops.misc import Conv2dNormActivation
 
 from utils import (
     cxcy_to_gcxgcy,
@@ -31,23 +34,31 @@ from utils import (
     xy_to_cxcy,
 )
 
-# Mean and standard deviation of ImageNet's RGB pixels, for values in [0, 1].
+# Mean and standard deviation of the input, for RGB in [0, 1]: of ImageNet's pixels, ...
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# ... and of the weights that were trained with Caffe: (123, 117, 104) of 255, no division by a deviation.
+CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
+CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
 
 # ----------------------------------------------------------------------------------------------
-# The table of source maps: it drives the prediction heads and the priors
+# The table of networks: it drives bases, auxiliary and prediction convolutions, and priors
 # ----------------------------------------------------------------------------------------------
 
 
 class SourceMap(NamedTuple):
-    """A feature map from which objects are predicted, and the priors at each of its cells."""
+    """A feature map from which objects are predicted: its priors and, behind the base, the layers that make it."""
 
     name: str
     channels: int
     grid: int  # cells in a row, and rows
     scale: float  # side of its square prior, as a fraction of the image's
     aspect_ratios: tuple  # width : height
+    # Behind the base two convolutions make a map from the one before: 1 x 1 to `middle` channels, then this one.
+    middle: int = 0
+    kernel: int = 3
+    stride: int = 2
+    padding: int = 1
 
     @property
     def n_priors(self):
@@ -55,19 +66,115 @@ class SourceMap(NamedTuple):
         return len(self.aspect_ratios) + 1
 
 
-SOURCE_MAPS = (
-    SourceMap("conv4_3", 512, 38, 0.1, (1, 2, 1 / 2)),
-    SourceMap("conv7", 1024, 19, 0.2, (1, 2, 3, 1 / 2, 1 / 3)),
-    SourceMap("conv8_2", 512, 10, 0.375, (1, 2, 3, 1 / 2, 1 / 3)),
-    SourceMap("conv9_2", 256, 5, 0.55, (1, 2, 3, 1 / 2, 1 / 3)),
-    SourceMap("conv10_2", 256, 3, 0.725, (1, 2, 1 / 2)),
-    SourceMap("conv11_2", 256, 1, 0.9, (1, 2, 1 / 2)),
+class Network(NamedTuple):
+    """A row of the table: all that tells one network of the family from another."""
+
+    input_size: int  # S, in pixels
+    base: str  # a key of BASES
+    sources: tuple  # of SourceMap; the first two are maps of the base
+    last_scale: float = 1.0  # the scale that follows the last map's, for its extra square prior
+    width: float = 1.0  # of the layers of VGG-16, as a multiple of the paper's
+    l2_norm: bool = True  # normalise the first source map
+    separable: bool = False  # auxiliary and prediction convolutions: depthwise, then 1 x 1
+    clip_priors: bool = False  # hold the width and height of priors at 1
+    mean: tuple = IMAGENET_MEAN  # of the input, until weights are loaded that were trained with another
+    std: tuple = IMAGENET_STD
+
+
+FOUR_PRIORS = (1, 2, 1 / 2)  # aspect ratios; the extra square prior comes on top
+SIX_PRIORS = (1, 2, 3, 1 / 2, 1 / 3)
+
+SSD300_SOURCES = (
+    SourceMap("conv4_3", 512, 38, 0.1, FOUR_PRIORS),
+    SourceMap("conv7", 1024, 19, 0.2, SIX_PRIORS),
+    SourceMap("conv8_2", 512, 10, 0.375, SIX_PRIORS, middle=256),
+    SourceMap("conv9_2", 256, 5, 0.55, SIX_PRIORS, middle=128),
+    SourceMap("conv10_2", 256, 3, 0.725, FOUR_PRIORS, middle=128, stride=1, padding=0),
+    SourceMap("conv11_2", 256, 1, 0.9, FOUR_PRIORS, middle=128, stride=1, padding=0),
+)
+SSD512_SOURCES = (  # the Caffe code's ssd_pascal_512.py
+    SourceMap("conv4_3", 512, 64, 0.07, FOUR_PRIORS),
+    SourceMap("conv7", 1024, 32, 0.15, SIX_PRIORS),
+    SourceMap("conv8_2", 512, 16, 0.3, SIX_PRIORS, middle=256),
+    SourceMap("conv9_2", 256, 8, 0.45, SIX_PRIORS, middle=128),
+    SourceMap("conv10_2", 256, 4, 0.6, SIX_PRIORS, middle=128),
+    SourceMap("conv11_2", 256, 2, 0.75, FOUR_PRIORS, middle=128),
+    SourceMap("conv12_2", 256, 1, 0.9, FOUR_PRIORS, middle=128, kernel=4, stride=1),
+)
+SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large; c4 and c5 are the MobileNet papers' names
+    SourceMap("c4", 672, 20, 0.2, SIX_PRIORS),
+    SourceMap("c5", 480, 10, 0.35, SIX_PRIORS),  # 960 channels where ImageNet's weights are loaded
+    SourceMap("extra1_2", 512, 5, 0.5, SIX_PRIORS, middle=256),
+    SourceMap("extra2_2", 256, 3, 0.65, SIX_PRIORS, middle=128),
+    SourceMap("extra3_2", 256, 2, 0.8, SIX_PRIORS, middle=128),
+    SourceMap("extra4_2", 128, 1, 0.95, SIX_PRIORS, middle=64),
 )
 
 
+def with_scales(sources, pixels, input_size):
+    """The same maps with priors of other scales, given in pixels."""
+    return tuple(source._replace(scale=side / input_size) for source, side in zip(sources, pixels, strict=True))
+
+
+def narrowed(sources, width):
+    """The same maps with fewer channels."""
+    return tuple(s._replace(channels=int(s.channels * width), middle=int(s.middle * width)) for s in sources)
+
+
+NETWORKS = {
+    "ssd300_vgg16": Network(300, "vgg16", SSD300_SOURCES),
+    "ssd512_vgg16": Network(512, "vgg16", SSD512_SOURCES, last_scale=1.05),
+    "ssd300_vgg16_bn": Network(300, "vgg16_bn", SSD300_SOURCES),
+    "ssd300_tiny": Network(300, "vgg16_bn", narrowed(SSD300_SOURCES, 1 / 8), width=1 / 8),
+    "ssdlite320_mobilenet_v3_large": Network(
+        320, "mobilenet_v3_large", SSDLITE_SOURCES, l2_norm=False, separable=True, clip_priors=True,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+    ),
+    # For COCO, with its many small objects: the scales of the Caffe code's ssd_coco.py.
+    "ssd300_vgg16_coco": Network(
+        300, "vgg16", with_scales(SSD300_SOURCES, (21, 45, 99, 153, 207, 261), 300), last_scale=315 / 300
+    ),
+    "ssd512_vgg16_coco": Network(
+        512, "vgg16", with_scales(SSD512_SOURCES, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8), 512),
+        last_scale=542.72 / 512,
+    ),
+}  # fmt: skip
+DEFAULT_NETWORK = NETWORKS["ssd300_vgg16"]
+
+
 # ----------------------------------------------------------------------------------------------
-# The three parts of the network
+# The bases
 # ----------------------------------------------------------------------------------------------
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes a single value a channel, too (one image, a 1 x 1 map).
+
+    Such a batch has no deviation, so the running statistics normalise it, and stay as they are.
+    """
+
+    def forward(self, x):
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class Convolution(nn.Conv2d):
+    """A convolution, batch normalisation if asked for, and ReLU.
+
+    In the state dict its entries are those of a plain convolution, and `norm.*` of the normalisation.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, batch_norm=False, **options):
+        super().__init__(in_channels, out_channels, kernel_size, **options)
+        self.norm = BatchNorm(out_channels) if batch_norm else None
+
+    def forward(self, x):
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu(x, inplace=True)
+
 
 # Output channels of VGG-16's convolutions, block by block; a pooling layer follows each block.
 VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -77,177 +184,179 @@ class VGGBase(nn.Module):
     """VGG-16, its two large fully connected layers turned into the convolutions conv6 and conv7.
 
     Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7
-    (N, 1024, 19, 19).
+    (N, 1024, 19, 19). (Sizes of SSD300; an input of 512 gives grids of 64 and 32.)
 
     Source: Simonyan and Zisserman 2015; its changes: the paper, section 2.2 and footnotes, and the Caffe code.
     """
 
-    def __init__(self):
+    def __init__(self, network=DEFAULT_NETWORK):
         super().__init__()
+        batch_norm = network.base == "vgg16_bn"
         in_channels = 3
         for block, widths in enumerate(VGG_BLOCKS, start=1):
-            for i, out_channels in enumerate(widths, start=1):
-                conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-                self.add_module(f"conv{block}_{i}", conv)
+            for i, width in enumerate(widths, start=1):
+                out_channels = int(width * network.width)
+                self.add_module(f"conv{block}_{i}", Convolution(in_channels, out_channels, 3, batch_norm, padding=1))
                 in_channels = out_channels
         self.pool1 = nn.MaxPool2d(kernel_size=2, stride=2)  # 300 -> 150
         self.pool2 = nn.MaxPool2d(kernel_size=2, stride=2)  # 150 -> 75
         self.pool3 = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)  # 75 -> 38, not 37
         self.pool4 = nn.MaxPool2d(kernel_size=2, stride=2)  # 38 -> 19
         self.pool5 = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)  # 19 -> 19: keeps the resolution
-        self.conv6 = nn.Conv2d(512, 1024, kernel_size=3, padding=6, dilation=6)
-        self.conv7 = nn.Conv2d(1024, 1024, kernel_size=1)
+        conv7_channels = int(1024 * network.width)
+        self.conv6 = Convolution(in_channels, conv7_channels, 3, batch_norm, padding=6, dilation=6)
+        self.conv7 = Convolution(conv7_channels, conv7_channels, 1, batch_norm)
         for conv in self.convolutions():
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)
 
     def convolutions(self):
         """The base's convolutions, from conv1_1 to conv7."""
-        return [module for module in self.children() if isinstance(module, nn.Conv2d)]
+        return [module for module in self.children() if isinstance(module, Convolution)]
+
+    def pretrained_layers(self):
+        """What `freeze_base()` freezes: conv1_1 to conv5_3."""
+        return self.convolutions()[:-2]
 
     def forward(self, images):
         x = images  # (N, 3, 300, 300)
         for block, widths in enumerate(VGG_BLOCKS, start=1):
             for i in range(1, len(widths) + 1):
-                x = F.relu(self.get_submodule(f"conv{block}_{i}")(x), inplace=True)
+                x = self.get_submodule(f"conv{block}_{i}")(x)
             if block == 4:
                 conv4_3 = x  # (N, 512, 38, 38), before its pooling
             x = self.get_submodule(f"pool{block}")(x)
-        x = F.relu(self.conv6(x), inplace=True)  # (N, 1024, 19, 19)
-        conv7 = F.relu(self.conv7(x), inplace=True)  # (N, 1024, 19, 19)
+        conv7 = self.conv7(self.conv6(x))  # (N, 1024, 19, 19)
         return conv4_3, conv7
 
-    @torch.no_grad()
-    def load_vgg16(self, state_dict):
-        """Take over the weights of a VGG-16 that was trained to classify ImageNet.
 
-        state_dict: as torchvision names it, `features.N.*` and, if there, `classifier.0.*` and
-        `classifier.3.*` (fc6 and fc7), of any float type. Without usable fc layers, conv6 and conv7 start
-        from Xavier's initialisation.
-        Raises ValueError, naming the entry, if one is missing or of another shape.
-        """
-        for index, conv in zip(_vgg16_convolution_indices(), self.convolutions()[:-2], strict=True):
-            for kind in ("weight", "bias"):
-                _copy_entry(getattr(conv, kind), state_dict, f"features.{index}.{kind}")
-        if _has_usable_fc_layers(state_dict):
-            # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
-            fc6, fc7 = state_dict["classifier.0.weight"], state_dict["classifier.3.weight"]
-            self.conv6.weight.copy_(decimate(fc6.view(4096, 512, 7, 7), steps=(4, None, 3, 3)))
-            self.conv6.bias.copy_(decimate(state_dict["classifier.0.bias"], steps=(4,)))
-            self.conv7.weight.copy_(decimate(fc7.view(4096, 4096, 1, 1), steps=(4, 4, None, None)))
-            self.conv7.bias.copy_(decimate(state_dict["classifier.3.bias"], steps=(4,)))
-        else:
-            _init_xavier([self.conv6, self.conv7])
+class MobileNetBase(nn.Module):
+    """MobileNetV3-Large without its classifier, as torchvision builds it and names its layers.
 
+    Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), the widened input of the block
+    that goes to stride 32, and c5 (N, 480, 10, 10), or (N, 960, 10, 10) if the tail is not reduced.
 
-def _vgg16_convolution_indices():
-    """Where torchvision's VGG-16 has its 13 convolutions in `features`: each is followed by a ReLU, each
-    block by a pooling layer."""
-    index = 0
-    for widths in VGG_BLOCKS:
-        for _ in widths:
-            yield index
-            index += 2
-        index += 1
-
-
-def _copy_entry(parameter, state_dict, key):
-    """Copy one entry of a state dict into a parameter of the same shape."""
-    if key not in state_dict:
-        raise ValueError(f"these are no VGG-16 weights: they lack the entry {key!r}")
-    if state_dict[key].shape != parameter.shape:
-        raise ValueError(
-            f"these are no VGG-16 weights: {key!r} has shape {tuple(state_dict[key].shape)}, "
-            f"not {tuple(parameter.shape)}"
-        )
-    parameter.copy_(state_dict[key])
-
-
-def _has_usable_fc_layers(state_dict):
-    """Whether fc6 and fc7 are there, of VGG-16's shapes, and finite (torchvision's IMAGENET1K_FEATURES fills
-    them with NaN)."""
-    shapes = {
-        "classifier.0.weight": (4096, 512 * 7 * 7),
-        "classifier.0.bias": (4096,),
-        "classifier.3.weight": (4096, 4096),
-        "classifier.3.bias": (4096,),
-    }
-    return all(
-        key in state_dict and state_dict[key].shape == shape and bool(state_dict[key].isfinite().all())
-        for key, shape in shapes.items()
-    )
-
-
-def decimate(tensor, steps):
-    """Keep every `step`-th entry along each dimension, the first one included.
-
-    tensor: of any shape; steps: one int for each dimension, None where all entries stay.
-    Source: the paper, section 3 ("subsample parameters from fc6 and fc7"), after DeepLab.
+    Source: Howard et al., "Searching for MobileNetV3", 2019, section 6.3; torchvision's `ssdlite.py`.
     """
-    return tensor[tuple(slice(None, None, step) for step in steps)]
+
+    C4 = 13  # the block of torchvision's `features` that goes from stride 16 to 32
+
+    def __init__(self, network):
+        super().__init__()
+        reduced_tail = network.sources[1].channels == 480
+        whole = torchvision.models.mobilenet_v3_large(
+            weights=None, norm_layer=LITE_NORM, reduced_tail=reduced_tail, num_classes=1
+        )
+        self.features = whole.features
+        init_normal(self.features)
+
+    def pretrained_layers(self):
+        """What `freeze_base()` freezes: all."""
+        return [self.features]
+
+    def forward(self, images):
+        x = images  # (N, 3, 320, 320)
+        blocks = list(self.features)
+        for block in blocks[: self.C4]:
+            x = block(x)
+        expand, *others = blocks[self.C4].block
+        c4 = expand(x)  # (N, 672, 20, 20)
+        c5 = c4
+        for layer in (*others, *blocks[self.C4 + 1 :]):
+            c5 = layer(c5)
+        return c4, c5  # c5: (N, 480, 10, 10)
 
 
-def _init_xavier(convolutions):
+BASES = {"vgg16": VGGBase, "vgg16_bn": VGGBase, "mobilenet_v3_large": MobileNetBase}
+
+
+def init_xavier(convolutions):
     """Xavier's uniform weights and zero biases, as the Caffe code starts every layer that it adds to VGG."""
     for conv in convolutions:
         nn.init.xavier_uniform_(conv.weight)
         nn.init.zeros_(conv.bias)
 
 
-class AuxiliaryConvolutions(nn.Module):
-    """Four pairs of convolutions behind conv7, each pair with a smaller grid than the one before.
+def init_normal(module):
+    """Small normal weights and zero biases, as torchvision starts SSDLite."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.normal_(conv.weight, std=0.03)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
-    Takes conv7, (N, 1024, 19, 19). Returns conv8_2 (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2
-    (N, 256, 3, 3) and conv11_2 (N, 256, 1, 1).
+
+# ----------------------------------------------------------------------------------------------
+# Auxiliary and prediction convolutions
+# ----------------------------------------------------------------------------------------------
+
+# The step that SSDLite is made of: a convolution without bias, batch normalisation, ReLU6.
+LITE_NORM = partial(BatchNorm, eps=0.001, momentum=0.03)
+LiteConvolution = partial(Conv2dNormActivation, norm_layer=LITE_NORM, activation_layer=nn.ReLU6)
+
+
+class AuxiliaryConvolutions(nn.Module):
+    """Pairs of convolutions behind the base, each pair with a smaller grid than the one before.
+
+    Takes the base's last map, for SSD300 conv7, (N, 1024, 19, 19). Returns the others in the order of the table:
+    for SSD300 conv8_2 (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2 (N, 256, 3, 3), conv11_2 (N, 256, 1, 1).
     """
 
-    def __init__(self):
+    def __init__(self, network=DEFAULT_NETWORK):
         super().__init__()
-        self.conv8_1 = nn.Conv2d(1024, 256, kernel_size=1)
-        self.conv8_2 = nn.Conv2d(256, 512, kernel_size=3, stride=2, padding=1)  # 19 -> 10
-        self.conv9_1 = nn.Conv2d(512, 128, kernel_size=1)
-        self.conv9_2 = nn.Conv2d(128, 256, kernel_size=3, stride=2, padding=1)  # 10 -> 5
-        self.conv10_1 = nn.Conv2d(256, 128, kernel_size=1)
-        self.conv10_2 = nn.Conv2d(128, 256, kernel_size=3)  # 5 -> 3
-        self.conv11_1 = nn.Conv2d(256, 128, kernel_size=1)
-        self.conv11_2 = nn.Conv2d(128, 256, kernel_size=3)  # 3 -> 1
-        _init_xavier(self.children())
+        self.names = []  # of the pairs
+        in_channels = network.sources[1].channels
+        for source in network.sources[2:]:
+            names = (source.name[:-1] + "1", source.name)  # conv8_1, conv8_2
+            size = {"stride": source.stride, "padding": source.padding}
+            if network.separable:
+                first = LiteConvolution(in_channels, source.middle, 1)
+                depthwise = LiteConvolution(source.middle, source.middle, source.kernel, groups=source.middle, **size)
+                second = nn.Sequential(depthwise, LiteConvolution(source.middle, source.channels, 1))
+            else:
+                first = Convolution(in_channels, source.middle, 1)
+                second = Convolution(source.middle, source.channels, source.kernel, **size)
+            self.add_module(names[0], first)
+            self.add_module(names[1], second)
+            self.names.append(names)
+            in_channels = source.channels
+        init_normal(self) if network.separable else init_xavier(self.children())
 
-    def forward(self, conv7):
-        x = F.relu(self.conv8_1(conv7), inplace=True)
-        conv8_2 = F.relu(self.conv8_2(x), inplace=True)  # (N, 512, 10, 10)
-        x = F.relu(self.conv9_1(conv8_2), inplace=True)
-        conv9_2 = F.relu(self.conv9_2(x), inplace=True)  # (N, 256, 5, 5)
-        x = F.relu(self.conv10_1(conv9_2), inplace=True)
-        conv10_2 = F.relu(self.conv10_2(x), inplace=True)  # (N, 256, 3, 3)
-        x = F.relu(self.conv11_1(conv10_2), inplace=True)
-        conv11_2 = F.relu(self.conv11_2(x), inplace=True)  # (N, 256, 1, 1)
-        return conv8_2, conv9_2, conv10_2, conv11_2
+    def forward(self, x):
+        source_maps = []
+        for first, second in self.names:
+            x = self.get_submodule(second)(self.get_submodule(first)(x))
+            source_maps.append(x)
+        return tuple(source_maps)
 
 
 class PredictionConvolutions(nn.Module):
     """Two 3 x 3 convolutions on each source map: one for offsets (`loc_*`), one for class scores (`cl_*`).
 
-    Takes the six source maps in the order of SOURCE_MAPS. Returns offsets (N, P, 4) and scores (N, P, C),
-    their second dimension in the order of `SSD300.create_prior_boxes()`: map by map, cell by cell along the
-    rows, prior by prior.
+    Takes the source maps in the order of the table. Returns offsets (N, P, 4) and scores (N, P, C), their second
+    dimension in the order of `SSD300.create_prior_boxes()`: map by map, cell by cell along the rows, prior by prior.
     """
 
-    def __init__(self, n_classes):
+    def __init__(self, n_classes, network=DEFAULT_NETWORK):
         super().__init__()
         self.n_classes = n_classes
-        for source in SOURCE_MAPS:
-            loc = nn.Conv2d(source.channels, source.n_priors * 4, kernel_size=3, padding=1)
-            cl = nn.Conv2d(source.channels, source.n_priors * n_classes, kernel_size=3, padding=1)
-            self.add_module(f"loc_{source.name}", loc)
-            self.add_module(f"cl_{source.name}", cl)
-        _init_xavier(self.children())
+        self.names = [source.name for source in network.sources]
+        for source in network.sources:
+            for kind, size in (("loc", 4), ("cl", n_classes)):
+                out_channels = source.n_priors * size
+                if network.separable:
+                    depthwise = LiteConvolution(source.channels, source.channels, 3, groups=source.channels)
+                    head = nn.Sequential(depthwise, nn.Conv2d(source.channels, out_channels, 1))
+                else:
+                    head = nn.Conv2d(source.channels, out_channels, 3, padding=1)
+                self.add_module(f"{kind}_{source.name}", head)
+        init_normal(self) if network.separable else init_xavier(self.children())
 
     def forward(self, source_maps):
         locs, scores = [], []
-        for source, x in zip(SOURCE_MAPS, source_maps, strict=True):
-            loc = self.get_submodule(f"loc_{source.name}")(x)  # (N, n_priors * 4, G, G)
-            cl = self.get_submodule(f"cl_{source.name}")(x)  # (N, n_priors * C, G, G)
+        for name, x in zip(self.names, source_maps, strict=True):
+            loc = self.get_submodule(f"loc_{name}")(x)  # (N, n_priors * 4, G, G)
+            cl = self.get_submodule(f"cl_{name}")(x)  # (N, n_priors * C, G, G)
             # The channels of a cell hold its priors one after the other. With channels last, (N, G, G, ...),
             # flattening runs through rows, cells and priors in this order.
             locs.append(loc.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
@@ -256,17 +365,19 @@ class PredictionConvolutions(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------
-# SSD300
+# SSD300 and its family
 # ----------------------------------------------------------------------------------------------
 
 
 class SSD300(nn.Module):
-    """The detector: from normalised images to 8732 boxes an image, each with a score for every class.
+    """The detector: from normalised images to boxes, one a prior, each with a score for every class.
 
     n_classes: C, background included.
-    mean, std: of the input's three channels, in [0, 1]; they belong to the weights (see `normalize()`).
+    network: a key of NETWORKS; the class has the name of the first.
+    mean, std: of the input's three channels, in [0, 1]; they belong to the weights. None: the network's own.
     priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
     max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
+    antialias: whether images are resized with antialiasing, as those were that the weights were trained on.
 
     Building a model never downloads anything: weights start random until they are loaded.
     """
@@ -274,53 +385,71 @@ class SSD300(nn.Module):
     def __init__(
         self,
         n_classes,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        network="ssd300_vgg16",
+        mean=None,
+        std=None,
         priors_cxcy=None,
         max_size_offset=None,
+        antialias=True,
     ):
         super().__init__()
         if n_classes < 2:
-            raise ValueError(f"n_classes is {n_classes}: it counts the background, so it is 2 at least")
-        self.label_map = None  # name -> label; a training run or a checkpoint fills it in
+            raise ValueError(f"n_classes is {n_classes}: it counts the background, so it must be 2 or more")
+        if network not in NETWORKS:
+            raise ValueError(f"network is {network!r}; it must be one of {', '.join(NETWORKS)}")
+        row = NETWORKS[network]
+        self.network = network
+        self.input_size = row.input_size
         self.n_classes = n_classes
+        self.label_map = None  # name -> label; a training run or a checkpoint fills it in
         self.max_size_offset = max_size_offset
-        self.base = VGGBase()
-        self.aux_convs = AuxiliaryConvolutions()
-        self.pred_convs = PredictionConvolutions(n_classes)
-        # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by
-        # a factor for each channel, which is learned from a start at 20 (the paper, section 3.1; ParseNet).
-        self.rescale_factors = nn.Parameter(torch.full((1, 512, 1, 1), 20.0))
+        self.antialias = antialias
+        self.build(row)
         if priors_cxcy is None:
-            priors_cxcy = self.create_prior_boxes()
+            priors_cxcy = self.create_prior_boxes(network)
         # Not in the state dict: its keys are those of the parameters alone.
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean or row.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or row.std).view(1, 3, 1, 1), persistent=False)
+
+    def build(self, row):
+        """Make the layers of a row of the table, with random weights."""
+        self.base = BASES[row.base](row)
+        self.aux_convs = AuxiliaryConvolutions(row)
+        self.pred_convs = PredictionConvolutions(self.n_classes, row)
+        # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by
+        # a factor for each channel, which is learned from a start at 20 (the paper, section 3.1; ParseNet).
+        factors = nn.Parameter(torch.full((1, row.sources[0].channels, 1, 1), 20.0)) if row.l2_norm else None
+        self.register_parameter("rescale_factors", factors)
+        self.frozen_layers = []  # see freeze_base()
 
     def forward(self, images):
         """Predict offsets and class scores at every prior.
 
-        images: (N, 3, 300, 300) float, normalised by `normalize()`.
+        images: (N, 3, S, S) float, normalised by `normalize()`.
         Returns offsets (N, P, 4), gcxgcy form, and scores (N, P, C) before the softmax.
         """
-        if images.shape[1:] != (3, 300, 300):
-            raise ValueError(f"images are (N, 3, 300, 300) for SSD300, not {tuple(images.shape)}")
-        conv4_3, conv7 = self.base(images)
-        source_maps = (l2_normalize(conv4_3) * self.rescale_factors, conv7, *self.aux_convs(conv7))
-        return self.pred_convs(source_maps)
+        if images.shape[1:] != (3, self.input_size, self.input_size):
+            shape = f"(N, 3, {self.input_size}, {self.input_size})"
+            raise ValueError(f"images are {shape} for {self.network}, not {tuple(images.shape)}")
+        first, second = self.base(images)  # conv4_3, conv7
+        behind = self.aux_convs(second)
+        if self.rescale_factors is not None:
+            first = l2_normalize(first) * self.rescale_factors
+        return self.pred_convs((first, second, *behind))
 
     @staticmethod
-    def create_prior_boxes():
-        """The 8732 priors, in the order in which the prediction convolutions' outputs are stacked.
+    def create_prior_boxes(network="ssd300_vgg16"):
+        """A network's priors, in the order in which the prediction convolutions' outputs are stacked.
 
-        Returns (8732, 4) float32, center-size form, fractional. The centres lie inside the image, but a
-        prior may reach beyond its edges: none is clipped.
+        Returns (P, 4) float32, center-size form, fractional; P is 8732 for SSD300. The centres lie inside the
+        image, but a prior may reach beyond its edges.
         Source: the paper, section 2.2, equation 4 from conv7 on (0.2 to 0.9), and 0.1 for conv4_3.
         """
-        next_scales = [source.scale for source in SOURCE_MAPS[1:]] + [1.0]
+        row = NETWORKS[network]
+        next_scales = [source.scale for source in row.sources[1:]] + [row.last_scale]
         priors = []
-        for source, next_scale in zip(SOURCE_MAPS, next_scales, strict=True):
+        for source, next_scale in zip(row.sources, next_scales, strict=True):
             centers = (torch.arange(source.grid, dtype=torch.float64) + 0.5) / source.grid
             c_y, c_x = torch.meshgrid(centers, centers, indexing="ij")  # (G, G) each, row by row
             c_xy = torch.stack([c_x, c_y], dim=-1).view(-1, 1, 2)  # (G * G, 1, 2)
@@ -328,6 +457,8 @@ class SSD300(nn.Module):
             extra = (source.scale * next_scale) ** 0.5  # a square between this map's scale and the next's
             sizes.insert(1, (extra, extra))  # directly after ratio 1
             wh = torch.tensor(sizes, dtype=torch.float64).view(1, -1, 2)  # (1, n_priors, 2)
+            if row.clip_priors:
+                wh = wh.clamp(max=1)
             n_cells, n_priors = c_xy.shape[0], wh.shape[1]
             cell_priors = [c_xy.expand(n_cells, n_priors, 2), wh.expand(n_cells, n_priors, 2)]
             priors.append(torch.cat(cell_priors, dim=-1).view(-1, 4))  # (G * G * n_priors, 4)
@@ -336,7 +467,7 @@ class SSD300(nn.Module):
     def normalize(self, images):
         """From bytes to the network's input, on the model's device.
 
-        images: (N, 3, 300, 300) uint8, RGB, on any device.
+        images: (N, 3, S, S) uint8, RGB, on any device.
         Returns the same shape, float32, minus the mean and divided by the standard deviation of the images
         that the weights were trained on.
         """
@@ -360,186 +491,27 @@ class SSD300(nn.Module):
         centers, sizes = predicted_locs[..., :2], predicted_locs[..., 2:]
         return torch.cat([centers, sizes.clamp(max=self.max_size_offset)], dim=-1)
 
-    def load_pretrained(self, weights):
-        """Start the base from a VGG-16 that was trained to classify ImageNet; take over its mean and std.
+    def freeze_base(self):
+        """Keep the pretrained layers of the base as they are: weights, and the statistics of batch normalisation."""
+        self.frozen_layers = self.base.pretrained_layers()
+        for layer in self.frozen_layers:
+            layer.requires_grad_(False)
+        self.train(self.training)
 
-        weights: "IMAGENET1K_V1" (torchvision's, with fc6 and fc7) or "IMAGENET1K_FEATURES" (the convolutions
-        that were trained with Caffe), both downloaded once and cached; or a local file, a state dict as
-        torchvision names it, all of it or `features.*` alone, for input of ImageNet's mean and std.
-        Raises ValueError or FileNotFoundError, naming the file or the URL, and the way out.
-        """
-        state_dict = read_vgg16_weights(weights)
-        try:
-            self.base.load_vgg16(state_dict)
-        except ValueError as error:
-            raise ValueError(f"{weights}: {error}") from error
-        # Under its own name or another: torchvision's file of Caffe's weights has NaN where fc6 was left out.
-        fc6 = state_dict.get("classifier.0.weight")
-        is_caffe = weights == "IMAGENET1K_FEATURES" or (fc6 is not None and bool(fc6[0].isnan().any()))
-        mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
-        self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
-        self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
-
-    @torch.no_grad()
-    def load_other_classes(self, saved, label_map):
-        """Start from a checkpoint of other classes: everything is taken over but the class heads.
-
-        saved: what `load_checkpoint()` returned. label_map: this model's.
-        Where both have the same classes in the same order, the class heads are taken over as well.
-        Returns a sentence that says what was done. Raises ValueError if the checkpoint does not fit.
-        """
-        check_entries(saved)
-        same_classes = saved["label_map"] == label_map
-        state = {
-            name: tensor
-            for name, tensor in saved["model"].items()
-            if same_classes or not name.startswith("pred_convs.cl_")
-        }
-        try:
-            missing, unexpected = self.load_state_dict(state, strict=False)
-        except RuntimeError as error:  # an entry of another shape
-            raise ValueError(f"the checkpoint does not fit SSD300: {error}") from error
-        missing = [name for name in missing if not name.startswith("pred_convs.cl_")]
-        if missing or unexpected:
-            raise ValueError(f"the checkpoint does not fit SSD300: it lacks {missing}, and has {unexpected} besides")
-        self.mean.copy_(torch.tensor(saved["mean"]).view(1, 3, 1, 1))
-        self.std.copy_(torch.tensor(saved["std"]).view(1, 3, 1, 1))
-        self.priors_cxcy.copy_(saved["priors_cxcy"])
-        self.max_size_offset = saved.get("max_size_offset")
-        heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
-        return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
-
-
-def model_state(model):
-    """What a checkpoint needs to rebuild a model: see `model_from_checkpoint()`.
-
-    model: an SSD300 with a label map. Returns a dict; its tensors are the model's own, not copies.
-    """
-    return {
-        "model": model.state_dict(),
-        "label_map": model.label_map,
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        "priors_cxcy": model.priors_cxcy,
-        "max_size_offset": model.max_size_offset,
-    }
-
-
-def model_from_checkpoint(saved, name):
-    """Rebuild a model with its label map, its input's mean and std, and its priors.
-
-    saved: what `load_checkpoint()` returned. name: the file, for errors.
-    Returns an SSD300 on the CPU. Raises ValueError if an entry is missing or does not fit.
-    """
-    try:
-        check_entries(saved)
-        model = SSD300(
-            len(saved["label_map"]),
-            saved["mean"],
-            saved["std"],
-            saved["priors_cxcy"],
-            saved.get("max_size_offset"),
-        )
-        model.load_state_dict(saved["model"])
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: a checkpoint that does not fit SSD300: {printable(error)}") from error
-    model.label_map = saved["label_map"]
-    return model
-
-
-def check_entries(saved):
-    """Raise ValueError, KeyError or TypeError if the entries beside the weights are not what a model needs."""
-    labels = sorted(saved["label_map"].values())
-    if labels != list(range(len(labels))) or not all(isinstance(name, str) for name in saved["label_map"]):
-        raise ValueError("its label map does not number the classes from 0 on")
-    first = SOURCE_MAPS[0]
-    n_scores = saved["model"][f"pred_convs.cl_{first.name}.bias"].numel()
-    if n_scores != first.n_priors * len(labels):
-        n_classes = f"{n_scores / first.n_priors:g}"
-        raise ValueError(f"its label map has {len(labels)} classes, its weights are for {n_classes}")
-    for name in ("mean", "std"):
-        if len(saved[name]) != 3 or not all(type(x) is float and math.isfinite(x) for x in saved[name]):
-            raise ValueError(f"its {name} is not three numbers, for red, green and blue")
-    n_priors = sum(source.n_priors * source.grid**2 for source in SOURCE_MAPS)
-    priors = saved["priors_cxcy"]
-    if priors.shape != (n_priors, 4) or not priors.is_floating_point() or not priors.isfinite().all():
-        raise ValueError(f"its priors are not ({n_priors}, 4) finite numbers")
-    limit = saved.get("max_size_offset")
-    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
-        raise ValueError("its max_size_offset is no positive number")
-
-
-def load_model(path, device="cpu"):
-    """Read a model from a checkpoint, ready to detect.
-
-    path: a checkpoint of train.py. device: where the model goes, wherever it was trained.
-    Returns an SSD300 in evaluation mode; its `label_map` is that of its training data.
-    Raises as `load_checkpoint()` and `model_from_checkpoint()` do.
-    """
-    model = model_from_checkpoint(load_checkpoint(path), path)
-    device = torch.device(device)
-    return model.to(device, memory_format=fastest_memory_format(device)).eval()
-
-
-def has_bf16_units(device):
-    """Whether bfloat16 is fast on a device, and not only possible."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    find_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch we support
-    capabilities = find_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def fastest_memory_format(device):
-    """The order of images in memory in which a device computes convolutions fastest.
-
-    Channels last is what GPUs and the bfloat16 units of CPUs compute in; other CPUs go back through contiguous
-    convolutions 1.6 times as fast (measured on an AVX2 machine, float32).
-    """
-    return torch.channels_last if has_bf16_units(device) else torch.contiguous_format
-
-
-# Input of the weights that were trained with Caffe: mean of (123, 117, 104) of 255, no division by a deviation.
-CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
-CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
-
-
-def read_vgg16_weights(weights):
-    """Read a VGG-16 state dict: torchvision's by its name (downloaded once), or a local file.
-
-    Raises FileNotFoundError or ValueError, naming the file; ConnectionError, naming the URL, if a download
-    fails.
-    """
-    known = torchvision.models.VGG16_Weights.__members__
-    if weights in known:
-        try:
-            return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as error:  # urllib's errors, and a file whose hash is wrong
-            raise ConnectionError(
-                f"could not download {known[weights].url}: {error}. Give train.py --pretrained=FILE for a VGG-16 "
-                "state dict that lies on this machine, or --pretrained= for random weights"
-            ) from error
-    if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"pretrained={weights!r} is neither a file nor one of {', '.join(known)}; an empty value starts from "
-            "random weights"
-        )
-    try:
-        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{weights}: no state dict of tensors: {reason}") from error
-    if not isinstance(state_dict, dict) or not all(isinstance(e, torch.Tensor) for e in state_dict.values()):
-        raise ValueError(f"{weights}: no state dict of tensors, such as torchvision's VGG-16 has")
-    return state_dict
+    def train(self, mode=True):
+        """As `nn.Module.train()`, but frozen layers stay in evaluation mode, so that their statistics stay."""
+        super().train(mode)
+        for layer in self.frozen_layers:
+            layer.eval()
+        return self
 
 
 def normalize(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """Turn a batch of bytes into the network's input, on the device where it lies.
 
-    images: (N, 3, 300, 300) uint8 tensor, RGB.
+    images: (N, 3, S, S) uint8 tensor, RGB.
     mean, std: three numbers each, for RGB in [0, 1]: those that the model's weights were trained with.
-    Returns a (N, 3, 300, 300) float32 tensor: (images / 255 - mean) / std.
+    Returns a (N, 3, S, S) float32 tensor: (images / 255 - mean) / std.
     """
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
@@ -1058,3 +1030,300 @@ def find_divisor(n_positives):
         torch.distributed.all_reduce(n_positives)
         n_processes = torch.distributed.get_world_size()
     return n_positives.clamp(min=1) / n_processes
+
+
+# ----------------------------------------------------------------------------------------------
+# What is read from files: pretrained bases, checkpoints
+# ----------------------------------------------------------------------------------------------
+
+
+def load_pretrained(model, weights):
+    """Start the base from a network that was trained to classify ImageNet; take over its input's mean and std.
+
+    weights: a name of torchvision's weights, such as "IMAGENET1K_V1" (downloaded once and cached); or a local
+    file, a state dict as torchvision names it. For VGG-16 `features.*` alone will do, and "IMAGENET1K_FEATURES"
+    are the convolutions that were trained with Caffe.
+    Raises ValueError, FileNotFoundError or ConnectionError, naming the file or the URL, and the way out.
+    """
+    row = NETWORKS[model.network]
+    if row.width != 1:
+        raise ValueError(
+            f"there are no pretrained weights for {model.network}: start from random ones with --pretrained="
+        )
+    known, load_base = PRETRAINED[row.base]
+    state_dict = read_pretrained(weights, known.__members__)
+    try:
+        load_base(model, state_dict)
+    except ValueError as error:
+        raise ValueError(f"{weights}: not the ImageNet weights of {row.base}: {error}") from error
+    # Under its own name or another: torchvision's file of Caffe's weights has NaN where fc6 was left out.
+    fc6 = state_dict.get("classifier.0.weight")
+    is_caffe = weights == "IMAGENET1K_FEATURES" or (fc6 is not None and bool(fc6[0].isnan().any()))
+    set_input(model, *((CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)))
+
+
+def read_pretrained(weights, known):
+    """Read a state dict: torchvision's by its name (a key of `known`), or a local file."""
+    if weights in known:
+        try:
+            return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:  # urllib's errors, and a file whose hash is wrong
+            raise ConnectionError(
+                f"could not download {known[weights].url}: {error}. Give train.py --pretrained=FILE for the same "
+                "state dict on this machine, or --pretrained= for random weights"
+            ) from error
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"pretrained={weights!r} is neither a file nor one of {', '.join(known)}; an empty value starts from "
+            "random weights"
+        )
+    try:
+        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{weights}: not a state dict of tensors: {reason}") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(e, torch.Tensor) for e in state_dict.values()):
+        raise ValueError(f"{weights}: not a state dict of tensors, such as torchvision's networks have")
+    return state_dict
+
+
+@torch.no_grad()
+def load_vgg16(model, state_dict):
+    """Take over the weights of VGG-16, with batch normalisation or without: `features.*`, and fc6 and fc7
+    (`classifier.0.*` and `classifier.3.*`) where they are usable; else conv6 and conv7 start from Xavier's."""
+    convolutions = model.base.convolutions()
+    index = 0  # in torchvision's `features`: each convolution is followed by its norm, if any, and a ReLU
+    for conv, is_last in zip(convolutions[:-2], vgg16_block_ends(), strict=True):
+        copy_entries(conv, state_dict, f"features.{index}", ("weight", "bias"))
+        if conv.norm is not None:
+            copy_entries(
+                conv.norm, state_dict, f"features.{index + 1}", ("weight", "bias", "running_mean", "running_var")
+            )
+        index += (2 if conv.norm is None else 3) + is_last  # a pooling layer ends a block
+    conv6, conv7 = convolutions[-2:]
+    if has_usable_fc_layers(state_dict):
+        # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
+        fc6, fc7 = state_dict["classifier.0.weight"], state_dict["classifier.3.weight"]
+        conv6.weight.copy_(decimate(fc6.view(4096, 512, 7, 7), steps=(4, None, 3, 3)))
+        conv6.bias.copy_(decimate(state_dict["classifier.0.bias"], steps=(4,)))
+        conv7.weight.copy_(decimate(fc7.view(4096, 4096, 1, 1), steps=(4, 4, None, None)))
+        conv7.bias.copy_(decimate(state_dict["classifier.3.bias"], steps=(4,)))
+    else:
+        init_xavier([conv6, conv7])
+
+
+def vgg16_block_ends():
+    """For each of VGG-16's convolutions, whether it is the last of its block."""
+    return [i == len(widths) - 1 for widths in VGG_BLOCKS for i in range(len(widths))]
+
+
+def copy_entries(layer, state_dict, prefix, names):
+    """Copy entries of a state dict into a layer; ValueError if one is missing, of another shape, or not finite."""
+    for name in names:
+        key, target = f"{prefix}.{name}", getattr(layer, name)
+        if key not in state_dict:
+            raise ValueError(f"the entry {key!r} is missing")
+        if state_dict[key].shape != target.shape:
+            raise ValueError(f"{key!r} has shape {tuple(state_dict[key].shape)}, not {tuple(target.shape)}")
+        if not state_dict[key].isfinite().all():
+            raise ValueError(f"{key!r} holds numbers that are not finite")
+        target.copy_(state_dict[key])
+
+
+def has_usable_fc_layers(state_dict):
+    """Whether fc6 and fc7 are there, of VGG-16's shapes, and finite (torchvision's IMAGENET1K_FEATURES fills
+    them with NaN)."""
+    shapes = {
+        "classifier.0.weight": (4096, 512 * 7 * 7),
+        "classifier.0.bias": (4096,),
+        "classifier.3.weight": (4096, 4096),
+        "classifier.3.bias": (4096,),
+    }
+    return all(
+        key in state_dict and state_dict[key].shape == shape and bool(state_dict[key].isfinite().all())
+        for key, shape in shapes.items()
+    )
+
+
+def decimate(tensor, steps):
+    """Keep every `step`-th entry along each dimension, the first one included.
+
+    tensor: of any shape; steps: one int for each dimension, None where all entries stay.
+    Source: the paper, section 3 ("subsample parameters from fc6 and fc7"), after DeepLab.
+    """
+    return tensor[tuple(slice(None, None, step) for step in steps)]
+
+
+def load_mobilenet(model, state_dict):
+    """Take over the weights of MobileNetV3-Large, whose tail is not the reduced one."""
+    model.build(with_full_tail(NETWORKS[model.network]))
+    for name, layer in model.base.features.named_modules():
+        names = [key for key, _ in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]]
+        with torch.no_grad():
+            copy_entries(layer, state_dict, f"features.{name}", [key for key in names if key != "num_batches_tracked"])
+
+
+PRETRAINED = {  # of each base: torchvision's weights, and the function that takes them over
+    "vgg16": (torchvision.models.VGG16_Weights, load_vgg16),
+    "vgg16_bn": (torchvision.models.VGG16_BN_Weights, load_vgg16),
+    "mobilenet_v3_large": (torchvision.models.MobileNet_V3_Large_Weights, load_mobilenet),
+}
+
+
+def with_full_tail(row):
+    """SSDLite's row with the tail that ImageNet's weights have (MobileNetV3, table 6, has both)."""
+    c4, c5, *others = row.sources
+    return row._replace(sources=(c4, c5._replace(channels=960), *others))
+
+
+def set_input(model, mean, std):
+    """Set the mean and the standard deviation by which a model's input is normalised."""
+    model.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
+    model.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
+
+
+@torch.no_grad()
+def load_other_classes(model, saved, label_map):
+    """Start from a checkpoint of other classes: everything is taken over but the class heads.
+
+    saved: what `load_checkpoint()` returned. label_map: this model's.
+    Where both have the same classes in the same order, the class heads are taken over as well.
+    Returns a sentence that says what was done. Raises ValueError if the checkpoint does not fit.
+    """
+    check_entries(saved)
+    same_classes = saved["label_map"] == label_map
+    state = {
+        name: tensor
+        for name, tensor in saved["model"].items()
+        if same_classes or not name.startswith("pred_convs.cl_")
+    }
+    if has_full_tail(saved):
+        model.build(with_full_tail(NETWORKS[model.network]))
+    misfit = f"a checkpoint of {network_of(saved)} does not fit {model.network}"
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # an entry of another shape
+        raise ValueError(f"{misfit}: {error}") from error
+    missing = [name for name in missing if not name.startswith("pred_convs.cl_")]
+    if missing or unexpected or saved["priors_cxcy"].shape != model.priors_cxcy.shape:
+        raise ValueError(f"{misfit}: it lacks {missing}, and has {unexpected} besides")
+    set_input(model, saved["mean"], saved["std"])
+    model.priors_cxcy.copy_(saved["priors_cxcy"])
+    model.max_size_offset = saved.get("max_size_offset")
+    model.antialias = saved.get("antialias", True)
+    heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
+    return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
+
+
+def model_state(model):
+    """What a checkpoint needs to rebuild a model: see `model_from_checkpoint()`.
+
+    model: an SSD300 with a label map. Returns a dict; its tensors are the model's own, not copies.
+    """
+    return {
+        "model": model.state_dict(),
+        "network": model.network,
+        "label_map": model.label_map,
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "priors_cxcy": model.priors_cxcy,
+        "max_size_offset": model.max_size_offset,
+        "antialias": model.antialias,
+    }
+
+
+def model_from_checkpoint(saved, name):
+    """Rebuild a model with its label map, its priors, and what its input looks like.
+
+    saved: what `load_checkpoint()` returned. name: the file, for errors.
+    Returns an SSD300 on the CPU. Raises ValueError if an entry is missing, does not fit or is not finite.
+    """
+    try:
+        check_entries(saved)
+        model = SSD300(
+            len(saved["label_map"]),
+            network_of(saved),
+            saved["mean"],
+            saved["std"],
+            saved["priors_cxcy"],
+            saved.get("max_size_offset"),
+            saved.get("antialias", True),
+        )
+        if has_full_tail(saved):
+            model.build(with_full_tail(NETWORKS[model.network]))
+        model.load_state_dict(saved["model"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: a checkpoint that does not fit: {printable(error, 1000)}") from error
+    model.label_map = saved["label_map"]
+    return model
+
+
+def network_of(saved):
+    """The network of a checkpoint; those from before there were several do not name it."""
+    return saved.get("network", "ssd300_vgg16")
+
+
+def has_full_tail(saved):
+    """Whether a checkpoint's SSDLite started from ImageNet's weights: see `with_full_tail()`."""
+    head = saved["model"].get("pred_convs.loc_c5.1.weight")
+    return head is not None and head.shape[1] == 960
+
+
+def check_entries(saved):
+    """Raise ValueError, KeyError or TypeError if the entries of a checkpoint are not what a model needs."""
+    if network_of(saved) not in NETWORKS:
+        raise ValueError(f"its network is {network_of(saved)!r}, which is not one of {', '.join(NETWORKS)}")
+    sources = NETWORKS[network_of(saved)].sources
+    labels = sorted(saved["label_map"].values())
+    if labels != list(range(len(labels))) or not all(isinstance(name, str) for name in saved["label_map"]):
+        raise ValueError("its label map does not number the classes from 0 on")
+    # Before a head is built for every class that the label map claims to have:
+    n_scores = [t.numel() for name, t in saved["model"].items() if name.startswith("pred_convs.cl_")][-1]  # a bias
+    if n_scores != sources[-1].n_priors * len(labels):
+        n_classes = f"{n_scores / sources[-1].n_priors:g}"
+        raise ValueError(f"its label map has {len(labels)} classes, its weights are for {n_classes}")
+    for name in ("mean", "std"):
+        if len(saved[name]) != 3 or not all(type(x) is float and math.isfinite(x) for x in saved[name]):
+            raise ValueError(f"its {name} is not three numbers, for red, green and blue")
+    if min(saved["std"]) <= 0:
+        raise ValueError(f"its std is {saved['std']}, but deviations are more than 0")
+    n_priors = sum(source.n_priors * source.grid**2 for source in sources)
+    priors = saved["priors_cxcy"]
+    if priors.shape != (n_priors, 4) or not priors.is_floating_point() or not priors.isfinite().all():
+        raise ValueError(f"its priors are not ({n_priors}, 4) finite numbers")
+    limit = saved.get("max_size_offset")
+    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+        raise ValueError("its max_size_offset is not a positive number")
+    for name, tensor in saved["model"].items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"its weights are not finite: {name} holds NaN or infinity; train it anew")
+
+
+def load_model(path, device="cpu"):
+    """Read a model from a checkpoint, ready to detect.
+
+    path: a checkpoint of train.py. device: where the model goes, wherever it was trained.
+    Returns an SSD300 in evaluation mode; its `label_map` is that of its training data.
+    Raises as `load_checkpoint()` and `model_from_checkpoint()` do.
+    """
+    model = model_from_checkpoint(load_checkpoint(path), path)
+    device = torch.device(device)
+    return model.to(device, memory_format=fastest_memory_format(device, model.network)).eval()
+
+
+def has_bf16_units(device):
+    """Whether bfloat16 is fast on a device, and not only possible."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    find_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch we support
+    capabilities = find_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def fastest_memory_format(device, network):
+    """The order of images in memory in which a device computes a network's convolutions fastest.
+
+    Channels last is what GPUs and the bfloat16 units of CPUs compute in; other CPUs go back through contiguous
+    convolutions 1.6 times as fast (measured on an AVX2 machine, float32).
+    """
+    return torch.channels_last if has_bf16_units(device) else torch.contiguous_format

@@ -33,6 +33,8 @@ from model import (
     MultiBoxLoss,
     fastest_memory_format,
     has_bf16_units,
+    load_other_classes,
+    load_pretrained,
     model_from_checkpoint,
     model_state,
 )
@@ -130,7 +132,7 @@ def main():
 def train(model, criterion, optimizer, batches, log, best_map):
     """Train until the last iteration, or until a signal asks to stop; saves a checkpoint in both cases."""
     device = model.mean.device
-    use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device)
+    use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device, model.network)
     network = wrap_network(model)
     stop = StopRequest()
     loader = make_train_loader(log.dataset, batches, device)
@@ -257,12 +259,11 @@ def start_or_resume(label_map, device):
         if finetune_from:
             say(load_weights_only(model, label_map))
         elif pretrained:
-            model.load_pretrained(pretrained)
+            load_pretrained(model, pretrained)
     model.label_map = label_map
     if freeze_vgg:
-        for conv in model.base.convolutions()[:-2]:
-            conv.requires_grad_(False)
-    model = model.to(device, memory_format=fastest_memory_format(device)).train()
+        model.freeze_base()
+    model = model.to(device, memory_format=fastest_memory_format(device, model.network)).train()
     optimizer = make_optimizer(model, device)
     if saved is None:
         return model, optimizer, 0, -1.0, False
@@ -276,7 +277,7 @@ def load_weights_only(model, label_map):
     """Start from the weights of `finetune_from`; returns a sentence that says what was taken over."""
     saved = load_checkpoint(finetune_from)
     try:
-        return model.load_other_classes(saved, label_map)
+        return load_other_classes(model, saved, label_map)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{finetune_from}: a checkpoint that does not fit SSD300: {printable(error)}") from error
 

@@ -39,7 +39,7 @@ from model import (  # noqa: E402 (the path to it has to be set first)  # noqa: 
     CAFFE_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    SOURCE_MAPS,
+    NETWORKS,
     SSD300,
     VGG_BLOCKS,
     model_state,
@@ -78,7 +78,7 @@ def convert(source, format="auto", class_names=None):
     peer = FORMATS[format]
     n_classes = count_classes(state, peer, source)
     priors_cxcy = find_priors(state, peer, source)
-    model = SSD300(n_classes, peer.mean, peer.std, priors_cxcy, peer.max_size_offset)
+    model = SSD300(n_classes, "ssd300_vgg16", peer.mean, peer.std, priors_cxcy, peer.max_size_offset)
     model.label_map = find_label_map(class_names, n_classes, peer, source)
     model.load_state_dict(translate_state(state, peer, model, source))
     return model, format
@@ -90,6 +90,7 @@ def convert(source, format="auto", class_names=None):
 
 # The layers of each format in one order: base, auxiliary convolutions, then the offsets and the scores of each
 # source map in turn, and at last the scale of conv4_3.
+SOURCE_MAPS = NETWORKS["ssd300_vgg16"].sources
 HEADS = range(len(SOURCE_MAPS))
 OUR_LAYERS = (
     *(f"base.conv{block}_{i + 1}" for block, widths in enumerate(VGG_BLOCKS, 1) for i in range(len(widths))),

@@ -31,7 +31,7 @@ from datasets import transform  # noqa: E402
 from detect import to_pixels  # noqa: E402 (the path to them has to be set first)
 from eval import calculate_mAP  # noqa: E402
 from model import (  # noqa: E402
-    SOURCE_MAPS,
+    NETWORKS,
     SSD300,
     decimate,
     l2_normalize,
@@ -51,6 +51,8 @@ from utils import (  # noqa: E402
     rev_label_map,
     xy_to_cxcy,
 )
+
+SOURCE_MAPS = NETWORKS["ssd300_vgg16"].sources
 
 # Parameters; paths are relative to the repository
 output_folder = "img"
