@@ -1,17 +1,25 @@
-"""What several test files need: the repo on the import path, the real data, one torch thread."""
+"""The fixtures of all test files, the repo on the import path, one torch thread (the files run side by side)."""
 
 import os
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts that the tests start, too
 import torch
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
-sys.path.insert(0, str(REPO / "tools"))
+sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
-torch.set_num_threads(2)
+from helpers import run_script, training
+from make_sample import make_sample
+
+from create_data_lists import create_data_lists
+from model import SSD300, model_state
+from utils import load_label_map, save_checkpoint
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +32,38 @@ def real_data():
     if not path.is_dir():
         pytest.fail(f"SSD_TEST_DATA names {folder}, which is not a folder")
     return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """A folder in VOC's layout with 8 generated pictures to train on and 4 to test on; not to be changed."""
+    folder = tmp_path_factory.mktemp("data") / "sample"
+    make_sample(folder, n_train=8, n_test=4, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lists(sample):
+    """A folder with the data lists of `sample`; not to be changed."""
+    create_data_lists(train_data=sample, output_folder=sample.parent / "lists")
+    return sample.parent / "lists"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(lists):
+    """The path of a checkpoint of ssd300_tiny, random weights, with the label map of `lists`; not to be changed."""
+    torch.manual_seed(0)
+    label_map = load_label_map(lists)
+    model = SSD300(len(label_map), network="ssd300_tiny")
+    model.label_map = label_map
+    path = lists.parent / "tiny.pth.tar"
+    save_checkpoint(model_state(model), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def unbroken(lists, tmp_path_factory):
+    """A folder in which a run of `helpers.training(lists)` went from its first to its last iteration."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run_script(training(lists), folder)
+    return folder

@@ -1,0 +1,133 @@
+"""What several test files use and is not a fixture: runs of the scripts, a model that finds what it is told, odd files."""
+
+import csv
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+
+from utils import load_checkpoint
+
+REPO = Path(__file__).resolve().parents[1]
+LABEL_MAP = {"background": 0, "cat": 1, "dog": 2, "grandfather clock": 3}
+
+# ----------------------------------------------------------------------------------------------
+# Runs of the scripts
+# ----------------------------------------------------------------------------------------------
+
+
+def script(name, **parameters):
+    """The command that runs a script of the repo with these parameters."""
+    return [sys.executable, str(REPO / name), *(f"--{name}={value}" for name, value in parameters.items())]
+
+
+def training(lists, **parameters):
+    """The command of a short run of train.py, 12 iterations of 2 images; `parameters` override its settings."""
+    settings = {
+        "network": "ssd300_tiny", "data_folder": lists, "pretrained": "", "batch_size": 2, "iterations": 12,
+        "lr": 1e-4, "warmup": 2, "decay_lr_at": (8, 10), "workers": 1, "save_every": 2, "log_every": 1,
+        "save_to": "last.pth.tar", **parameters,
+    }  # fmt: skip
+    return script("train.py", **settings)
+
+
+def start(command, folder):
+    """Start a command in `folder` as a process group of its own (so that its workers die with it)."""
+    return subprocess.Popen(
+        command, cwd=folder, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process, timeout=240):
+    """Wait for a process of `start()`; returns its exit code and what it printed."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, output
+
+
+def run_script(command, folder):
+    """Run a command in `folder` to the end, which must be a good one; returns what it printed."""
+    code, output = finish(start(command, folder))
+    assert code == 0, output
+    return output
+
+
+def read_log(path):
+    """The rows of train.py's log, a dict each."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_state(path, other):
+    """Iteration, weights, optimizer and random states of two checkpoints are the same, to the last bit."""
+    one, two = load_checkpoint(path), load_checkpoint(other)
+    assert one["iteration"] == two["iteration"]
+    assert one["model"].keys() == two["model"].keys()
+    for name, tensor in one["model"].items():
+        assert torch.equal(tensor, two["model"][name]), name
+    states, other_states = one["optimizer"]["state"], two["optimizer"]["state"]
+    assert states.keys() == other_states.keys() and states
+    for key, state in states.items():
+        assert state.keys() == other_states[key].keys() and state
+        assert all(torch.equal(tensor, other_states[key][name]) for name, tensor in state.items()), key
+    assert torch.equal(one["rng"]["cpu"], two["rng"]["cpu"])
+
+
+# ----------------------------------------------------------------------------------------------
+# A model, files
+# ----------------------------------------------------------------------------------------------
+
+
+class FakeModel:
+    """Stands in for SSD300: finds the same objects in every image, and remembers what it was given."""
+
+    label_map, network, input_size, antialias = LABEL_MAP, "ssd300_vgg16", 300, True
+    mean = torch.zeros(1, 3, 1, 1)
+
+    def __init__(self, boxes_xy=((0.1, 0.2, 0.5, 0.6),), labels=(1,), scores=(0.9,)):
+        self.boxes_xy = torch.tensor(boxes_xy, dtype=torch.float32).reshape(-1, 4)
+        self.labels, self.scores = torch.tensor(labels, dtype=torch.int64), torch.tensor(scores)
+        self.batches, self.arguments = [], []
+
+    def normalize(self, images):
+        self.batches.append(images)
+        return images.float()
+
+    def __call__(self, images):
+        assert images.shape[1:] == (3, 300, 300)
+        return torch.zeros(len(images), 10, 4), torch.zeros(len(images), 10, len(self.label_map))
+
+    def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k):
+        self.arguments.append((min_score, max_overlap, top_k))
+        is_candidate = (self.scores > min_score) & (predicted_scores[0, 0, self.labels] > -torch.inf)
+        keep = is_candidate.nonzero().squeeze(1)[:top_k]
+        n_images = len(predicted_locs)
+        return tuple([values[keep]] * n_images for values in (self.boxes_xy, self.labels, self.scores))
+
+
+class Payload:
+    """Unpickling it runs a command, which makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def png(width, height):
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
