@@ -215,10 +215,11 @@ def class_colors(label_map):
 # ----------------------------------------------------------------------------------------------
 
 
-def read_json(path, kind):
+def read_json(path, kind, object_hook=None):
     """Read a JSON file.
 
     path: the file; it may start with a byte order mark. kind: list or dict, what it has to hold.
+    object_hook: as json.load() takes it.
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, not a regular file (a pipe would
     be waited for), not JSON, or holds another kind.
     """
@@ -228,7 +229,7 @@ def read_json(path, kind):
         raise ValueError(f"{path}: not a file")
     try:
         with open(path, encoding="utf-8-sig") as file:
-            contents = json.load(file)
+            contents = json.load(file, object_hook=object_hook)
     except (OSError, ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
         raise ValueError(f"{path}: cannot be read as JSON ({printable(error)})") from None
     if not isinstance(contents, kind):
