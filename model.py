@@ -34,15 +34,12 @@ from utils import (
     xy_to_cxcy,
 )
 
-# Mean and standard deviation of the input, for RGB in [0, 1]: of ImageNet's pixels, ...
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-# ... and of the weights that were trained with Caffe: (123, 117, 104) of 255, no division by a deviation.
-CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
-CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
+# Mean and deviation of the input, RGB in [0, 1]: ImageNet's, and those of weights that were trained with Caffe.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CAFFE_MEAN, CAFFE_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
 
 # ----------------------------------------------------------------------------------------------
-# The table of networks: it drives bases, auxiliary and prediction convolutions, and priors
+# The table of networks: layers and priors are made from it
 # ----------------------------------------------------------------------------------------------
 
 
@@ -51,10 +48,10 @@ class SourceMap(NamedTuple):
 
     name: str
     channels: int
-    grid: int  # cells in a row, and rows
+    grid: int  # G: cells in a row, and rows
     scale: float  # side of its square prior, as a fraction of the image's
     aspect_ratios: tuple  # width : height
-    # Behind the base two convolutions make a map from the one before: 1 x 1 to `middle` channels, then this one.
+    # Behind the base two convolutions make it from the map before: 1 x 1 to `middle` channels, then this one.
     middle: int = 0
     kernel: int = 3
     stride: int = 2
@@ -67,80 +64,67 @@ class SourceMap(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A row of the table: all that tells one network of the family from another."""
+    """A row of the table: all that tells one network of the family from the others."""
 
     input_size: int  # S, in pixels
     base: str  # a key of BASES
     sources: tuple  # of SourceMap; the first two are maps of the base
-    last_scale: float = 1.0  # the scale that follows the last map's, for its extra square prior
-    width: float = 1.0  # of the layers of VGG-16, as a multiple of the paper's
-    l2_norm: bool = True  # normalise the first source map
-    separable: bool = False  # auxiliary and prediction convolutions: depthwise, then 1 x 1
-    clip_priors: bool = False  # hold the width and height of priors at 1
+    last_scale: float = 1.0  # follows the last map's scale, for its extra square prior
+    divisor: int = 1  # the layers have so many times fewer channels than the paper's
+    is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image, no L2 norm
     mean: tuple = IMAGENET_MEAN  # of the input, until weights are loaded that were trained with another
     std: tuple = IMAGENET_STD
 
 
-FOUR_PRIORS = (1, 2, 1 / 2)  # aspect ratios; the extra square prior comes on top
-SIX_PRIORS = (1, 2, 3, 1 / 2, 1 / 3)
-
+FOUR = (1, 2, 1 / 2)  # aspect ratios of four priors a cell (the extra square one included), ...
+SIX = (1, 2, 3, 1 / 2, 1 / 3)  # ... and of six
 SSD300_SOURCES = (
-    SourceMap("conv4_3", 512, 38, 0.1, FOUR_PRIORS),
-    SourceMap("conv7", 1024, 19, 0.2, SIX_PRIORS),
-    SourceMap("conv8_2", 512, 10, 0.375, SIX_PRIORS, middle=256),
-    SourceMap("conv9_2", 256, 5, 0.55, SIX_PRIORS, middle=128),
-    SourceMap("conv10_2", 256, 3, 0.725, FOUR_PRIORS, middle=128, stride=1, padding=0),
-    SourceMap("conv11_2", 256, 1, 0.9, FOUR_PRIORS, middle=128, stride=1, padding=0),
+    SourceMap("conv4_3", 512, 38, 0.1, FOUR),
+    SourceMap("conv7", 1024, 19, 0.2, SIX),
+    SourceMap("conv8_2", 512, 10, 0.375, SIX, middle=256),
+    SourceMap("conv9_2", 256, 5, 0.55, SIX, middle=128),
+    SourceMap("conv10_2", 256, 3, 0.725, FOUR, middle=128, stride=1, padding=0),
+    SourceMap("conv11_2", 256, 1, 0.9, FOUR, middle=128, stride=1, padding=0),
 )
 SSD512_SOURCES = (  # the Caffe code's ssd_pascal_512.py
-    SourceMap("conv4_3", 512, 64, 0.07, FOUR_PRIORS),
-    SourceMap("conv7", 1024, 32, 0.15, SIX_PRIORS),
-    SourceMap("conv8_2", 512, 16, 0.3, SIX_PRIORS, middle=256),
-    SourceMap("conv9_2", 256, 8, 0.45, SIX_PRIORS, middle=128),
-    SourceMap("conv10_2", 256, 4, 0.6, SIX_PRIORS, middle=128),
-    SourceMap("conv11_2", 256, 2, 0.75, FOUR_PRIORS, middle=128),
-    SourceMap("conv12_2", 256, 1, 0.9, FOUR_PRIORS, middle=128, kernel=4, stride=1),
+    SourceMap("conv4_3", 512, 64, 0.07, FOUR),
+    SourceMap("conv7", 1024, 32, 0.15, SIX),
+    SourceMap("conv8_2", 512, 16, 0.3, SIX, middle=256),
+    SourceMap("conv9_2", 256, 8, 0.45, SIX, middle=128),
+    SourceMap("conv10_2", 256, 4, 0.6, SIX, middle=128),
+    SourceMap("conv11_2", 256, 2, 0.75, FOUR, middle=128),
+    SourceMap("conv12_2", 256, 1, 0.9, FOUR, middle=128, kernel=4, stride=1),
 )
-SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large; c4 and c5 are the MobileNet papers' names
-    SourceMap("c4", 672, 20, 0.2, SIX_PRIORS),
-    SourceMap("c5", 480, 10, 0.35, SIX_PRIORS),  # 960 channels where ImageNet's weights are loaded
-    SourceMap("extra1_2", 512, 5, 0.5, SIX_PRIORS, middle=256),
-    SourceMap("extra2_2", 256, 3, 0.65, SIX_PRIORS, middle=128),
-    SourceMap("extra3_2", 256, 2, 0.8, SIX_PRIORS, middle=128),
-    SourceMap("extra4_2", 128, 1, 0.95, SIX_PRIORS, middle=64),
+SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large
+    SourceMap("c4", 672, 20, 0.2, SIX),
+    SourceMap("c5", 480, 10, 0.35, SIX),  # 960 channels with ImageNet's weights: see fit_tail()
+    SourceMap("extra1_2", 512, 5, 0.5, SIX, middle=256),
+    SourceMap("extra2_2", 256, 3, 0.65, SIX, middle=128),
+    SourceMap("extra3_2", 256, 2, 0.8, SIX, middle=128),
+    SourceMap("extra4_2", 128, 1, 0.95, SIX, middle=64),
 )
 
 
-def with_scales(sources, pixels, input_size):
-    """The same maps with priors of other scales, given in pixels."""
-    return tuple(source._replace(scale=side / input_size) for source, side in zip(sources, pixels, strict=True))
+def with_scales(sources, *scales):
+    """The same maps with priors of other scales."""
+    return tuple(source._replace(scale=scale) for source, scale in zip(sources, scales, strict=True))
 
 
-def narrowed(sources, width):
-    """The same maps with fewer channels."""
-    return tuple(s._replace(channels=int(s.channels * width), middle=int(s.middle * width)) for s in sources)
-
-
+EIGHTH = tuple(s._replace(channels=s.channels // 8, middle=s.middle // 8) for s in SSD300_SOURCES)
+COCO300 = with_scales(SSD300_SOURCES, 0.07, 0.15, 0.33, 0.51, 0.69, 0.87)  # the Caffe code's ssd_coco.py
+COCO512 = with_scales(SSD512_SOURCES, 0.04, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9)
+HALF = (0.5, 0.5, 0.5)
 NETWORKS = {
     "ssd300_vgg16": Network(300, "vgg16", SSD300_SOURCES),
     "ssd512_vgg16": Network(512, "vgg16", SSD512_SOURCES, last_scale=1.05),
     "ssd300_vgg16_bn": Network(300, "vgg16_bn", SSD300_SOURCES),
-    "ssd300_tiny": Network(300, "vgg16_bn", narrowed(SSD300_SOURCES, 1 / 8), width=1 / 8),
+    "ssd300_tiny": Network(300, "vgg16_bn", EIGHTH, divisor=8),
     "ssdlite320_mobilenet_v3_large": Network(
-        320, "mobilenet_v3_large", SSDLITE_SOURCES, l2_norm=False, separable=True, clip_priors=True,
-        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+        320, "mobilenet_v3_large", SSDLITE_SOURCES, is_lite=True, mean=HALF, std=HALF
     ),
-    # For COCO, with its many small objects: the scales of the Caffe code's ssd_coco.py.
-    "ssd300_vgg16_coco": Network(
-        300, "vgg16", with_scales(SSD300_SOURCES, (21, 45, 99, 153, 207, 261), 300), last_scale=315 / 300
-    ),
-    "ssd512_vgg16_coco": Network(
-        512, "vgg16", with_scales(SSD512_SOURCES, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8), 512),
-        last_scale=542.72 / 512,
-    ),
-}  # fmt: skip
-DEFAULT_NETWORK = NETWORKS["ssd300_vgg16"]
-
+    "ssd300_vgg16_coco": Network(300, "vgg16", COCO300, last_scale=1.05),
+    "ssd512_vgg16_coco": Network(512, "vgg16", COCO512, last_scale=1.06),
+}
 
 # ----------------------------------------------------------------------------------------------
 # The bases
@@ -148,32 +132,41 @@ DEFAULT_NETWORK = NETWORKS["ssd300_vgg16"]
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation that takes a single value a channel, too (one image, a 1 x 1 map).
-
-    Such a batch has no deviation, so the running statistics normalise it, and stay as they are.
-    """
+    """Batch normalisation; one value a channel (one image, a 1 x 1 map) is normalised by the running statistics."""
 
     def forward(self, x):
-        if self.training and x.numel() == x.shape[1]:
+        if self.training and x.numel() == x.shape[1]:  # which has no deviation
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
 
 
 class Convolution(nn.Conv2d):
-    """A convolution, batch normalisation if asked for, and ReLU.
-
-    In the state dict its entries are those of a plain convolution, and `norm.*` of the normalisation.
-    """
+    """A convolution, batch normalisation if asked for (in the state dict `norm.*`), and ReLU."""
 
     def __init__(self, in_channels, out_channels, kernel_size, batch_norm=False, **options):
         super().__init__(in_channels, out_channels, kernel_size, **options)
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
         self.norm = BatchNorm(out_channels) if batch_norm else None
 
     def forward(self, x):
         x = super().forward(x)
-        if self.norm is not None:
-            x = self.norm(x)
+        x = x if self.norm is None else self.norm(x)
         return F.relu(x, inplace=True)
+
+
+# SSDLite's: without bias, with batch normalisation and ReLU6.
+LITE_NORM = partial(BatchNorm, eps=0.001, momentum=0.03)
+LiteConvolution = partial(Conv2dNormActivation, norm_layer=LITE_NORM, activation_layer=nn.ReLU6)
+
+
+def init_convolutions(module, is_lite=False):
+    """Xavier's uniform weights, as the Caffe code starts all that it adds to VGG (SSDLite: normal); biases 0."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            nn.init.normal_(conv.weight, std=0.03) if is_lite else nn.init.xavier_uniform_(conv.weight)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
 
 # Output channels of VGG-16's convolutions, block by block; a pooling layer follows each block.
@@ -184,149 +177,98 @@ class VGGBase(nn.Module):
     """VGG-16, its two large fully connected layers turned into the convolutions conv6 and conv7.
 
     Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7
-    (N, 1024, 19, 19). (Sizes of SSD300; an input of 512 gives grids of 64 and 32.)
-
+    (N, 1024, 19, 19). (An input of 512 gives grids of 64 and 32.)
     Source: Simonyan and Zisserman 2015; its changes: the paper, section 2.2 and footnotes, and the Caffe code.
     """
 
-    def __init__(self, network=DEFAULT_NETWORK):
+    def __init__(self, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
-        batch_norm = network.base == "vgg16_bn"
-        in_channels = 3
+        batch_norm, channels = network.base == "vgg16_bn", 3
         for block, widths in enumerate(VGG_BLOCKS, start=1):
             for i, width in enumerate(widths, start=1):
-                out_channels = int(width * network.width)
-                self.add_module(f"conv{block}_{i}", Convolution(in_channels, out_channels, 3, batch_norm, padding=1))
-                in_channels = out_channels
-        self.pool1 = nn.MaxPool2d(kernel_size=2, stride=2)  # 300 -> 150
-        self.pool2 = nn.MaxPool2d(kernel_size=2, stride=2)  # 150 -> 75
-        self.pool3 = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)  # 75 -> 38, not 37
-        self.pool4 = nn.MaxPool2d(kernel_size=2, stride=2)  # 38 -> 19
-        self.pool5 = nn.MaxPool2d(kernel_size=3, stride=1, padding=1)  # 19 -> 19: keeps the resolution
-        conv7_channels = int(1024 * network.width)
-        self.conv6 = Convolution(in_channels, conv7_channels, 3, batch_norm, padding=6, dilation=6)
-        self.conv7 = Convolution(conv7_channels, conv7_channels, 1, batch_norm)
-        for conv in self.convolutions():
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
-
-    def convolutions(self):
-        """The base's convolutions, from conv1_1 to conv7."""
-        return [module for module in self.children() if isinstance(module, Convolution)]
-
-    def pretrained_layers(self):
-        """What `freeze_base()` freezes: conv1_1 to conv5_3."""
-        return self.convolutions()[:-2]
+                conv = Convolution(channels, width // network.divisor, 3, batch_norm, padding=1)
+                self.add_module(f"conv{block}_{i}", conv)
+                channels = conv.out_channels
+            # 300 -> 150 -> 75 -> 38 (not 37: rounded up, as Caffe does) -> 19; the fifth keeps the resolution.
+            pool = nn.MaxPool2d(2, ceil_mode=True) if block < 5 else nn.MaxPool2d(3, stride=1, padding=1)
+            self.add_module(f"pool{block}", pool)
+        fc_channels = 1024 // network.divisor
+        self.conv6 = Convolution(channels, fc_channels, 3, batch_norm, padding=6, dilation=6)
+        self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm)
 
     def forward(self, images):
         x = images  # (N, 3, 300, 300)
-        for block, widths in enumerate(VGG_BLOCKS, start=1):
-            for i in range(1, len(widths) + 1):
-                x = self.get_submodule(f"conv{block}_{i}")(x)
-            if block == 4:
+        for name, layer in self.named_children():  # one after the other, as they were added
+            x = layer(x)
+            if name == "conv4_3":
                 conv4_3 = x  # (N, 512, 38, 38), before its pooling
-            x = self.get_submodule(f"pool{block}")(x)
-        conv7 = self.conv7(self.conv6(x))  # (N, 1024, 19, 19)
-        return conv4_3, conv7
+        return conv4_3, x  # conv7: (N, 1024, 19, 19)
 
 
 class MobileNetBase(nn.Module):
     """MobileNetV3-Large without its classifier, as torchvision builds it and names its layers.
 
     Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), the widened input of the block
-    that goes to stride 32, and c5 (N, 480, 10, 10), or (N, 960, 10, 10) if the tail is not reduced.
-
+    that goes to stride 32, and c5 (N, 480, 10, 10), or (N, 960, 10, 10) where the tail is not reduced.
     Source: Howard et al., "Searching for MobileNetV3", 2019, section 6.3; torchvision's `ssdlite.py`.
     """
-
-    C4 = 13  # the block of torchvision's `features` that goes from stride 16 to 32
 
     def __init__(self, network):
         super().__init__()
         reduced_tail = network.sources[1].channels == 480
-        whole = torchvision.models.mobilenet_v3_large(
-            weights=None, norm_layer=LITE_NORM, reduced_tail=reduced_tail, num_classes=1
-        )
-        self.features = whole.features
-        init_normal(self.features)
-
-    def pretrained_layers(self):
-        """What `freeze_base()` freezes: all."""
-        return [self.features]
+        self.features = torchvision.models.mobilenet_v3_large(norm_layer=LITE_NORM, reduced_tail=reduced_tail).features
+        init_convolutions(self, is_lite=True)
 
     def forward(self, images):
-        x = images  # (N, 3, 320, 320)
         blocks = list(self.features)
-        for block in blocks[: self.C4]:
-            x = block(x)
-        expand, *others = blocks[self.C4].block
-        c4 = expand(x)  # (N, 672, 20, 20)
-        c5 = c4
-        for layer in (*others, *blocks[self.C4 + 1 :]):
-            c5 = layer(c5)
-        return c4, c5  # c5: (N, 480, 10, 10)
+        expand, *others = blocks[13].block  # from stride 16 to 32
+        x = images  # (N, 3, 320, 320)
+        for layer in (*blocks[:13], expand):
+            x = layer(x)
+        c4 = x  # (N, 672, 20, 20)
+        for layer in (*others, *blocks[14:]):
+            x = layer(x)
+        return c4, x  # c5: (N, 480, 10, 10)
 
 
 BASES = {"vgg16": VGGBase, "vgg16_bn": VGGBase, "mobilenet_v3_large": MobileNetBase}
-
-
-def init_xavier(convolutions):
-    """Xavier's uniform weights and zero biases, as the Caffe code starts every layer that it adds to VGG."""
-    for conv in convolutions:
-        nn.init.xavier_uniform_(conv.weight)
-        nn.init.zeros_(conv.bias)
-
-
-def init_normal(module):
-    """Small normal weights and zero biases, as torchvision starts SSDLite."""
-    for conv in module.modules():
-        if isinstance(conv, nn.Conv2d):
-            nn.init.normal_(conv.weight, std=0.03)
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
-
 
 # ----------------------------------------------------------------------------------------------
 # Auxiliary and prediction convolutions
 # ----------------------------------------------------------------------------------------------
 
-# The step that SSDLite is made of: a convolution without bias, batch normalisation, ReLU6.
-LITE_NORM = partial(BatchNorm, eps=0.001, momentum=0.03)
-LiteConvolution = partial(Conv2dNormActivation, norm_layer=LITE_NORM, activation_layer=nn.ReLU6)
-
 
 class AuxiliaryConvolutions(nn.Module):
     """Pairs of convolutions behind the base, each pair with a smaller grid than the one before.
 
-    Takes the base's last map, for SSD300 conv7, (N, 1024, 19, 19). Returns the others in the order of the table:
+    Takes the base's second map, for SSD300 conv7 (N, 1024, 19, 19). Returns the maps that follow it in the table,
     for SSD300 conv8_2 (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2 (N, 256, 3, 3), conv11_2 (N, 256, 1, 1).
     """
 
-    def __init__(self, network=DEFAULT_NETWORK):
+    def __init__(self, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
-        self.names = []  # of the pairs
-        in_channels = network.sources[1].channels
+        batch_norm, channels = network.base == "vgg16_bn", network.sources[1].channels
         for source in network.sources[2:]:
-            names = (source.name[:-1] + "1", source.name)  # conv8_1, conv8_2
-            size = {"stride": source.stride, "padding": source.padding}
-            if network.separable:
-                first = LiteConvolution(in_channels, source.middle, 1)
-                depthwise = LiteConvolution(source.middle, source.middle, source.kernel, groups=source.middle, **size)
-                second = nn.Sequential(depthwise, LiteConvolution(source.middle, source.channels, 1))
+            middle = source.middle
+            size = {"kernel_size": source.kernel, "stride": source.stride, "padding": source.padding}
+            if network.is_lite:
+                first = LiteConvolution(channels, middle, 1)
+                depthwise = LiteConvolution(middle, middle, groups=middle, **size)
+                second = nn.Sequential(depthwise, LiteConvolution(middle, source.channels, 1))
             else:
-                first = Convolution(in_channels, source.middle, 1)
-                second = Convolution(source.middle, source.channels, source.kernel, **size)
-            self.add_module(names[0], first)
-            self.add_module(names[1], second)
-            self.names.append(names)
-            in_channels = source.channels
-        init_normal(self) if network.separable else init_xavier(self.children())
+                first = Convolution(channels, middle, 1, batch_norm)
+                second = Convolution(middle, source.channels, batch_norm=batch_norm, **size)
+            self.add_module(source.name[:-1] + "1", first)  # conv8_1
+            self.add_module(source.name, second)  # conv8_2
+            channels = source.channels
+        init_convolutions(self, network.is_lite)
 
     def forward(self, x):
         source_maps = []
-        for first, second in self.names:
-            x = self.get_submodule(second)(self.get_submodule(first)(x))
-            source_maps.append(x)
+        for name, layer in self.named_children():
+            x = layer(x)
+            if name.endswith("_2"):
+                source_maps.append(x)  # (N, channels, G, G)
         return tuple(source_maps)
 
 
@@ -337,20 +279,18 @@ class PredictionConvolutions(nn.Module):
     dimension in the order of `SSD300.create_prior_boxes()`: map by map, cell by cell along the rows, prior by prior.
     """
 
-    def __init__(self, n_classes, network=DEFAULT_NETWORK):
+    def __init__(self, n_classes, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
-        self.n_classes = n_classes
-        self.names = [source.name for source in network.sources]
+        self.n_classes, self.names = n_classes, [source.name for source in network.sources]
         for source in network.sources:
             for kind, size in (("loc", 4), ("cl", n_classes)):
-                out_channels = source.n_priors * size
-                if network.separable:
+                if network.is_lite:
                     depthwise = LiteConvolution(source.channels, source.channels, 3, groups=source.channels)
-                    head = nn.Sequential(depthwise, nn.Conv2d(source.channels, out_channels, 1))
+                    head = nn.Sequential(depthwise, nn.Conv2d(source.channels, source.n_priors * size, 1))
                 else:
-                    head = nn.Conv2d(source.channels, out_channels, 3, padding=1)
+                    head = nn.Conv2d(source.channels, source.n_priors * size, 3, padding=1)
                 self.add_module(f"{kind}_{source.name}", head)
-        init_normal(self) if network.separable else init_xavier(self.children())
+        init_convolutions(self, network.is_lite)
 
     def forward(self, source_maps):
         locs, scores = [], []
@@ -372,8 +312,7 @@ class PredictionConvolutions(nn.Module):
 class SSD300(nn.Module):
     """The detector: from normalised images to boxes, one a prior, each with a score for every class.
 
-    n_classes: C, background included.
-    network: a key of NETWORKS; the class has the name of the first.
+    n_classes: C, background included. network: a key of NETWORKS; the class has the name of the first.
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights. None: the network's own.
     priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
     max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
@@ -383,31 +322,21 @@ class SSD300(nn.Module):
     """
 
     def __init__(
-        self,
-        n_classes,
-        network="ssd300_vgg16",
-        mean=None,
-        std=None,
-        priors_cxcy=None,
-        max_size_offset=None,
+        self, n_classes, network="ssd300_vgg16", mean=None, std=None, priors_cxcy=None, max_size_offset=None,
         antialias=True,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if n_classes < 2:
             raise ValueError(f"n_classes is {n_classes}: it counts the background, so it must be 2 or more")
         if network not in NETWORKS:
             raise ValueError(f"network is {network!r}; it must be one of {', '.join(NETWORKS)}")
         row = NETWORKS[network]
-        self.network = network
-        self.input_size = row.input_size
-        self.n_classes = n_classes
+        self.network, self.input_size, self.n_classes = network, row.input_size, n_classes
+        self.max_size_offset, self.antialias = max_size_offset, antialias
         self.label_map = None  # name -> label; a training run or a checkpoint fills it in
-        self.max_size_offset = max_size_offset
-        self.antialias = antialias
         self.build(row)
-        if priors_cxcy is None:
-            priors_cxcy = self.create_prior_boxes(network)
-        # Not in the state dict: its keys are those of the parameters alone.
+        # Not in the state dict: its keys are those of the layers alone.
+        priors_cxcy = self.create_prior_boxes(network) if priors_cxcy is None else priors_cxcy
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
         self.register_buffer("mean", torch.tensor(mean or row.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or row.std).view(1, 3, 1, 1), persistent=False)
@@ -419,70 +348,53 @@ class SSD300(nn.Module):
         self.pred_convs = PredictionConvolutions(self.n_classes, row)
         # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by
         # a factor for each channel, which is learned from a start at 20 (the paper, section 3.1; ParseNet).
-        factors = nn.Parameter(torch.full((1, row.sources[0].channels, 1, 1), 20.0)) if row.l2_norm else None
+        factors = None if row.is_lite else nn.Parameter(torch.full((1, row.sources[0].channels, 1, 1), 20.0))
         self.register_parameter("rescale_factors", factors)
         self.frozen_layers = []  # see freeze_base()
 
     def forward(self, images):
-        """Predict offsets and class scores at every prior.
+        """Predict offsets (N, P, 4), gcxgcy form, and scores (N, P, C), before the softmax, at every prior.
 
         images: (N, 3, S, S) float, normalised by `normalize()`.
-        Returns offsets (N, P, 4), gcxgcy form, and scores (N, P, C) before the softmax.
         """
         if images.shape[1:] != (3, self.input_size, self.input_size):
             shape = f"(N, 3, {self.input_size}, {self.input_size})"
             raise ValueError(f"images are {shape} for {self.network}, not {tuple(images.shape)}")
         first, second = self.base(images)  # conv4_3, conv7
-        behind = self.aux_convs(second)
+        others = self.aux_convs(second)
         if self.rescale_factors is not None:
             first = l2_normalize(first) * self.rescale_factors
-        return self.pred_convs((first, second, *behind))
+        return self.pred_convs((first, second, *others))
 
     @staticmethod
     def create_prior_boxes(network="ssd300_vgg16"):
         """A network's priors, in the order in which the prediction convolutions' outputs are stacked.
 
         Returns (P, 4) float32, center-size form, fractional; P is 8732 for SSD300. The centres lie inside the
-        image, but a prior may reach beyond its edges.
+        image, but a prior may reach beyond its edges: none is clipped (SSDLite: only the sizes, to the image's).
         Source: the paper, section 2.2, equation 4 from conv7 on (0.2 to 0.9), and 0.1 for conv4_3.
         """
         row = NETWORKS[network]
         next_scales = [source.scale for source in row.sources[1:]] + [row.last_scale]
         priors = []
         for source, next_scale in zip(row.sources, next_scales, strict=True):
-            centers = (torch.arange(source.grid, dtype=torch.float64) + 0.5) / source.grid
-            c_y, c_x = torch.meshgrid(centers, centers, indexing="ij")  # (G, G) each, row by row
-            c_xy = torch.stack([c_x, c_y], dim=-1).view(-1, 1, 2)  # (G * G, 1, 2)
             sizes = [(source.scale * ratio**0.5, source.scale / ratio**0.5) for ratio in source.aspect_ratios]
             extra = (source.scale * next_scale) ** 0.5  # a square between this map's scale and the next's
             sizes.insert(1, (extra, extra))  # directly after ratio 1
-            wh = torch.tensor(sizes, dtype=torch.float64).view(1, -1, 2)  # (1, n_priors, 2)
-            if row.clip_priors:
-                wh = wh.clamp(max=1)
-            n_cells, n_priors = c_xy.shape[0], wh.shape[1]
-            cell_priors = [c_xy.expand(n_cells, n_priors, 2), wh.expand(n_cells, n_priors, 2)]
-            priors.append(torch.cat(cell_priors, dim=-1).view(-1, 4))  # (G * G * n_priors, 4)
-        return torch.cat(priors).float()
+            if row.is_lite:
+                sizes = [(min(w, 1), min(h, 1)) for w, h in sizes]
+            centers = [(i + 0.5) / source.grid for i in range(source.grid)]
+            priors += [(c_x, c_y, w, h) for c_y in centers for c_x in centers for w, h in sizes]
+        return torch.tensor(priors)  # (P, 4)
 
     def normalize(self, images):
-        """From bytes to the network's input, on the model's device.
-
-        images: (N, 3, S, S) uint8, RGB, on any device.
-        Returns the same shape, float32, minus the mean and divided by the standard deviation of the images
-        that the weights were trained on.
-        """
+        """From bytes (N, 3, S, S), on any device, to the network's input on the model's: see `normalize()`."""
         return normalize(images.to(self.mean.device, non_blocking=True), self.mean, self.std)
 
     def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None):
-        """Turn this model's predictions for a batch into objects: see the function `detect_objects()`.
-
-        Returns three lists of N tensors, each by falling score: boxes (n, 4), fractional boundary form, labels
-        (n,) and scores (n,).
-        """
-        predicted_locs = self.limit_sizes(predicted_locs)
-        return detect_objects(
-            predicted_locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k, max_candidates
-        )
+        """Turn this model's predictions for a batch into objects: see the function `detect_objects()`."""
+        locs = self.limit_sizes(predicted_locs)
+        return detect_objects(locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k, max_candidates)
 
     def limit_sizes(self, predicted_locs):
         """Predicted offsets (N, P, 4), those of the sizes not above this model's limit, if it has one."""
@@ -492,8 +404,8 @@ class SSD300(nn.Module):
         return torch.cat([centers, sizes.clamp(max=self.max_size_offset)], dim=-1)
 
     def freeze_base(self):
-        """Keep the pretrained layers of the base as they are: weights, and the statistics of batch normalisation."""
-        self.frozen_layers = self.base.pretrained_layers()
+        """Keep the base but conv6 and conv7 as it is: weights, and the statistics of batch normalisation."""
+        self.frozen_layers = [layer for name, layer in self.base.named_children() if name not in ("conv6", "conv7")]
         for layer in self.frozen_layers:
             layer.requires_grad_(False)
         self.train(self.training)
@@ -509,8 +421,7 @@ class SSD300(nn.Module):
 def normalize(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """Turn a batch of bytes into the network's input, on the device where it lies.
 
-    images: (N, 3, S, S) uint8 tensor, RGB.
-    mean, std: three numbers each, for RGB in [0, 1]: those that the model's weights were trained with.
+    images: (N, 3, S, S) uint8 tensor, RGB. mean, std: of the images that the weights were trained on, in [0, 1].
     Returns a (N, 3, S, S) float32 tensor: (images / 255 - mean) / std.
     """
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
@@ -521,9 +432,8 @@ def normalize(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
 def l2_normalize(features, eps=1e-10):
     """Scale the channels of every cell to a Euclidean length of 1; a cell of zeros stays zeros.
 
-    features: (N, channels, G, G), any float type. Returns float32: squares of half-precision activations
-    lose too much, and may overflow. The epsilon, inside the root as in the Caffe code, also keeps the
-    gradient finite.
+    features: (N, channels, G, G), any float type. Returns float32: squares of half-precision activations lose too
+    much, and may overflow. The epsilon, inside the root as in the Caffe code, also keeps the gradient finite.
     """
     features = features.float()
     return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + eps)
@@ -1036,30 +946,36 @@ def find_divisor(n_positives):
 # What is read from files: pretrained bases, checkpoints
 # ----------------------------------------------------------------------------------------------
 
+PRETRAINED = {
+    "vgg16": torchvision.models.VGG16_Weights,
+    "vgg16_bn": torchvision.models.VGG16_BN_Weights,
+    "mobilenet_v3_large": torchvision.models.MobileNet_V3_Large_Weights,
+}
+
 
 def load_pretrained(model, weights):
     """Start the base from a network that was trained to classify ImageNet; take over its input's mean and std.
 
-    weights: a name of torchvision's weights, such as "IMAGENET1K_V1" (downloaded once and cached); or a local
-    file, a state dict as torchvision names it. For VGG-16 `features.*` alone will do, and "IMAGENET1K_FEATURES"
-    are the convolutions that were trained with Caffe.
+    weights: a name of torchvision's weights, such as "IMAGENET1K_V1", downloaded once and cached; or a file, a state
+    dict as torchvision names it. (VGG-16: `features.*` alone will do; "IMAGENET1K_FEATURES" was trained with Caffe.)
     Raises ValueError, FileNotFoundError or ConnectionError, naming the file or the URL, and the way out.
     """
     row = NETWORKS[model.network]
-    if row.width != 1:
-        raise ValueError(
-            f"there are no pretrained weights for {model.network}: start from random ones with --pretrained="
-        )
-    known, load_base = PRETRAINED[row.base]
-    state_dict = read_pretrained(weights, known.__members__)
+    if row.divisor != 1:
+        raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
+    state = read_pretrained(weights, PRETRAINED[row.base].__members__)
     try:
-        load_base(model, state_dict)
-    except ValueError as error:
-        raise ValueError(f"{weights}: not the ImageNet weights of {row.base}: {error}") from error
+        fit_tail(model, state.get("features.16.0.weight"))
+        entries = vgg16_entries(model.base, state) if isinstance(model.base, VGGBase) else features_of(state)
+        check_finite(entries)
+        model.base.load_state_dict(entries)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{weights}: not weights of {row.base}: {printable(error, 1000)}") from error
     # Under its own name or another: torchvision's file of Caffe's weights has NaN where fc6 was left out.
-    fc6 = state_dict.get("classifier.0.weight")
-    is_caffe = weights == "IMAGENET1K_FEATURES" or (fc6 is not None and bool(fc6[0].isnan().any()))
-    set_input(model, *((CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)))
+    is_caffe = weights == "IMAGENET1K_FEATURES" or bool(state.get("classifier.0.bias", torch.zeros(1)).isnan().any())
+    mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
+    model.mean.copy_(torch.tensor(mean).view_as(model.mean))
+    model.std.copy_(torch.tensor(std).view_as(model.std))
 
 
 def read_pretrained(weights, known):
@@ -1070,79 +986,54 @@ def read_pretrained(weights, known):
         except (OSError, RuntimeError) as error:  # urllib's errors, and a file whose hash is wrong
             raise ConnectionError(
                 f"could not download {known[weights].url}: {error}. Give train.py --pretrained=FILE for the same "
-                "state dict on this machine, or --pretrained= for random weights"
+                "file on this machine, or --pretrained= for random weights"
             ) from error
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"pretrained={weights!r} is neither a file nor one of {', '.join(known)}; an empty value starts from "
+            f"pretrained={weights!r} is neither a file nor one of {', '.join(known)}; --pretrained= starts from "
             "random weights"
         )
     try:
-        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
+        state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{weights}: not a state dict of tensors: {reason}") from error
-    if not isinstance(state_dict, dict) or not all(isinstance(e, torch.Tensor) for e in state_dict.values()):
+        raise ValueError(f"{weights}: not a state dict of tensors: {printable(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError(f"{weights}: not a state dict of tensors, such as torchvision's networks have")
-    return state_dict
+    return state
 
 
-@torch.no_grad()
-def load_vgg16(model, state_dict):
-    """Take over the weights of VGG-16, with batch normalisation or without: `features.*`, and fc6 and fc7
-    (`classifier.0.*` and `classifier.3.*`) where they are usable; else conv6 and conv7 start from Xavier's."""
-    convolutions = model.base.convolutions()
-    index = 0  # in torchvision's `features`: each convolution is followed by its norm, if any, and a ReLU
-    for conv, is_last in zip(convolutions[:-2], vgg16_block_ends(), strict=True):
-        copy_entries(conv, state_dict, f"features.{index}", ("weight", "bias"))
-        if conv.norm is not None:
-            copy_entries(
-                conv.norm, state_dict, f"features.{index + 1}", ("weight", "bias", "running_mean", "running_var")
-            )
-        index += (2 if conv.norm is None else 3) + is_last  # a pooling layer ends a block
-    conv6, conv7 = convolutions[-2:]
-    if has_usable_fc_layers(state_dict):
-        # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
-        fc6, fc7 = state_dict["classifier.0.weight"], state_dict["classifier.3.weight"]
-        conv6.weight.copy_(decimate(fc6.view(4096, 512, 7, 7), steps=(4, None, 3, 3)))
-        conv6.bias.copy_(decimate(state_dict["classifier.0.bias"], steps=(4,)))
-        conv7.weight.copy_(decimate(fc7.view(4096, 4096, 1, 1), steps=(4, 4, None, None)))
-        conv7.bias.copy_(decimate(state_dict["classifier.3.bias"], steps=(4,)))
+def features_of(state):
+    """The entries of the convolutions of a torchvision network, without those of its classifier."""
+    return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+
+
+def vgg16_entries(base, state):
+    """A VGG-16's entries under the names of our base; conv6 and conv7 from fc6 and fc7 if they are usable."""
+    names, index = {}, 0  # torchvision numbers all layers: convolution, batch normalisation if any, ReLU, ..., pooling
+    for name, layer in base.named_children():
+        names[f"features.{index}"] = name
+        if isinstance(layer, Convolution):
+            has_norm = layer.norm is not None
+            if has_norm:
+                names[f"features.{index + 1}"] = f"{name}.norm"
+            index += 1 + has_norm
+        index += 1
+    entries = {}
+    for entry, tensor in features_of(state).items():
+        layer, _, kind = entry.rpartition(".")
+        entries[f"{names.get(layer, layer)}.{kind}"] = tensor
+    # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
+    fc = [state.get(f"classifier.{i}.{kind}", torch.tensor(torch.nan)) for i in (0, 3) for kind in ("weight", "bias")]
+    if all(bool(tensor.isfinite().all()) for tensor in fc):
+        entries["conv6.weight"] = decimate(fc[0].view(4096, 512, 7, 7), steps=(4, None, 3, 3))
+        entries["conv6.bias"] = decimate(fc[1], steps=(4,))
+        entries["conv7.weight"] = decimate(fc[2].view(4096, 4096, 1, 1), steps=(4, 4, None, None))
+        entries["conv7.bias"] = decimate(fc[3], steps=(4,))
     else:
-        init_xavier([conv6, conv7])
-
-
-def vgg16_block_ends():
-    """For each of VGG-16's convolutions, whether it is the last of its block."""
-    return [i == len(widths) - 1 for widths in VGG_BLOCKS for i in range(len(widths))]
-
-
-def copy_entries(layer, state_dict, prefix, names):
-    """Copy entries of a state dict into a layer; ValueError if one is missing, of another shape, or not finite."""
-    for name in names:
-        key, target = f"{prefix}.{name}", getattr(layer, name)
-        if key not in state_dict:
-            raise ValueError(f"the entry {key!r} is missing")
-        if state_dict[key].shape != target.shape:
-            raise ValueError(f"{key!r} has shape {tuple(state_dict[key].shape)}, not {tuple(target.shape)}")
-        if not state_dict[key].isfinite().all():
-            raise ValueError(f"{key!r} holds numbers that are not finite")
-        target.copy_(state_dict[key])
-
-
-def has_usable_fc_layers(state_dict):
-    """Whether fc6 and fc7 are there, of VGG-16's shapes, and finite (torchvision's IMAGENET1K_FEATURES fills
-    them with NaN)."""
-    shapes = {
-        "classifier.0.weight": (4096, 512 * 7 * 7),
-        "classifier.0.bias": (4096,),
-        "classifier.3.weight": (4096, 4096),
-        "classifier.3.bias": (4096,),
-    }
-    return all(
-        key in state_dict and state_dict[key].shape == shape and bool(state_dict[key].isfinite().all())
-        for key, shape in shapes.items()
-    )
+        init_convolutions(base.conv6)
+        init_convolutions(base.conv7)
+    own = {name: tensor for name, tensor in base.state_dict().items() if name.startswith(("conv6", "conv7"))}
+    return {**own, **entries}
 
 
 def decimate(tensor, steps):
@@ -1154,72 +1045,26 @@ def decimate(tensor, steps):
     return tensor[tuple(slice(None, None, step) for step in steps)]
 
 
-def load_mobilenet(model, state_dict):
-    """Take over the weights of MobileNetV3-Large, whose tail is not the reduced one."""
-    model.build(with_full_tail(NETWORKS[model.network]))
-    for name, layer in model.base.features.named_modules():
-        names = [key for key, _ in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]]
-        with torch.no_grad():
-            copy_entries(layer, state_dict, f"features.{name}", [key for key in names if key != "num_batches_tracked"])
+def fit_tail(model, last_weight):
+    """Rebuild an SSDLite for a tail of another width: ImageNet's is not reduced, that of torchvision's COCO weights is.
 
-
-PRETRAINED = {  # of each base: torchvision's weights, and the function that takes them over
-    "vgg16": (torchvision.models.VGG16_Weights, load_vgg16),
-    "vgg16_bn": (torchvision.models.VGG16_BN_Weights, load_vgg16),
-    "mobilenet_v3_large": (torchvision.models.MobileNet_V3_Large_Weights, load_mobilenet),
-}
-
-
-def with_full_tail(row):
-    """SSDLite's row with the tail that ImageNet's weights have (MobileNetV3, table 6, has both)."""
-    c4, c5, *others = row.sources
-    return row._replace(sources=(c4, c5._replace(channels=960), *others))
-
-
-def set_input(model, mean, std):
-    """Set the mean and the standard deviation by which a model's input is normalised."""
-    model.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
-    model.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
-
-
-@torch.no_grad()
-def load_other_classes(model, saved, label_map):
-    """Start from a checkpoint of other classes: everything is taken over but the class heads.
-
-    saved: what `load_checkpoint()` returned. label_map: this model's.
-    Where both have the same classes in the same order, the class heads are taken over as well.
-    Returns a sentence that says what was done. Raises ValueError if the checkpoint does not fit.
+    last_weight: of the last convolution of MobileNet; None for other bases.
     """
-    check_entries(saved)
-    same_classes = saved["label_map"] == label_map
-    state = {
-        name: tensor
-        for name, tensor in saved["model"].items()
-        if same_classes or not name.startswith("pred_convs.cl_")
-    }
-    if has_full_tail(saved):
-        model.build(with_full_tail(NETWORKS[model.network]))
-    misfit = f"a checkpoint of {network_of(saved)} does not fit {model.network}"
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # an entry of another shape
-        raise ValueError(f"{misfit}: {error}") from error
-    missing = [name for name in missing if not name.startswith("pred_convs.cl_")]
-    if missing or unexpected or saved["priors_cxcy"].shape != model.priors_cxcy.shape:
-        raise ValueError(f"{misfit}: it lacks {missing}, and has {unexpected} besides")
-    set_input(model, saved["mean"], saved["std"])
-    model.priors_cxcy.copy_(saved["priors_cxcy"])
-    model.max_size_offset = saved.get("max_size_offset")
-    model.antialias = saved.get("antialias", True)
-    heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
-    return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
+    row = NETWORKS[model.network]
+    if row.is_lite and last_weight is not None and len(last_weight) != row.sources[1].channels:
+        c4, c5, *others = row.sources
+        model.build(row._replace(sources=(c4, c5._replace(channels=len(last_weight)), *others)))
+
+
+def check_finite(tensors):
+    """Raise ValueError, naming the entry, if there are numbers in a dict of tensors that are not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def model_state(model):
-    """What a checkpoint needs to rebuild a model: see `model_from_checkpoint()`.
-
-    model: an SSD300 with a label map. Returns a dict; its tensors are the model's own, not copies.
-    """
+    """What a checkpoint needs to rebuild a model with a label map; its tensors are the model's own, not copies."""
     return {
         "model": model.state_dict(),
         "network": model.network,
@@ -1232,78 +1077,69 @@ def model_state(model):
     }
 
 
+def check_state(saved):
+    """Raise ValueError, LookupError or TypeError for a checkpoint that no model can be rebuilt from."""
+    network = saved.get("network", "ssd300_vgg16")
+    if network not in NETWORKS:
+        raise ValueError(f"its network is {network!r}, which is not one of {', '.join(NETWORKS)}")
+    # Before a head is built for every class that the label map claims to have:
+    n_scores = [tensor.numel() for name, tensor in saved["model"].items() if name.startswith("pred_convs.cl_")][-1]
+    n_classes = n_scores / NETWORKS[network].sources[-1].n_priors
+    if n_classes != len(saved["label_map"]):
+        raise ValueError(f"its label map has {len(saved['label_map'])} classes, its weights are for {n_classes:g}")
+    check_finite({**saved["model"], "priors_cxcy": saved["priors_cxcy"], "mean": torch.tensor(saved["mean"])})
+    if not 0 < min(saved["std"]) <= max(saved["std"]) < math.inf:
+        raise ValueError(f"its std is {saved['std']}; the input is divided by it, so it must be more than 0")
+
+
+@torch.no_grad()
+def restore_state(model, saved, keep_class_heads=False):
+    """Take over weights and what goes with them; keep_class_heads: leave those of the model as they are."""
+    state = saved["model"]
+    fit_tail(model, state.get("base.features.16.0.weight"))
+    if keep_class_heads:
+        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("pred_convs.cl_")}
+        state = {**state, **own}
+    model.load_state_dict(state)
+    model.priors_cxcy.copy_(saved["priors_cxcy"])
+    model.mean.copy_(torch.tensor(saved["mean"]).view_as(model.mean))
+    model.std.copy_(torch.tensor(saved["std"]).view_as(model.std))
+    model.max_size_offset, model.antialias = saved.get("max_size_offset"), saved.get("antialias", True)
+
+
+def load_other_classes(model, saved, label_map):
+    """Start from a checkpoint of other classes: all is taken over but the class heads, and these, too, where the
+    classes are the same in the same order.
+
+    saved: what `load_checkpoint()` returned. label_map: this model's.
+    Returns a sentence that says what was done. Raises ValueError and others if the checkpoint does not fit.
+    """
+    check_state(saved)
+    same_classes = saved["label_map"] == label_map
+    restore_state(model, saved, keep_class_heads=not same_classes)
+    heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
+    return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
+
+
 def model_from_checkpoint(saved, name):
-    """Rebuild a model with its label map, its priors, and what its input looks like.
+    """Rebuild a model with its label map, its priors and what its input looks like.
 
     saved: what `load_checkpoint()` returned. name: the file, for errors.
     Returns an SSD300 on the CPU. Raises ValueError if an entry is missing, does not fit or is not finite.
     """
     try:
-        check_entries(saved)
-        model = SSD300(
-            len(saved["label_map"]),
-            network_of(saved),
-            saved["mean"],
-            saved["std"],
-            saved["priors_cxcy"],
-            saved.get("max_size_offset"),
-            saved.get("antialias", True),
-        )
-        if has_full_tail(saved):
-            model.build(with_full_tail(NETWORKS[model.network]))
-        model.load_state_dict(saved["model"])
+        check_state(saved)
+        model = SSD300(len(saved["label_map"]), saved.get("network", "ssd300_vgg16"))
+        restore_state(model, saved)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: a checkpoint that does not fit: {printable(error, 1000)}") from error
     model.label_map = saved["label_map"]
     return model
 
 
-def network_of(saved):
-    """The network of a checkpoint; those from before there were several do not name it."""
-    return saved.get("network", "ssd300_vgg16")
-
-
-def has_full_tail(saved):
-    """Whether a checkpoint's SSDLite started from ImageNet's weights: see `with_full_tail()`."""
-    head = saved["model"].get("pred_convs.loc_c5.1.weight")
-    return head is not None and head.shape[1] == 960
-
-
-def check_entries(saved):
-    """Raise ValueError, KeyError or TypeError if the entries of a checkpoint are not what a model needs."""
-    if network_of(saved) not in NETWORKS:
-        raise ValueError(f"its network is {network_of(saved)!r}, which is not one of {', '.join(NETWORKS)}")
-    sources = NETWORKS[network_of(saved)].sources
-    labels = sorted(saved["label_map"].values())
-    if labels != list(range(len(labels))) or not all(isinstance(name, str) for name in saved["label_map"]):
-        raise ValueError("its label map does not number the classes from 0 on")
-    # Before a head is built for every class that the label map claims to have:
-    n_scores = [t.numel() for name, t in saved["model"].items() if name.startswith("pred_convs.cl_")][-1]  # a bias
-    if n_scores != sources[-1].n_priors * len(labels):
-        n_classes = f"{n_scores / sources[-1].n_priors:g}"
-        raise ValueError(f"its label map has {len(labels)} classes, its weights are for {n_classes}")
-    for name in ("mean", "std"):
-        if len(saved[name]) != 3 or not all(type(x) is float and math.isfinite(x) for x in saved[name]):
-            raise ValueError(f"its {name} is not three numbers, for red, green and blue")
-    if min(saved["std"]) <= 0:
-        raise ValueError(f"its std is {saved['std']}, but deviations are more than 0")
-    n_priors = sum(source.n_priors * source.grid**2 for source in sources)
-    priors = saved["priors_cxcy"]
-    if priors.shape != (n_priors, 4) or not priors.is_floating_point() or not priors.isfinite().all():
-        raise ValueError(f"its priors are not ({n_priors}, 4) finite numbers")
-    limit = saved.get("max_size_offset")
-    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
-        raise ValueError("its max_size_offset is not a positive number")
-    for name, tensor in saved["model"].items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"its weights are not finite: {name} holds NaN or infinity; train it anew")
-
-
 def load_model(path, device="cpu"):
-    """Read a model from a checkpoint, ready to detect.
+    """Read a model, with its label map, from a checkpoint to a device, in evaluation mode.
 
-    path: a checkpoint of train.py. device: where the model goes, wherever it was trained.
-    Returns an SSD300 in evaluation mode; its `label_map` is that of its training data.
     Raises as `load_checkpoint()` and `model_from_checkpoint()` do.
     """
     model = model_from_checkpoint(load_checkpoint(path), path)
@@ -1315,8 +1151,7 @@ def has_bf16_units(device):
     """Whether bfloat16 is fast on a device, and not only possible."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    find_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # newer than the oldest torch we support
-    capabilities = find_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we support
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
