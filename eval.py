@@ -1,34 +1,41 @@
-"""Evaluate SSD300 on the TEST lists: average precision by class, their mean (VOC07 mAP), images a second.
+"""Evaluate a network on the TEST lists: the average precision of each class, their mean, images a second.
 
     python eval.py
-    python eval.py --checkpoint=best_checkpoint_ssd300.pth.tar --write_detections_to=detections
-    python eval.py --read_detections_from=detections            score such files, of any detector: no model
+    python eval.py --metric=coco --write_detections_to=found.json
+    python eval.py --read_detections_from=found.json            score the detections of any detector: no network
 
-Reads the TEST lists in `data_folder`, and a checkpoint or detections in Pascal VOC's text format.
+Reads the TEST lists in `data_folder`, and a checkpoint or detections. Detections are a folder of Pascal VOC's text
+files, or one .json file in the format of COCO's results; what was read in one can be written in the other.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
-import itertools
+import contextlib
+import importlib.util
+import io
+import json
 import math
 import os
 import re
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import utils
 from datasets import PascalVOCDataset
 from model import fastest_memory_format, load_model
-from utils import exit_with_message, make_label_map, override_parameters, voc_labels
+from utils import find_paired_overlap, printable
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
 checkpoint = "checkpoint_ssd300.pth.tar"
-read_detections_from = ""  # folder of comp4_det_test_<class>.txt to score in place of a model; "": use the model
-write_detections_to = ""  # folder that gets the detections as comp4_det_test_<class>.txt; "": not written
+read_detections_from = ""  # a folder of comp4_det_test_<class>.txt, or a .json file, to score; "": use the network
+write_detections_to = ""  # a folder, or a file that ends in .json, that gets the detections; "": not written
 
 # Detection: what the paper evaluates with
 min_score = 0.01  # lower scores are no detections
@@ -37,9 +44,8 @@ top_k = 200  # detections kept in an image, of all classes together
 max_candidates = 0  # best boxes of a class that enter suppression; 0: all. (The Caffe code takes 400.)
 
 # Metric
-metric = "11 points"  # VOC2007's; "area" is that of VOC2010 and later
-threshold = 0.5  # overlap from which a detection finds an object
-coco_style = False  # also the mean over the overlaps 0.50, 0.55, ... 0.95
+metric = "11 points"  # VOC2007's; "area": that of VOC2010 and later; "coco": COCO's twelve numbers, by pycocotools
+min_overlap = 0.5  # overlap from which a detection finds an object; "coco" takes 0.50, 0.55, ... 0.95
 
 # Speed
 batch_size = 32  # images at a time; less needs less memory
@@ -48,30 +54,44 @@ bf16 = False  # bfloat16 autocast: faster on a GPU, detections differ in the thi
 
 
 def main():
-    dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True)
-    if write_detections_to:
-        check_image_names(dataset.image_names())  # an error now, not after the detection of all images
-    seconds = Stopwatch()
+    check_parameters()
     if read_detections_from:
-        detections = read_voc_detections(read_detections_from, dataset.image_names(), dataset.label_map)
-        seconds.lap("reading the detections")
+        dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True)
     else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(checkpoint, device)
+        model = load_model(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        test_loader = make_test_loader(data_folder, batch_size, workers, model)
+        dataset = test_loader.dataset
         check_same_classes(model.label_map, dataset.label_map)
-        loader = make_test_loader(data_folder, batch_size, workers)
-        seconds.lap("loading the model", device)
-        detections = detect_all(loader, model, seconds)
     if write_detections_to:
-        write_voc_detections(write_detections_to, dataset.image_names(), *detections, dataset.label_map)
-        print(f"detections written to {write_detections_to}")
-        seconds.lap("writing the detections")
-    average_precisions, mean_ap = score(detections, dataset)
-    seconds.lap("the metric")
-    print_table(average_precisions, mean_ap)
-    if coco_style:
-        print(f"mean over the overlaps 0.50, 0.55, ... 0.95: {score(detections, dataset, COCO_THRESHOLDS)[1]:.4f}")
-    seconds.report(len(dataset))
+        write_detections(write_detections_to, dataset)  # a trial: errors now, not after the detection of all images
+
+    start = time.perf_counter()
+    if read_detections_from:
+        detections = read_detections(read_detections_from, dataset)
+    else:
+        detections = detect_all(test_loader, model)
+    seconds = time.perf_counter() - start
+    if write_detections_to:
+        write_detections(write_detections_to, dataset, detections)
+        print(f"detections written to {printable(write_detections_to)}")
+    print_table(*score(detections, dataset))
+    overlaps = "overlaps from 0.50 to 0.95" if metric == "coco" else f"overlap {min_overlap:g} or more"
+    if metric == "coco" and dataset.image_ids is None:
+        overlaps += ", difficult objects as crowds"
+    verb = "read" if read_detections_from else "detected"
+    print(
+        f"{metric}, {overlaps}; {len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
+    )
+
+
+def check_parameters():
+    """Refuse now what would be an error after the detection of all images."""
+    if metric not in ("11 points", "area", "coco"):
+        raise ValueError(f'metric is "{printable(metric)}"; it is "11 points", "area" or "coco"')
+    if metric == "coco" and importlib.util.find_spec("pycocotools") is None:
+        raise ValueError('the metric "coco" is computed by pycocotools, which is missing: pip install pycocotools')
+    if not 0 < min_overlap <= 1:
+        raise ValueError(f"min_overlap is {min_overlap}; it is more than 0, and 1 at most")
 
 
 def evaluate(test_loader, model):
@@ -79,137 +99,97 @@ def evaluate(test_loader, model):
 
     test_loader: from `make_test_loader()`. model: an SSD300 with a label map, on any device.
     Returns a dict of class name to average precision (NaN for a class without an object to find), and the
-    mean over the other classes. The model is left in evaluation mode.
+    mean over the other classes (COCO's AP with that metric). The model is left in evaluation mode.
     """
     check_same_classes(model.label_map, test_loader.dataset.label_map)
-    return score(detect_all(test_loader, model), test_loader.dataset)
-
-
-def make_test_loader(data_folder, batch_size, workers, skip_corrupt=False):
-    """Read the TEST lists in order, difficult objects included; the parameters are those of train.py."""
-    dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True, skip_corrupt=skip_corrupt)
-    return DataLoader(
-        dataset,
-        batch_size,
-        collate_fn=dataset.collate_fn,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-@torch.inference_mode()
-def detect_all(test_loader, model, seconds=None):
-    """Detect the objects in all images of a loader.
-
-    test_loader: yields batches of `PascalVOCDataset`'s items, in the order of the data set.
-    model: an SSD300, on any device. seconds: a Stopwatch to tell where the time goes, or None.
-    Returns three lists with an entry an image: boxes (n, 4) float32, boundary form, in pixels of the original
-    image, labels (n,) and scores (n,); on the CPU.
-    """
-    seconds = seconds or Stopwatch()
-    device = model.mean.device
-    model.eval()
-    det_boxes, det_labels, det_scores = [], [], []
-    for images, *_ in tqdm(test_loader, unit="batch", leave=False):
-        seconds.lap("waiting for images")
-        images = model.normalize(images).contiguous(memory_format=fastest_memory_format(device, model.network))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            predicted_locs, predicted_scores = model(images)
-        seconds.lap("the network", device)
-        boxes, labels, scores = model.detect_objects(
-            predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates or None
-        )
-        det_boxes += [image_boxes.cpu() for image_boxes in boxes]
-        det_labels += [image_labels.cpu() for image_labels in labels]
-        det_scores += [image_scores.cpu() for image_scores in scores]
-        seconds.lap("finding objects")
-    scales = torch.from_numpy(test_loader.dataset.sizes).repeat(1, 2)  # (n_images, 4): W, H, W, H
-    det_boxes = [boxes * scale for boxes, scale in zip(det_boxes, scales, strict=True)]
-    return det_boxes, det_labels, det_scores
-
-
-def score(detections, dataset, overlaps=None):
-    """Average precisions of detections on a data set, and their mean.
-
-    detections: three lists with an entry an image, as from `detect_all()`. overlaps: in place of `threshold`.
-    """
-    starts = dataset.starts.tolist()
-    objects = [slice(first, last) for first, last in itertools.pairwise(starts)]
-    return calculate_mAP(
-        *detections,
-        [dataset.boxes_xy_pixels[these] for these in objects],
-        [dataset.labels[these] for these in objects],
-        [dataset.difficulties[these] for these in objects],
-        label_map=dataset.label_map,
-        threshold=overlaps or threshold,
-        metric=metric,
-    )
+    average_precisions, summary = score(detect_all(test_loader, model), test_loader.dataset)
+    return average_precisions, next(iter(summary.values()))
 
 
 def check_same_classes(model_map, data_map):
     """Refuse to score a model on a data set whose labels mean something else."""
     if model_map != data_map:
-        raise ValueError(
-            f"the model knows {len(model_map)} classes ({', '.join(model_map)}), the data set has "
-            f"{len(data_map)} ({', '.join(data_map)}): train on lists of the same classes, or evaluate on them"
+        known, wanted = (f"{len(names)} classes ({printable(', '.join(names))})" for names in (model_map, data_map))
+        raise ValueError(f"the model knows {known}, the data set has {wanted}: evaluate on lists of the same classes")
+
+
+def make_test_loader(data_folder, batch_size, workers, model, skip_corrupt=False):
+    """Read the TEST lists in order, difficult objects included, the images as the model wants them.
+
+    data_folder, skip_corrupt: as for `PascalVOCDataset`. batch_size: images that this process takes at a time.
+    workers: processes that read images. model: an SSD300.
+    """
+    as_model_wants = {"size": model.input_size, "antialias": model.antialias}
+    dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True, skip_corrupt=skip_corrupt, **as_model_wants)
+    pin_memory = model.mean.device.type == "cuda"
+    return DataLoader(dataset, batch_size, collate_fn=dataset.collate_fn, num_workers=workers, pin_memory=pin_memory)
+
+
+@torch.inference_mode()
+def detect_all(test_loader, model):
+    """Detect the objects in all images of a loader.
+
+    test_loader: yields batches of `PascalVOCDataset`'s items, in the order of the data set.
+    model: an SSD300, on any device.
+    Returns three lists with an entry an image: boxes (n, 4) float32, boundary form, in pixels of the original
+    image, labels (n,) and scores (n,); on the CPU.
+    """
+    device = model.mean.device
+    memory_format = fastest_memory_format(device, model.network)
+    model.eval()
+    detections = [], [], []  # boxes, labels, scores
+    for images, *_ in tqdm(test_loader, unit="batch", leave=False):
+        images = model.normalize(images).contiguous(memory_format=memory_format)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            predicted_locs, predicted_scores = model(images)
+        found = model.detect_objects(
+            predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates or None
         )
+        counts = [len(scores) for scores in found[2]]
+        for part, parts in zip(detections, found, strict=True):
+            part += torch.cat(parts).cpu().split(counts)  # one copy a batch, not one an image
+    scales = torch.from_numpy(test_loader.dataset.sizes).repeat(1, 2)  # (n_images, 4): W, H, W, H
+    return [boxes * scale for boxes, scale in zip(detections[0], scales, strict=True)], *detections[1:]
 
 
-def print_table(average_precisions, mean_ap):
-    """Print the average precision of each class, and the mean."""
-    width = max(len(name) for name in [*average_precisions, "mean"])
-    for name, value in average_precisions.items():
+def score(detections, dataset):
+    """Score detections, three lists as from `detect_all()`, on a data set with the metric at the top of this file.
+
+    Returns a dict of class name to average precision, and a dict of the numbers that sum it up, the mean first.
+    """
+    if metric == "coco":
+        return calculate_coco(*detections, dataset)
+    counts = np.diff(dataset.starts).tolist()
+    objects = (part.split(counts) for part in (dataset.boxes_xy_pixels, dataset.labels, dataset.difficulties))
+    average_precisions, mean = calculate_mAP(*detections, *objects, dataset.label_map, min_overlap, metric)
+    return average_precisions, {"mean": mean}
+
+
+def print_table(average_precisions, summary):
+    """Print the average precision of each class, and the numbers that sum it up."""
+    rows = [(printable(name, 40), value) for name, value in [*average_precisions.items(), *summary.items()]]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
         print(f"{name:<{width}}  {'no object to find: left out of the mean' if math.isnan(value) else f'{value:.4f}'}")
-    print(f"{'mean':<{width}}  {mean_ap:.4f}    ({metric}, overlap {threshold:g} or more)")
-
-
-class Stopwatch:
-    """Adds up where the time goes, lap by lap."""
-
-    def __init__(self):
-        self.seconds = {}
-        self.last = time.perf_counter()
-
-    def lap(self, what, device=None):
-        """Count the time since the last lap as time for `what`, done by `device`, which is waited for."""
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        self.seconds[what] = self.seconds.get(what, 0.0) + now - self.last
-        self.last = now
-
-    def report(self, n_images):
-        """Print the total, and the share of each kind of lap."""
-        total = sum(self.seconds.values())
-        shares = ", ".join(f"{what} {100 * spent / total:.0f}%" for what, spent in self.seconds.items())
-        print(f"{n_images} images in {total:.1f} s, {n_images / total:.1f} a second: {shares}")
 
 
 # ----------------------------------------------------------------------------------------------
-# The VOC metric
+# The metric of Pascal VOC
 # ----------------------------------------------------------------------------------------------
 
-COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # 0.5, 0.55, ... 0.95
 # As in the Python ports of the development kit: 3, 6 and 7 tenths come out a little above 0.3, 0.6 and 0.7, so
 # that a recall of just 3/10 does not reach the fourth point. (On real detections this can cost 0.001.)
 RECALL_POINTS = tuple(0.1 * i for i in range(11))
 
 
 def calculate_mAP(
-    det_boxes,
-    det_labels,
-    det_scores,
-    true_boxes,
-    true_labels,
-    true_difficulties,
-    label_map=None,
-    threshold=0.5,
-    metric="11 points",
-):
+    det_boxes, det_labels, det_scores, true_boxes, true_labels, true_difficulties,
+    label_map=None, min_overlap=0.5, metric="11 points",
+):  # fmt: skip
     """Average precision of each class, and their mean, as Pascal VOC's development kit computes them.
 
     A detection is compared with the object of its class and image that it overlaps most. If they overlap by
-    the threshold or more it has found the object, unless a better-scored detection had found it already:
+    `min_overlap` or more it has found the object, unless a better-scored detection had found it already:
     then it is false, as are all others. A difficult object neither helps nor hurts, nor do its detections.
     Detections of equal scores count in their order.
 
@@ -218,7 +198,6 @@ def calculate_mAP(
     true_boxes, true_labels, true_difficulties: the same for the objects, in the same unit; the last is 1 or
         True for a difficult object.
     label_map: dict of name to label; None takes Pascal VOC's.
-    threshold: an overlap, or several, such as COCO_THRESHOLDS, over which the precisions are averaged.
     metric: "11 points": the mean of the highest precisions at a recall of 0, 0.1, ... 1 or more (VOC2007);
         "area": the area under the precision-recall curve, made monotonic (VOC2010 and later).
     Returns a dict of class name to average precision, NaN for a class without an object that is not difficult,
@@ -228,217 +207,304 @@ def calculate_mAP(
     """
     if metric not in ("11 points", "area"):
         raise ValueError(f'metric is {metric!r}; it is "11 points" or "area"')
-    label_map = label_map or make_label_map(voc_labels)
     if len(det_boxes) != len(true_boxes):
         raise ValueError(f"{len(det_boxes)} images with detections, but {len(true_boxes)} with objects")
+    label_map = label_map or utils.make_label_map(utils.voc_labels)
     n_labels = max(label_map.values()) + 1
-    det_image, det_boxes, det_labels, det_scores = _flatten(n_labels, det_boxes, det_labels, det_scores)
-    true_image, true_boxes, true_labels, is_difficult = _flatten(n_labels, true_boxes, true_labels, true_difficulties)
+    det_groups, det_boxes, det_labels, det_scores = _concatenate(n_labels, det_boxes, det_labels, det_scores)
+    groups, true_boxes, true_labels, difficulties = _concatenate(n_labels, true_boxes, true_labels, true_difficulties)
     if np.isnan(det_scores).any():
         raise ValueError("a detection's score is not a number")
-    is_difficult = is_difficult.astype(bool)
-    n_easy = np.bincount(true_labels[~is_difficult], minlength=n_labels)  # objects to find, by label
+    is_easy = difficulties == 0
+    n_easy = np.bincount(true_labels[is_easy], minlength=n_labels)  # objects to find, by label
 
-    det_group, true_group = det_image * n_labels + det_labels, true_image * n_labels + true_labels
-    best_object, best_overlap = _find_best_objects(det_boxes, det_group, true_boxes, true_group)
-    order = _order_by_class_and_score(det_labels, det_scores)
-    best_object, best_overlap = best_object[order], best_overlap[order]
-    class_starts = np.append(0, np.bincount(det_labels, minlength=n_labels).cumsum())  # in this order
-
-    precisions = np.full((n_labels, np.size(threshold)), np.nan)
-    for column, overlap in enumerate(np.atleast_1d(threshold)):
-        is_true, is_false = _judge(best_object, best_overlap >= overlap, is_difficult)
-        for label in np.flatnonzero(n_easy[1:]) + 1:
-            these = slice(class_starts[label], class_starts[label + 1])
-            found, wrong = np.cumsum(is_true[these]), np.cumsum(is_false[these])
-            precisions[label, column] = _average_precision(found, wrong, n_easy[label], metric)
-    precisions = precisions.mean(axis=1)
-    average_precisions = {name: float(precisions[label]) for name, label in label_map.items() if label > 0}
+    best_objects, overlaps = _find_best_objects(det_boxes, det_groups, true_boxes, groups)
+    best_objects[overlaps < min_overlap] = -1
+    order = np.lexsort((-det_scores, det_labels))  # by class, then by falling score; equal ones stay as they were
+    best_objects = best_objects[order]
+    ends = np.bincount(det_labels, minlength=n_labels).cumsum()  # of the classes, in this order
+    average_precisions = {
+        name: _average_precision(best_objects[ends[label - 1] : ends[label]], is_easy, n_easy[label], metric)
+        for name, label in label_map.items()
+        if label > 0
+    }
     counted = [value for value in average_precisions.values() if not math.isnan(value)]
     return average_precisions, sum(counted) / len(counted) if counted else math.nan
 
 
-def _flatten(n_labels, boxes, labels, values):
-    """Lists with a tensor an image as four arrays: image (n,), boxes (n, 4), labels (n,) and values (n,).
+def _concatenate(n_labels, boxes, labels, values):
+    """Lists with a tensor an image as groups (n,), boxes (n, 4), a float64 tensor, labels (n,) and values (n,).
 
-    Boxes and values come out as float64, the others as int64.
+    A group, image * n_labels + label, is all that is of one class in one image.
     """
-    counts = list(map(torch.Tensor.numel, labels))  # numel() is several times as fast as len()
-    if [n // 4 for n in map(torch.Tensor.numel, boxes)] != counts or list(map(torch.Tensor.numel, values)) != counts:
+    counts = [part.numel() for part in labels]  # numel() is several times as fast as len()
+    if [part.numel() // 4 for part in boxes] != counts or [part.numel() for part in values] != counts:
         raise ValueError("boxes, labels, and scores or difficulties differ in number in at least one image")
-    if sum(counts) == 0:
-        return np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)
+    if not counts:
+        return np.zeros(0, np.int64), torch.zeros(0, 4), np.zeros(0, np.int64), np.zeros(0)
     boxes, labels, values = (torch.cat(list(parts)).cpu() for parts in (boxes, labels, values))
-    if not (labels.min() > 0 and labels.max() < n_labels):
-        unknown = labels[(labels <= 0) | (labels >= n_labels)][0]
-        raise ValueError(f"the label {unknown} is not in the label map, which has 1 to {n_labels - 1}")
-    images = np.repeat(np.arange(len(counts)), counts)
-    return images, boxes.double().numpy(), labels.long().numpy(), values.double().numpy()
+    unknown = labels[(labels <= 0) | (labels >= n_labels)]
+    if len(unknown):
+        raise ValueError(f"the label {unknown[0]} is not in the label map, which has 1 to {n_labels - 1}")
+    labels = labels.long().numpy()
+    groups = np.repeat(np.arange(len(counts)), counts) * n_labels + labels
+    return groups, boxes.double(), labels, values.double().numpy()
 
 
-def _order_by_class_and_score(labels, scores):
-    """Order (n,) of detections by class, then by falling score; equal ones stay as they were.
+def _find_best_objects(det_boxes, det_groups, true_boxes, groups):
+    """For each detection the object that it overlaps most, of those in its group.
 
-    labels: (n,) int64. scores: (n,) float64, none of them NaN.
+    det_boxes (D, 4), true_boxes (T, 4): boundary form. det_groups (D,), groups (T,): ints from 0.
+    Returns its index (D,), the first one of equals, and the overlap (D,); -1 and 0 if it overlaps none.
     """
-    # The bits of a float, read as an integer, order as the float does (for negative ones the other way
-    # round), and integers are sorted several times as fast.
-    bits = (scores + 0.0).view(np.int64)  # + 0.0 turns -0 into 0
-    bits = np.where(bits < 0, bits ^ np.iinfo(np.int64).max, bits)
-    by_score = torch.from_numpy(~bits).sort(stable=True).indices
-    by_class = torch.from_numpy(labels)[by_score].sort(stable=True).indices
-    return by_score[by_class].numpy()
+    best_objects, best_overlaps = np.full(len(det_groups), -1), np.zeros(len(det_groups))
+    by_group = np.argsort(groups, kind="stable")  # objects, group by group
+    counts = np.bincount(groups, minlength=det_groups.max(initial=0) + 1)
+    first, count = (counts.cumsum() - counts)[det_groups], counts[det_groups]  # (D,): a group's place, and its size
+    for i in range(count.max(initial=0)):  # the first object of each group, then the second, ...
+        here = np.flatnonzero(count > i)
+        objects = by_group[first[here] + i]
+        overlaps = find_paired_overlap(det_boxes[here], true_boxes[objects]).numpy()
+        is_better = overlaps > best_overlaps[here]
+        best_objects[here[is_better]] = objects[is_better]
+        best_overlaps[here[is_better]] = overlaps[is_better]
+    return best_objects, best_overlaps
 
 
-def _find_best_objects(det_boxes, det_group, true_boxes, true_group):
-    """For each detection the object that it overlaps most, of those in its group (its image and class).
+def _average_precision(objects, is_easy, n_easy, metric):
+    """Average precision of a class, NaN without an easy object.
 
-    det_boxes (D, 4), true_boxes (T, 4): boundary form. det_group (D,), true_group (T,): ints from 0.
-    Returns its index (D,), the first one of equals, and the overlap (D,); -1 and 0 if the group has none.
+    objects: (n,) for each detection, by falling score, the object that it is near to, or -1.
+    is_easy: (T,) of all objects of all classes. n_easy: how many of this class are.
     """
-    best_object, best_overlap = np.full(len(det_group), -1), np.zeros(len(det_group))
-    by_group = np.argsort(true_group, kind="stable")  # objects, group by group
-    group_counts = np.bincount(true_group, minlength=det_group.max(initial=0) + 1)
-    group_starts = np.cumsum(group_counts) - group_counts
-    with_objects = np.flatnonzero(group_counts[det_group])  # detections
-    if len(with_objects) == 0:
-        return best_object, best_overlap
+    if n_easy == 0:
+        return math.nan
+    # Those near a difficult object do not count. Of those near an easy one the first, the best-scored, is true.
+    objects = objects[(objects < 0) | is_easy[objects]]
+    near, firsts = np.unique(objects, return_index=True)
+    is_true = np.zeros(len(objects), bool)
+    is_true[firsts[near >= 0]] = True
 
-    # All pairs of a detection and an object of its group, one detection after the other.
-    groups = det_group[with_objects]
-    counts = group_counts[groups]
-    first_pair = np.cumsum(counts) - counts  # where the pairs of a detection begin
-    pair_object = by_group[np.arange(counts.sum()) + np.repeat(group_starts[groups] - first_pair, counts)]
-    overlaps = _pairwise_overlap(det_boxes, true_boxes, np.repeat(with_objects, counts), pair_object)
-    highest = np.maximum.reduceat(overlaps, first_pair)
-    is_highest = np.flatnonzero(overlaps == np.repeat(highest, counts))
-    best_pair = is_highest[np.searchsorted(is_highest, first_pair)]  # the first one of each detection
-    best_object[with_objects], best_overlap[with_objects] = pair_object[best_pair], highest
-    return best_object, best_overlap
-
-
-def _pairwise_overlap(boxes_1, boxes_2, index_1, index_2):
-    """Overlaps (n,) of pairs of boxes: (n1, 4) and (n2, 4) float64, boundary form; the indices (n,) of each pair."""
-    x_min_1, y_min_1, x_max_1, y_max_1 = (column[index_1] for column in boxes_1.T)
-    x_min_2, y_min_2, x_max_2, y_max_2 = (column[index_2] for column in boxes_2.T)
-    widths = np.minimum(x_max_1, x_max_2) - np.maximum(x_min_1, x_min_2)
-    heights = np.minimum(y_max_1, y_max_2) - np.maximum(y_min_1, y_min_2)
-    intersection = np.maximum(widths, 0) * np.maximum(heights, 0)
-    union = (x_max_1 - x_min_1) * (y_max_1 - y_min_1) + (x_max_2 - x_min_2) * (y_max_2 - y_min_2) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-
-
-def _judge(best_object, is_near, is_difficult):
-    """Which detections, in falling order of score, are true and which are false; those of difficult objects
-    are neither. best_object (D,): index of an object; is_near (D,): whether it is overlapped enough.
-    """
-    candidates = np.flatnonzero(is_near & (best_object >= 0))
-    finder = np.full(len(is_difficult), -1)  # of each object: the detection that finds it
-    finder[best_object[candidates[::-1]]] = candidates[::-1]  # the last one written, the best-scored one, stays
-    is_true = np.zeros(len(best_object), bool)
-    is_true[finder[~is_difficult & (finder >= 0)]] = True
-    is_ignored = np.zeros(len(best_object), bool)
-    is_ignored[candidates] = is_difficult[best_object[candidates]]
-    return is_true, ~is_true & ~is_ignored
-
-
-def _average_precision(found, wrong, n_objects, metric):
-    """Average precision from the running numbers of true and false detections, (n,) each, by falling score."""
-    judged = found + wrong
-    recall = found / n_objects
-    precision = np.divide(found, judged, out=np.zeros(len(found)), where=judged > 0)
+    found = is_true.cumsum()
+    recall, precision = found / n_easy, found / np.arange(1, len(found) + 1)
     highest_from = np.maximum.accumulate(precision[::-1])[::-1]  # the highest precision at this recall or more
     if metric == "11 points":
         first = np.searchsorted(recall, RECALL_POINTS)  # where the recall reaches them
-        return np.append(highest_from, 0.0)[first].sum() / 11
+        return float(np.append(highest_from, 0.0)[first].sum() / 11)
     return float(np.sum(np.diff(recall, prepend=0.0) * highest_from))
 
 
-def write_voc_detections(folder, image_names, boxes, labels, scores, label_map):
-    """Write detections as Pascal VOC's development kit reads them: a file comp4_det_test_<class>.txt a class.
+# ----------------------------------------------------------------------------------------------
+# The metric of COCO
+# ----------------------------------------------------------------------------------------------
 
-    A line is `image score x_min y_min x_max y_max`, in pixels that count from 1 and include both ends.
+COCO_NUMBERS = (
+    "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
+    "AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large",
+)  # fmt: skip
 
-    folder: made where it is missing. image_names: list of N names, without extension.
-    boxes, labels, scores: lists of N tensors as `calculate_mAP()` takes them; boxes in pixels.
-    label_map: dict of name to label. A class without detections gets an empty file.
-    Raises ValueError if two images have one name.
+
+def calculate_coco(det_boxes, det_labels, det_scores, dataset):
+    """COCO's average precision of each class and its twelve numbers, by pycocotools, the reference itself.
+
+    AP is the mean over 101 points of recall and the overlaps 0.50, 0.55, ... 0.95; AR the recall with at most 1, 10
+    or 100 detections of a class in an image (AP takes 100). Small objects have up to 32 x 32 pixels of the original
+    image, large ones 96 x 96 or more, by COCO's `area` or else the box's. Crowds are ignored as COCO does it; in
+    lists that come from no COCO file, difficult objects count as crowds.
+
+    det_boxes, det_labels, det_scores: as from `detect_all()`. dataset: a `PascalVOCDataset` with difficult objects.
+    Returns a dict of class name to average precision, and a dict of COCO_NUMBERS; NaN where there is no object.
     """
-    check_image_names(image_names)
-    os.makedirs(folder, exist_ok=True)
-    lines = {label: [] for label in label_map.values()}
-    for name, *detections in zip(image_names, boxes, labels, scores, strict=True):
-        for (x_min, y_min, x_max, y_max), label, score in zip(*(part.tolist() for part in detections), strict=True):
+    from pycocotools.coco import COCO  # only who wants these numbers needs it
+    from pycocotools.cocoeval import COCOeval
+
+    # pycocotools ranks equal scores by the ids of the images: these have the same order as those of the file.
+    image_ids = np.argsort(np.argsort(dataset.image_ids or range(len(dataset)), kind="stable"))
+
+    def index(boxes_xy, labels, counts, **columns):
+        """Objects or detections of all images, `counts` in each, as pycocotools takes them."""
+        corners, sides = boxes_xy[:, :2].double(), boxes_xy[:, 2:].double() - boxes_xy[:, :2].double()
+        columns = {"area": sides.prod(dim=1), "bbox": torch.cat([corners, sides], dim=1), **columns}
+        columns |= {"image_id": image_ids.repeat(counts), "id": np.arange(1, len(labels) + 1), "category_id": labels}
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": image_id} for image_id in image_ids.tolist()],
+            "categories": [{"id": label} for label in dataset.label_map.values() if label > 0],
+            "annotations": [dict(zip(columns, row, strict=True)) for row in rows],
+        }
+        coco.createIndex()
+        return coco
+
+    objects = {"iscrowd": dataset.difficulties} | ({} if dataset.areas is None else {"area": dataset.areas})
+    boxes, labels, scores = (torch.cat(list(parts)) for parts in (det_boxes, det_labels, det_scores))
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        truth = index(dataset.boxes_xy_pixels, dataset.labels, np.diff(dataset.starts), **objects)
+        evaluation = COCOeval(truth, index(boxes, labels, list(map(len, det_labels)), score=scores), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # (overlaps, recalls, classes, areas, numbers of detections); all -1 for a class without objects
+    by_class = evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
+    by_class, twelve = (np.where(values < 0, np.nan, values).tolist() for values in (by_class, evaluation.stats))
+    names = sorted(dataset.label_map, key=dataset.label_map.get)[1:]
+    return dict(zip(names, by_class, strict=True)), dict(zip(COCO_NUMBERS, twelve, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------
+# Files of detections: COCO's where the name ends in .json, else a folder with Pascal VOC's
+# ----------------------------------------------------------------------------------------------
+
+
+def write_detections(path, dataset, detections=None):
+    """Write detections on a data set: all files, or none.
+
+    path: a .json file gets the format of COCO's results, a list of {"image_id", "category_id", "bbox", "score"}. In
+        a folder each class gets a file comp4_det_test_<class>.txt, as Pascal VOC's development kit reads it. A line
+        is `image score x_min y_min x_max y_max`, in pixels that count from 1 and include both ends.
+    detections: three lists as from `detect_all()`; None only tries whether they could be written.
+    Raises OSError, naming the path; ValueError for names of images that VOC's format cannot hold.
+    """
+    path = Path(path)
+    folder, write = (path.parent, _coco_texts) if path.suffix == ".json" else (path, _voc_texts)
+    texts = write(path.name, dataset, *(detections or [[torch.zeros(0, 4)] * len(dataset)] * 3))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            for name, text in texts.items():
+                utils.write_file(Path(unfinished, name), text)
+            for name in texts if detections else ():
+                os.replace(Path(unfinished, name), folder / name)
+    except OSError as error:
+        raise OSError(f"{path}: the detections cannot be written: {error}") from error
+
+
+def read_detections(path, dataset):
+    """Read the detections of any detector on a data set: see `write_detections()`, and `read_voc_detections()`."""
+    if str(path).endswith(".json"):
+        return read_coco_detections(path, *coco_ids(dataset))
+    return read_voc_detections(path, dataset.image_names(), dataset.label_map)
+
+
+def _voc_texts(_, dataset, boxes, labels, scores):
+    """The files of a folder in Pascal VOC's format: a dict of name to contents. Without detections they are empty."""
+    lines = {label: [] for label in dataset.label_map.values()}
+    for name, *found in zip(number_names(dataset.image_names()), boxes, labels, scores, strict=True):
+        for (x_min, y_min, x_max, y_max), label, score in zip(*(part.tolist() for part in found), strict=True):
             lines[label].append(f"{name} {score:.9g} {x_min + 1:.9g} {y_min + 1:.9g} {x_max:.9g} {y_max:.9g}\n")
-    for class_name, label in label_map.items():
-        if label > 0:
-            with open(_voc_detections_path(folder, class_name), "w", encoding="utf-8") as file:
-                file.writelines(lines[label])
+    return {voc_file_name(name): "".join(lines[label]) for name, label in dataset.label_map.items() if label > 0}
 
 
 def read_voc_detections(folder, image_names, label_map):
-    """Read detections, of any detector, from files in Pascal VOC's format: see `write_voc_detections()`.
+    """Read detections from a folder of files in Pascal VOC's format.
 
     Returns three lists with a tensor for each of `image_names`: boxes (n, 4) float64, boundary form, in
     continuous pixels, labels (n,) int64 and scores (n,) float64. In an image they keep the order of the lines.
     (`calculate_mAP()` then ranks equal scores by image first, the development kit by line alone; the two differ
     only where a file is not in the order of the images.)
-    Raises FileNotFoundError, naming it, if a class has no file; ValueError, naming file and line, if a line
-    is no detection, or its image is not in `image_names`, or naming the image, if two have one name.
+    Raises FileNotFoundError if a class has no file; ValueError for a line that is not a detection in one of the
+    images, both naming the place.
     """
-    check_image_names(image_names)
-    index_of = {name: index for index, name in enumerate(image_names)}
-    rows = []  # arrays (n, 7): image, label, score, box
+    image_of, rows = number_names(image_names), []
     for class_name, label in label_map.items():
-        if label > 0:
-            rows.append(_read_class_detections(_voc_detections_path(folder, class_name), label, index_of))
-    rows = np.concatenate(rows)
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    counts = np.bincount(rows[:, 0].astype(np.int64), minlength=len(image_names))
-    columns = rows[:, 3:], rows[:, 1].astype(np.int64), rows[:, 2]
-    return tuple(list(torch.from_numpy(part.copy()).split(counts.tolist())) for part in columns)
+        if label == 0:
+            continue
+
+        def parse(line, label=label):
+            name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
+            score, x_min, y_min, x_max, y_max = map(float, numbers)
+            return image_of[name.strip()], label, score, x_min - 1, y_min - 1, x_max, y_max
+
+        path = os.path.join(folder, voc_file_name(class_name))
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            rows += _parse_all(file, parse, f"{path}, line", "`image score x_min y_min x_max y_max`")
+    return _split_by_image(rows, len(image_names))
 
 
-def _voc_detections_path(folder, class_name):
+def number_names(image_names):
+    """A dict of name to number; refuses names that Pascal VOC's lines cannot hold, or that two images have."""
+    numbers = {}
+    for number, name in enumerate(image_names):
+        if name in numbers or re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name):
+            problem = f"{'two images are' if name in numbers else 'an image is'} named '{printable(name)}'"
+            raise ValueError(f"{problem}, which files in VOC's format cannot hold; a .json file can")
+        numbers[name] = number
+    return numbers
+
+
+def voc_file_name(class_name):
     """The file of a class, by the name that the development kit expects; what no file name can have, as %2F."""
-    safe_name = re.sub(r"[%/\\\0]", lambda character: f"%{ord(character[0]):02X}", class_name)
-    return os.path.join(folder, f"comp4_det_test_{safe_name}.txt")
+    safe_name = re.sub(r"[%/\\\0\ud800-\udfff]", lambda character: f"%{ord(character[0]):02X}", class_name)
+    return f"comp4_det_test_{safe_name}.txt"
 
 
-def check_image_names(image_names):
-    """Refuse two images of one name, from two folders, which Pascal VOC's format cannot tell apart."""
-    if len(set(image_names)) < len(image_names):
-        seen = set()
-        name = next(name for name in image_names if name in seen or seen.add(name))
-        raise ValueError(f"two images are named {name!r}: files of detections in VOC's format cannot tell them apart")
+def _coco_texts(file_name, dataset, boxes, labels, scores):
+    """The one file in COCO's format: a dict of name to contents."""
+    (image_ids, category_ids), entries = coco_ids(dataset), []
+    for image_id, *found in zip(image_ids, boxes, labels, scores, strict=True):
+        for (x_min, y_min, x_max, y_max), label, score in zip(*(part.tolist() for part in found), strict=True):
+            ids = f'"image_id": {json.dumps(image_id)}, "category_id": {json.dumps(category_ids[label])}'
+            bbox = f"{x_min:.9g}, {y_min:.9g}, {x_max - x_min:.9g}, {y_max - y_min:.9g}"
+            entries.append(f'{{{ids}, "bbox": [{bbox}], "score": {score:.9g}}}')
+    return {file_name: "[" + ",\n".join(entries) + "]\n"}
 
 
-def _read_class_detections(path, label, index_of):
-    """The detections of one file as an (n, 7) float64 array: image, label, score, box in continuous pixels."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        lines = [line.rsplit(maxsplit=5) for line in file]  # a name may have spaces
-    while lines and not lines[-1]:
-        lines.pop()
-    rows = np.empty((len(lines), 7))
-    for i, fields in enumerate(lines):
+def read_coco_detections(path, image_ids, category_ids):
+    """Read detections in the format of COCO's results: as `read_voc_detections()` does, ids as from `coco_ids()`."""
+    image_of = {image_id: number for number, image_id in enumerate(image_ids)}
+    label_of = {category_id: label for label, category_id in category_ids.items()}
+
+    def parse(entry):
+        x, y, width, height = map(float, entry["bbox"])
+        image, label = image_of[entry["image_id"]], label_of[entry["category_id"]]
+        return image, label, float(entry["score"]), x, y, x + width, y + height
+
+    form = '{"image_id": %s, "category_id": %s, "bbox": [x, y, width, height], "score": 0.5}'
+    form %= tuple(json.dumps(next(iter(ids), 1)) for ids in (image_of, label_of))
+    return _split_by_image(_parse_all(utils.read_json(path, list), parse, f"{path}, entry", form), len(image_ids))
+
+
+def _parse_all(entries, parse, place, form):
+    """Image, label, score and box of each entry; ValueError names the place of one that has not this form."""
+    rows = []
+    for number, entry in enumerate(entries, start=1):
         try:
-            name, *numbers = fields
-            rows[i] = index_of[name.strip()], label, *map(float, numbers)
-        except KeyError:
-            raise ValueError(f"{path}, line {i + 1}: the image {fields[0]!r} is not in the TEST lists") from None
-        except ValueError:
-            line = " ".join(fields)[:100]
-            raise ValueError(f"{path}, line {i + 1}: {line!r} is no `image score x_min y_min x_max y_max`") from None
-    if not np.isfinite(rows).all():
-        line = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0]) + 1
-        raise ValueError(f"{path}, line {line}: a number is not finite")
-    rows[:, 3:5] -= 1  # pixels that count from 1 -> continuous coordinates
+            rows.append(parse(entry))
+            if not math.isfinite(sum(rows[-1])):
+                raise ValueError("not finite")
+        except (KeyError, OverflowError, TypeError, ValueError):
+            raise ValueError(
+                f"{place} {number}: '{printable(entry)}' is not {form} with finite numbers, and an image and a class "
+                "of the TEST lists"
+            ) from None
     return rows
 
 
+def _split_by_image(rows, n_images):
+    """Boxes, labels and scores, lists with a tensor an image, of rows of (image, label, score, *box)."""
+    rows = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    rows = torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
+    counts = rows[:, 0].long().bincount(minlength=n_images).tolist()
+    return tuple(list(part.split(counts)) for part in (rows[:, 3:], rows[:, 1].long(), rows[:, 2]))
+
+
+def coco_ids(dataset):
+    """The ids of the images, a list, and of the classes, a dict of label to id, in the COCO file of a data set.
+
+    Without one they are 1, 2, ... and the labels. Raises ValueError for ids that are missing, or given twice.
+    """
+    labels = {name: label for name, label in dataset.label_map.items() if label > 0}
+    path = dataset.data_folder / "category_ids.json"
+    ids_by_name = utils.read_json(path, dict) if path.exists() else labels
+    ids = dataset.image_ids or list(range(1, len(dataset) + 1)), [ids_by_name.get(name) for name in labels]
+    if any(None in some or len(set(some)) < len(some) for some in ids):
+        raise ValueError(f"{path.parent}: two images, or two classes, have one id in COCO's format, or one has none")
+    return ids[0], dict(zip(labels.values(), ids[1], strict=True))
+
+
 if __name__ == "__main__":
-    override_parameters(globals(), sys.argv[1:])
-    with exit_with_message():
+    utils.override_parameters(globals(), sys.argv[1:])
+    with utils.exit_with_message():
         main()
