@@ -1,50 +1,337 @@
-"""Annotation files, Pascal VOC's XML and COCO's JSON, as records: one for each image."""
+"""Annotation files as people have them, turned into records: one for each image, boxes in one form.
 
-import json
+    description, records = read_annotations("path/to/my data", {"TRAIN": "trainval", "TEST": "test"}, notes)
+
+LAYOUTS, below, lists what is read. It is recognised by looking, and `description` says it in one line.
+
+The boxes of a record are continuous: (x_min, y_min, x_max, y_max) in pixels, and as written otherwise. They may be
+inverted, reach beyond the image, or not be finite: create_data_lists.py mends or drops such boxes. Only YOLO's
+boxes stay fractions of the image's width and height, until somebody has looked at the image.
+"""
+
+import itertools
 import math
 import os
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
 from xml.etree import ElementTree
 
-from utils import MAX_IMAGE_PIXELS
+from utils import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, printable, read_json
 
+LAYOUTS = """\
+  a folder in Pascal VOC's layout: Annotations/*.xml, images in JPEGImages or images, perhaps lists in ImageSets/Main
+  XML files beside their images (LabelImg)
+  YOLO text files in labels, images in images, or both side by side; class names in data.yaml or classes.txt
+  _annotations.coco.json beside its images (Roboflow)
+  folders train, valid (or val) and test, each as above, or with YOLO images/train, labels/train and so on
+  a COCO .json file, named itself; --image_folder says where its images are"""
+
+SPLIT_FOLDERS = ("train", "valid", "val", "test")
+FALLBACKS = {"trainval": ("train",), "test": ("valid", "val")}  # where a split of the first name is missing
+COCO_FILE = "_annotations.coco.json"  # what Roboflow calls it
 MAX_ANNOTATION_BYTES = 10_000_000  # VOC's largest annotation has 14 kB
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
-def parse_annotation(path):
+class Annotated(NamedTuple):
+    """An object of an image, as it was annotated."""
+
+    name: str
+    box: tuple  # (x_min, y_min, x_max, y_max)
+    difficulty: int = 0
+    area: float | None = None  # COCO's, in pixels squared
+    category_id: int | str | None = None  # COCO's
+    is_crowd: bool = False  # COCO's: one box around many
+
+
+@dataclass(slots=True)
+class Record:
+    """An image and its objects."""
+
+    image: str  # path
+    file: str  # path that a remark about it names
+    source: str  # the folder or file that it was read from
+    form: str  # "VOC", "COCO" or "YOLO"
+    objects: list  # of Annotated
+    declared_size: tuple | None = None  # (width, height) by the annotation
+    image_id: int | str | None = None  # COCO's
+    first_pixel: int = 0  # 1: the file counts pixels from 1 and includes both ends
+    split: str = ""
+    size: tuple | None = None  # (width, height) of the image, once somebody has looked
+    real_path: str = field(init=False)  # the same for all names of an image
+
+    def __post_init__(self):
+        self.real_path = os.path.realpath(self.image)
+
+    @property
+    def where(self):
+        """What a remark names."""
+        return self.split, self.file
+
+
+class Part(NamedTuple):
+    """Where the files of one split are."""
+
+    form: str  # "VOC", "COCO" or "YOLO"
+    words: str  # what it looks like
+    annotations: str  # a folder, or a JSON file
+    images: str  # a folder
+    names: str = ""  # a file that lists the names; "": all
+
+
+def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
+    """Read the annotations of one data set.
+
+    source: path of a folder or COCO file. splits: {"TRAIN": name of its split, "TEST": name}, or one of the two.
+    notes: dict of kind to list; gets {"split", "file", "what"} for everything that was left out or made up.
+    image_folder: where the images are, if not where the layout has them.
+    first_pixel: "0" or "1", what VOC's XML files call the first pixel; "": seen from the data.
+    Returns what the data look like, in a line, and the records: a dict of "TRAIN" and "TEST" to lists of Record, or
+    {"": list} if the data are not split.
+    Raises FileNotFoundError and ValueError, naming the files, if something is missing or cannot be read.
+    """
+    if str(first_pixel) not in ("", "0", "1"):
+        raise ValueError(f'first_pixel is {first_pixel!r}; it must be "0", "1" or ""')
+    parts = find_parts(source)
+    chosen = {"": ""} if "" in parts else choose_splits(parts, splits, source)
+    readers = {"VOC": read_voc, "COCO": read_coco, "YOLO": read_yolo}
+    records = {}
+    for split, name in chosen.items():
+        part = parts[name]
+        if image_folder:
+            part = part._replace(images=os.path.abspath(os.path.expanduser(image_folder)))
+        records[split] = readers[part.form](part, source, split, notes)
+        if not records[split]:
+            raise ValueError(f"{printable(part.names or part.annotations)}: has no images")
+    description = part.words + "".join(f", {printable(name)}: {split}" for split, name in chosen.items() if name)
+    if part.form == "VOC":
+        first = count_from([record for rows in records.values() for record in rows], first_pixel)
+        description += f", pixels counted from {first}"
+    return description, {split: merge_repeats(rows, notes) for split, rows in records.items()}
+
+
+def add_note(notes, kind, where, what):
+    """Add a remark to the report. where: (split, file)."""
+    notes.setdefault(kind, []).append({"split": where[0], "file": where[1], "what": what})
+
+
+def merge_repeats(records, notes):
+    """The records, each image once: entries for one photo become one record, with the objects of all."""
+    groups = {}
+    for record in records:
+        groups.setdefault(record.real_path, []).append(record)
+    for first, *others in groups.values():
+        if others:
+            first.objects = list(dict.fromkeys(row for record in (first, *others) for row in record.objects))
+            first.declared_size = first.declared_size or others[0].declared_size
+            add_note(notes, "image_repeated", first.where, f"{len(others) + 1} times")
+    return [group[0] for group in groups.values()]
+
+
+def raise_if_any(problems, headline):
+    """Raise one ValueError that lists the problems, if there are any, as far as a reader wants to know them."""
+    if problems:
+        lines = [printable(problem, 500) for problem in problems[:50]]
+        while sum(map(len, lines)) > 4000:
+            lines.pop()
+        more = [f"... and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []
+        raise ValueError("\n  ".join([headline, *lines, *more]))
+
+
+# ----------------------------------------------------------------------------------------------
+# Layouts
+# ----------------------------------------------------------------------------------------------
+
+
+def find_parts(source):
+    """The parts of a data set: a dict of the names of its splits to Part; {"": part} if it has none."""
+    if os.path.isfile(source) and source.lower().endswith(".json"):
+        return {"": Part("COCO", "COCO file", source, "")}
+    if not os.path.isdir(source):
+        raise FileNotFoundError(f"{printable(source)}: not a folder or a .json file. Can be read:\n{LAYOUTS}")
+    part = find_part(source)
+    if part and part.form == "VOC":
+        lists = os.path.join(source, "ImageSets", "Main")
+        names = [name for name in list_folder(lists) if name.endswith(".txt")]
+        words = part.words + ", ImageSets/Main"
+        parts = {name[:-4]: part._replace(words=words, names=os.path.join(lists, name)) for name in names}
+        part = None if parts else part
+    elif not part:
+        folders = {name: os.path.join(source, name) for name in SPLIT_FOLDERS}
+        found = {name: find_part(folder) or find_yolo(source, name) for name, folder in folders.items()}
+        parts = {name: part for name, part in found.items() if part}
+    if part or not parts:
+        parts = {"": part or refuse_layout(source)}
+    elif len(parts) == 1:  # a list or folder of all images
+        parts = {"": next(iter(parts.values()))}
+    return parts
+
+
+def find_part(folder):
+    """The annotations and images that lie in a folder itself; None if it is not like one of the layouts."""
+    for name in ("Annotations", "annotations"):
+        annotations = os.path.join(folder, name)
+        if suffixes_in(annotations) & {".xml"}:
+            images = "images" if os.path.isdir(os.path.join(folder, "images")) else "JPEGImages"
+            return Part("VOC", f"XML files in {name}, images in {images}", annotations, os.path.join(folder, images))
+    if os.path.isfile(os.path.join(folder, COCO_FILE)):
+        return Part("COCO", "COCO files beside their images", os.path.join(folder, COCO_FILE), folder)
+    suffixes = suffixes_in(folder)
+    if ".xml" in suffixes:
+        return Part("VOC", "XML files beside their images", folder, folder)
+    if ".txt" in suffixes and not suffixes.isdisjoint(IMAGE_SUFFIXES) and find_class_names(folder):
+        return Part("YOLO", "YOLO text files beside their images", folder, folder)
+    return find_yolo(folder, "")
+
+
+def find_yolo(folder, split):
+    """YOLO's labels and images in folders of these names, or in folders of a split within them; None if not there."""
+    labels, images = (os.path.normpath(os.path.join(folder, name, split)) for name in ("labels", "images"))
+    if not suffixes_in(labels) & {".txt"} or suffixes_in(images).isdisjoint(IMAGE_SUFFIXES):
+        return None
+    return Part("YOLO", "YOLO text files in labels, images in images", labels, images)
+
+
+def list_folder(folder):
+    """The names in a folder, sorted; none where there is no such folder."""
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def suffixes_in(folder):
+    """The set of suffixes in a folder, in lower case, classes.txt and the README files of exporters left out."""
+    names = [name.lower() for name in list_folder(folder)]
+    return {os.path.splitext(name)[1] for name in names if name != "classes.txt" and not name.startswith("readme")}
+
+
+def refuse_layout(source):
+    """Raise the error for a folder that is not recognised: what was found, and what would be."""
+    counts = {}
+    for name in list_folder(source):
+        is_folder = os.path.isdir(os.path.join(source, name))
+        kind = f"the folder {printable(name, 40)}" if is_folder else f"{os.path.splitext(name)[1] or 'other'} files"
+        counts[kind] = counts.get(kind, 0) + 1
+    found = [kind if kind.startswith("the") else f"{n} {kind}" for kind, n in counts.items()]
+    found = ", ".join(found[:12]) + ", ..." * (len(found) > 12) or "nothing"
+    raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {found}. Can be read:\n{LAYOUTS}")
+
+
+def choose_splits(parts, splits, source):
+    """Which part becomes which split: a dict of "TRAIN" and "TEST", as far as asked for, to names in `parts`."""
+    chosen = {}
+    for split, wanted in splits.items():
+        candidates = [wanted, *FALLBACKS.get(wanted, ())]
+        if chosen.get("TRAIN") == "trainval" and wanted not in parts:
+            candidates = []  # VOC's val is a part of trainval
+        chosen[split] = next((name for name in candidates if name in parts), None)
+        if chosen[split] is None:
+            found = ", ".join(printable(name, 40) for name in sorted(parts, key=len)[:8])
+            raise FileNotFoundError(
+                f"{printable(source)}: has no split {printable(wanted)!r}. Name one of {found} as train_split or "
+                "test_split, or move the lists (ImageSets/Main) away to have the images divided at random"
+            )
+    return chosen
+
+
+def find_images(folder):
+    """The image files in a folder: a dict of name without suffix to path; of several .jpg comes first."""
+    found = {}
+    for name in list_folder(folder):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES:
+            rank = IMAGE_SUFFIXES.index(suffix.lower())
+            found[stem] = min(found.get(stem, (rank, name)), (rank, name))
+    return {stem: os.path.join(folder, name) for stem, (_, name) in found.items()}
+
+
+# ----------------------------------------------------------------------------------------------
+# Pascal VOC's XML
+# ----------------------------------------------------------------------------------------------
+
+
+def read_voc(part, source, split, notes):
+    """The records of XML files, with the corners as written: `count_from()` makes them continuous."""
+    images = find_images(part.images)
+    if part.names:
+        # A name may have spaces, and bytes that are not UTF-8.
+        with open(part.names, encoding="utf-8-sig", errors="surrogateescape") as file:
+            names = [line.strip() for line in file if line.strip()]
+    else:
+        names = [name[:-4] for name in list_folder(part.annotations) if name.lower().endswith(".xml")]
+        for name in sorted(images.keys() - names):
+            add_note(notes, "image_unlabelled", (split, images[name]), "")
+    records, problems = [], []
+    for name in names:
+        file = os.path.join(part.annotations, name + ".xml")
+        try:
+            annotation = parse_annotation(file, first_pixel=0)
+        except (ValueError, OSError) as error:
+            problems.append(error)
+            continue
+        rows = zip(annotation["names"], map(tuple, annotation["boxes"]), annotation["difficulties"], strict=True)
+        size = (annotation["width"], annotation["height"]) if annotation["width"] else None
+        image = images.get(name, os.path.join(part.images, name + ".jpg"))
+        records.append(Record(image, file, source, "VOC", [Annotated(*row) for row in rows], size))
+        for kind in ("difficult_missing", "float_coordinates"):
+            if annotation[kind]:
+                add_note(notes, kind, (split, file), f"{annotation[kind]} object{'s' * (annotation[kind] > 1)}")
+    raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(names)} annotations cannot be used:")
+    return records
+
+
+def count_from(records, first_pixel):
+    """Make boxes continuous that are written as the corners of VOC; returns what the files call the first pixel.
+
+    VOC counts pixels from 1 and includes both ends, so 1 is taken off the minima. A file that counts from 0 has a
+    minimum of 0 wherever an object touches the left or upper edge, and VOC never has one: a single 0 tells. The
+    tools that count from 0 write the rectangle that was drawn, whose corners are continuous already, so nothing is
+    taken off its minima, and nothing added to its maxima.
+    """
+    first = str(first_pixel)
+    if not first:
+        minima = (side for record in records for row in record.objects for side in row.box[:2])
+        first = "0" if any(0 <= side < 1 for side in minima) else "1"
+    for record in records:
+        record.first_pixel = int(first)
+        if first == "1":
+            boxes = [(row.box[0] - 1, row.box[1] - 1, *row.box[2:]) for row in record.objects]
+            record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
+    return int(first)
+
+
+def parse_annotation(path, first_pixel=1):
     """Read one annotation in Pascal VOC's XML format.
 
-    VOC counts pixels from 1 and includes both ends; the boxes that come back are continuous.
-
     path: the XML file. Entities, which could expand without bounds or reach other files, are refused.
+    first_pixel: what the file calls the first pixel: 1 as in VOC, or 0.
     Returns a dict:
-        boxes: list of [xmin - 1, ymin - 1, xmax, ymax], floats, boundary form, in pixels, as written: they
-            may be inverted, reach beyond the image, or not be finite;
-        names, difficulties: for each box the class name and 0 or 1 (0 where <difficult> is missing);
-        width, height: ints in pixels; both None where <size> is missing, zero or absurd;
+        boxes: list of [xmin - first_pixel, ymin - first_pixel, xmax, ymax], floats, which are continuous, boundary
+            form, in pixels, as written: they may be inverted, reach beyond the image, or not be finite;
+        names, difficulties: for each box the class name and 0 or 1 (0 if <difficult> is missing);
+        width, height: ints in pixels; both None if <size> is missing, zero or absurd;
         difficult_missing, float_coordinates: how many objects lack <difficult>, have fractions of pixels.
-    Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is no
+    Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is not an
     annotation, or an object lacks its name or box.
     """
-    root = _parse_xml(path)
+    shown = printable(path, 1000)
+    root = parse_xml(path, shown)
     if root.tag != "annotation":
-        raise ValueError(f"{path}: no VOC annotation: its root is <{root.tag[:40]}>, not <annotation>")
-    size = _parse_size(root.find("size"), path) or (None, None)
+        raise ValueError(f"{shown}: not a VOC annotation: its root is <{printable(root.tag, 40)}>, not <annotation>")
+    size = parse_size(root.find("size"), shown) or (None, None)
     annotation = {"boxes": [], "names": [], "difficulties": [], "width": size[0], "height": size[1]}
     annotation.update(difficult_missing=0, float_coordinates=0)
     # Only the objects right below the root: the person layout challenge nests <part>s with boxes in them.
     for i, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         if not name:
-            raise ValueError(f"{path}: object {i} has no <name>")
-        box, where = element.find("bndbox"), f"{path}: object {i} ({name})"
+            raise ValueError(f"{shown}: object {i} has no <name>")
+        box, where = element.find("bndbox"), f"{shown}: object {i} ({printable(name, 60)})"
         if box is None:
             raise ValueError(f"{where} has no <bndbox>")
-        corners = [_parse_number(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax")]
+        corners = [parse_number(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax")]
         difficult = (element.findtext("difficult") or "").strip()
         if difficult not in ("", "0", "1"):
-            raise ValueError(f"{where}: <difficult> is {difficult[:40]!r}, not 0 or 1")
-        annotation["boxes"].append([corners[0] - 1, corners[1] - 1, corners[2], corners[3]])
+            raise ValueError(f"{where}: <difficult> is {printable(difficult, 40)!r}, not 0 or 1")
+        annotation["boxes"].append([corners[0] - first_pixel, corners[1] - first_pixel, *corners[2:]])
         annotation["names"].append(name)
         annotation["difficulties"].append(int(difficult or 0))
         annotation["difficult_missing"] += not difficult
@@ -52,27 +339,27 @@ def parse_annotation(path):
     return annotation
 
 
-def _parse_xml(path):
+def parse_xml(path, shown):
     """The root element of an XML file that declares no entities; ValueError, naming it, for any other."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such annotation")
+        raise FileNotFoundError(f"{shown}: no such annotation")
     with open(path, "rb") as file:
         content = file.read(MAX_ANNOTATION_BYTES + 1)
     if len(content) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"{path}: no annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
+        raise ValueError(f"{shown}: not an annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
     # The bytes can be searched before any parser sees them, because no encoding that expat knows hides them,
     # except UTF-16, which has zero bytes.
     if b"\0" in content:
-        raise ValueError(f"{path}: holds zero bytes (UTF-16?); save it as UTF-8")
+        raise ValueError(f"{shown}: holds zero bytes (UTF-16?); save it as UTF-8")
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise ValueError(f"{path}: a document type or an entity is declared, which is refused; remove it")
+        raise ValueError(f"{shown}: a document type or an entity is declared, which is refused; remove it")
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ValueError(f"{path}: unreadable XML: {error}") from error
+        raise ValueError(f"{shown}: unreadable XML: {printable(error)}") from error
 
 
-def _parse_number(parent, tag, where):
+def parse_number(parent, tag, where):
     """The number in the child `tag` of an element, possibly infinite or NaN."""
     text = parent.findtext(tag)
     if text is None:
@@ -80,191 +367,228 @@ def _parse_number(parent, tag, where):
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{where}: <{tag}> is {text.strip()[:40]!r}, not a number") from None
+        raise ValueError(f"{where}: <{tag}> is {printable(text, 40)!r}, not a number") from None
 
 
-def _parse_size(element, path):
-    """(width, height) of the <size> element; None where it says nothing usable."""
+def parse_size(element, shown):
+    """(width, height) of the <size> element; None if it says nothing usable."""
     tags = ("width", "height")
     if element is None or not all((element.findtext(tag) or "").strip() for tag in tags):
         return None
-    return _usable_size(*(_parse_number(element, tag, path) for tag in tags))
+    return usable_size(*(parse_number(element, tag, shown) for tag in tags))
 
 
-def _usable_size(width, height):
-    """(width, height) as ints, or None where they cannot be those of an image that could be read."""
+def usable_size(width, height):
+    """(width, height) as ints, or None if they cannot be those of an image that could be read."""
     sides = (width, height)
     if all(type(side) in (int, float) and 1 <= side <= MAX_IMAGE_PIXELS for side in sides):
         return int(width), int(height)
     return None
 
 
-# Every source of data is turned into records, one dict an image, and the rest of this section knows records
-# alone: {"image": its path, "file": the path to name in the report, "size": (width, height) or None,
-# "boxes", "names", "difficulties": as from parse_annotation(), "first_pixel": 1 where the boxes were written
-# with both ends included, as in VOC, or 0, "difficult_missing", "float_coordinates": counts}, and from
-# _without_repeats() on "split" and "real_path", which is the same for all names of one image.
+# ----------------------------------------------------------------------------------------------
+# COCO's JSON
+# ----------------------------------------------------------------------------------------------
 
 
-def _read_source(source, split, image_folder):
-    """The records of one split ("": of all images) of a folder in VOC layout or a COCO-style JSON file."""
-    if source.lower().endswith(".json"):
-        return _read_coco(source, image_folder)
-    records, problems = [], []
-    for name in _list_voc(source, split):
-        try:
-            records.append(_read_voc_image(source, name))
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    _refuse(problems, "annotation")
-    return records
+def read_coco(part, source, split, notes):
+    """The records of a COCO file: {"images": [...], "annotations": [...], "categories": [...]}.
 
-
-def _read_voc_image(folder, name):
-    """The record of one image of a folder in VOC layout."""
-    file = os.path.join(folder, "Annotations", name + ".xml")
-    annotation = parse_annotation(file)
-    width, height = annotation.pop("width"), annotation.pop("height")
-    size = (width, height) if width else None
-    image = _find_image(os.path.join(folder, "JPEGImages"), name)
-    return {"image": image, "file": file, "size": size, "first_pixel": 1, **annotation}
-
-
-def _find_image(folder, name):
-    """The path of the image file of this name, whatever its extension; <name>.jpg if there is none."""
-    stem = os.path.join(folder, name)
-    if os.path.isdir(folder):
-        for extension in IMAGE_EXTENSIONS + tuple(extension.upper() for extension in IMAGE_EXTENSIONS):
-            if os.path.isfile(stem + extension):
-                return stem + extension
-    return stem + ".jpg"
-
-
-def _has_splits(source):
-    """Whether `source` is a folder in VOC layout with split files."""
-    folder = os.path.join(source, "ImageSets", "Main")
-    return os.path.isdir(folder) and any(name.endswith(".txt") for name in os.listdir(folder))
-
-
-def _list_voc(folder, split):
-    """The names (no extension) of the images of a split, or of all where the folder has no split files."""
-    annotations = os.path.join(folder, "Annotations")
-    if not os.path.isdir(annotations):
-        raise FileNotFoundError(
-            f"{annotations}: no such folder; VOC layout means Annotations, JPEGImages and ImageSets/Main"
-        )
-    if _has_splits(folder):
-        names = _read_split_file(folder, split)
-    else:
-        names = sorted(os.path.splitext(name)[0] for name in os.listdir(annotations) if name.endswith(".xml"))
-    if not names:
-        raise ValueError(f"{folder}: {f'split {split!r}' if split else 'Annotations'} has no images")
-    return names
-
-
-def _read_split_file(folder, split):
-    """The lines of ImageSets/Main/<split>.txt. A name may have spaces, and bytes that are no UTF-8."""
-    path = os.path.join(folder, "ImageSets", "Main", split + ".txt")
-    if not os.path.isfile(path):
-        found = sorted((name for name in os.listdir(os.path.dirname(path)) if name.endswith(".txt")), key=len)
-        raise FileNotFoundError(
-            f"{path}: no such split file; name another as train_split or test_split ({', '.join(found[:8])}), or "
-            f"move {os.path.dirname(path)} away to have the images divided at random"
-        )
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        return [line.strip() for line in file if line.strip()]
-
-
-def _read_coco(path, image_folder):
-    """The records of a COCO-style JSON file: {"images": [...], "annotations": [...], "categories": [...]}.
-
-    A box is [x_min, y_min, width, height] in continuous pixels. A crowd, one box around many, counts as a
-    difficult object.
+    Entries that cannot be used are left out and noted. Raises ValueError if no image, or no annotation, is left.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except (ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
-        raise ValueError(f"{path}: unreadable JSON: {error}") from error
+    path = part.annotations
+    content = read_json(path, dict, object_hook=without_outlines)
+    faults, shown = [], printable(path, 1000)
 
-    names = {}
-    for where, category in _coco_entries(content, "categories", path):
-        category_id = _coco_field(category, "id", (int, str), where)
-        if category_id in names:
-            raise ValueError(f"{where}: 'id' {category_id!r} is given twice")
-        names[category_id] = _coco_field(category, "name", str, where).strip()
-    records = {}
-    for where, image in _coco_entries(content, "images", path):
-        image_id = _coco_field(image, "id", (int, str), where)
-        if image_id in records:
-            raise ValueError(f"{where}: 'id' {image_id!r} is given twice")
-        records[image_id] = _coco_image(image, where, path, image_folder)
-    for where, annotation in _coco_entries(content, "annotations", path):
-        record = records.get(_coco_field(annotation, "image_id", (int, str), where))
-        name = names.get(_coco_field(annotation, "category_id", (int, str), where))
-        if not record or not name:
-            missing = "category_id" if record else "image_id"
-            raise ValueError(f"{where}: {missing} {annotation[missing]!r} is not in the file, or has no name")
-        record["names"].append(name)
-        record["boxes"].append(_coco_box(annotation, where))
-        iscrowd = annotation.get("iscrowd", 0)
-        if iscrowd not in (0, 1):
-            raise ValueError(f"{where}: 'iscrowd' is {repr(iscrowd)[:60]}, not 0 or 1")
-        record["difficulties"].append(int(iscrowd))
-    if not records:
-        raise ValueError(f"{path}: has no images")
+    def usable(key, make):
+        """What make() returns of each entry of a list, without those for which it raises a ValueError."""
+        entries, made, problems = content.get(key), [], []
+        if not isinstance(entries, list):
+            raise ValueError(f"{shown}: not a COCO file: it has no list of {key!r}")
+        for i, entry in enumerate(entries):
+            try:
+                if not isinstance(entry, dict):
+                    raise ValueError(f"{printable(repr(entry), 60)} is not an object")
+                made.append(make(entry))
+            except ValueError as error:
+                problems.append(f"{key}[{i}]: {error}")
+        if not made:
+            raise_if_any(problems, f"{shown}: none of the {len(problems)} entries of {key!r} can be used:")
+        faults.extend(problems)
+        return made
+
+    folder, stem = os.path.split(path.removesuffix(".json"))
+    # COCO's own folders: annotations/instances_train2017.json and, beside `annotations`, train2017.
+    own = os.path.join(os.path.dirname(folder), stem.rpartition("_")[2])
+    folders = [part.images] if part.images else [folder, os.path.join(folder, "images"), own]
+    pairs = usable("categories", lambda row: (take_field(row, "id", (int, str)), take_field(row, "name", str)))
+    names = index_by_id(pairs, faults, "categories")
+    records = index_by_id(usable("images", lambda entry: make_coco_record(entry, folders, source)), faults, "images")
+    usable("annotations", lambda entry: add_coco_object(entry, records, names))
+    for fault in faults:
+        add_note(notes, "entry_unusable", (split, path), fault)
     return list(records.values())
 
 
-def _coco_entries(content, key, path):
-    """Each dict in the list `key` of a COCO-style file, with the words that say where it stands."""
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path}: no COCO-style file: it has no list of {key!r}")
-    return [(f"{path}: {key}[{i}]", entry) for i, entry in enumerate(entries)]
+def without_outlines(entry):
+    """An object of a JSON file without COCO's outlines of objects, which take most of the memory."""
+    entry.pop("segmentation", None)
+    return entry
 
 
-def _coco_field(entry, key, types, where):
-    """The value of a field; ValueError, naming file and field, if it is missing or of another type."""
+def index_by_id(pairs, faults, kind):
+    """A dict of (id, value) pairs, without ids that stand for two things: nobody knows which one is meant."""
+    values, clashes = {}, set()
+    for key, value in pairs:
+        if key in values and values[key] != value:
+            clashes.add(key)
+        values[key] = value
+    for key in clashes:
+        del values[key]
+        faults.append(f"{kind}: 'id' {printable(repr(key), 60)} is given twice")
+    return values
+
+
+def take_field(entry, key, types):
+    """The value of a field; ValueError, naming it, if it is missing or of another type."""
     value = entry.get(key)
     if not isinstance(value, types) or isinstance(value, bool):
-        raise ValueError(f"{where}: {key!r} is {'missing' if key not in entry else repr(value)[:60]}")
+        raise ValueError(f"{key!r} is {'missing' if key not in entry else printable(repr(value), 60)}")
     return value
 
 
-def _coco_box(annotation, where):
-    """The "bbox" of an entry in boundary form."""
-    values = _coco_field(annotation, "bbox", list, where)
-    if len(values) != 4 or not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"{where}: 'bbox' is {repr(values)[:60]}, not four numbers")
+def make_coco_record(entry, folders, source):
+    """(id, record without objects) of an entry of "images"."""
+    image_id, name = take_field(entry, "id", (int, str)), take_field(entry, "file_name", str)
+    try:
+        usable = bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ValueError(f"'file_name' is {printable(repr(name), 60)}, which no file can be called")
+    candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
+    image = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
+    for key in entry.keys() & {"width", "height"}:
+        take_field(entry, key, (int, float))
+    size = usable_size(entry.get("width"), entry.get("height"))
+    return image_id, Record(image, image, source, "COCO", [], size, image_id)
+
+
+def add_coco_object(entry, records, names):
+    """Give the object of an entry of "annotations" to the record of its image."""
+    record, name = look_up(entry, "image_id", records), look_up(entry, "category_id", names)
+    name = name.strip()
+    if name in ("", "N/A"):  # what torchvision's list of COCO's classes has in place of ids that are not used
+        raise ValueError(f"its category is called {name!r}")
+    box = take_field(entry, "bbox", list)
+    if len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        raise ValueError(f"'bbox' is {printable(repr(box), 60)}, not four numbers")
+    is_crowd = entry.get("iscrowd", 0)
+    if is_crowd not in (0, 1):
+        raise ValueError(f"'iscrowd' is {printable(repr(is_crowd), 60)}, not 0 or 1")
     # An integer may be too large for a float.
-    x_min, y_min, width, height = (float(value) if abs(value) < 1e300 else math.inf for value in values)
-    return [x_min, y_min, x_min + width, y_min + height]
+    x_min, y_min, width, height = (float(value) if abs(value) < 1e300 else math.inf for value in box)
+    area = entry.get("area")
+    area = float(area) if type(area) in (int, float) and 0 <= area < 1e300 else width * height
+    box = (x_min, y_min, x_min + width, y_min + height)
+    record.objects.append(Annotated(name, box, int(is_crowd), area, entry["category_id"], bool(is_crowd)))
 
 
-def _coco_image(image, where, path, image_folder):
-    """The record, without objects yet, of one entry of "images"."""
-    name = _coco_field(image, "file_name", str, where)
-    if not name or "\0" in name:
-        raise ValueError(f"{where}: 'file_name' is {name[:60]!r}")
-    folder, stem = os.path.dirname(path), os.path.splitext(os.path.basename(path))[0]
-    # COCO's own folders: annotations/instances_train2017.json and, beside `annotations`, train2017.
-    own = os.path.join(folder, os.pardir, stem.rpartition("_")[2])
-    folders = [image_folder] if image_folder else [folder, os.path.join(folder, "images"), own]
-    candidates = [os.path.abspath(os.path.join(folder, name)) for folder in folders]
-    file = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
-    for key in image.keys() & {"width", "height"}:
-        _coco_field(image, key, (int, float), where)
-    size = _usable_size(image.get("width"), image.get("height"))
-    record = {"image": file, "file": file, "size": size, "first_pixel": 0, "boxes": [], "names": []}
-    return {**record, "difficulties": [], "difficult_missing": 0, "float_coordinates": 0}
+def look_up(entry, key, table):
+    """What an entry's id stands for; ValueError if the file does not have it."""
+    value = take_field(entry, key, (int, str))
+    if value not in table:
+        known = "".join(f", where ids are of type {type(other).__name__}" for other in itertools.islice(table, 1))
+        raise ValueError(f"{key} {printable(repr(value), 60)} ({type(value).__name__}) is not in the file{known}")
+    return table[value]
 
 
-def _refuse(problems, what):
-    """Raise one ValueError that lists all problems (the first 50 in full), if there are any."""
-    if problems:
-        lines = problems[:50] + [f"... and {len(problems) - 50} more"] * (len(problems) > 50)
-        headline = f"{len(problems)} {what}{'s' * (len(problems) > 1)} cannot be used:"
-        raise ValueError("\n  ".join([headline, *lines]))
+# ----------------------------------------------------------------------------------------------
+# YOLO's text files
+# ----------------------------------------------------------------------------------------------
+
+
+def read_yolo(part, source, split, notes):
+    """The records of YOLO's text files: on each line a class, then centre and size, or an outline, in fractions."""
+    folders = [source, os.path.dirname(source), part.annotations, os.path.dirname(part.annotations)]
+    names = next(filter(None, map(find_class_names, folders)), None)
+    if not names:
+        raise ValueError(f"{printable(source)}: the class names are missing: a data.yaml or classes.txt says them")
+    images, records = find_images(part.images), []
+    files = {name[:-4] for name in list_folder(part.annotations) if name.lower().endswith(".txt")} - {"classes"}
+    for stem, image in images.items():
+        file, objects = os.path.join(part.annotations, stem + ".txt"), []
+        if stem not in files:
+            add_note(notes, "label_file_missing", (split, image), "")
+        for i, line in enumerate(read_lines(file) if stem in files else [], start=1):
+            try:
+                objects.append(parse_yolo_line(line.split(), names))
+            except ValueError as error:
+                add_note(notes, "entry_unusable", (split, file), f"line {i}: {error}")
+        records.append(Record(image, file, source, "YOLO", objects))
+    for stem in sorted(files - images.keys()):
+        add_note(notes, "image_not_found", (split, os.path.join(part.annotations, stem + ".txt")), "")
+    return records
+
+
+def read_lines(path):
+    """The lines of a text file that are not blank."""
+    if os.path.getsize(path) > MAX_ANNOTATION_BYTES:
+        raise ValueError(f"{printable(path)}: larger than {MAX_ANNOTATION_BYTES:,} bytes")
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        return [line.rstrip() for line in file if line.strip()]
+
+
+def parse_yolo_line(fields, names):
+    """The object of a line: class, c_x, c_y, w, h, or class, x, y, x, y, x, y, ... in fractions of the image."""
+    shown = printable(" ".join(fields), 60)
+    try:
+        label, *values = map(float, fields)
+    except ValueError:
+        raise ValueError(f"{shown!r} is not a line of numbers") from None
+    if label not in names:
+        raise ValueError(f"{shown!r}: class {fields[0]} is not one of the {len(names)} class names")
+    if len(values) == 4:
+        c_x, c_y, width, height = values
+        box = (c_x - width / 2, c_y - height / 2, c_x + width / 2, c_y + height / 2)
+    elif len(values) >= 6 and len(values) % 2 == 0:
+        box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    else:
+        raise ValueError(f"{shown!r}: a class and 4 numbers are expected, or an outline of 3 points or more")
+    return Annotated(names[label], box)
+
+
+def find_class_names(folder):
+    """The class names that a folder's data.yaml (or another .yaml file) or classes.txt says, by index; or None."""
+    files = list_folder(folder)
+    for name in sorted((name for name in files if name.endswith((".yaml", ".yml"))), key=lambda n: n != "data.yaml"):
+        names = parse_yaml_names(read_lines(os.path.join(folder, name)))
+        if names:
+            return names
+    if "classes.txt" in files:
+        return dict(enumerate(line.strip() for line in read_lines(os.path.join(folder, "classes.txt"))))
+    return None
+
+
+def parse_yaml_names(lines):
+    """The entry `names` of a YAML file: a list or dict, on one line or several. No other YAML is understood.
+
+    lines: the file's, without blank ones. Returns a dict of index to name; empty if there is no such entry.
+    """
+    start = next((i for i, line in enumerate(lines) if line.startswith("names:")), len(lines))
+    # The entry ends before the next line that is neither indented nor an item nor the end of a bracket.
+    rows = [line.removeprefix("names:") for line in lines[start : start + 1]]
+    for line in lines[start + 1 :]:
+        if not line.startswith((" ", "\t", "-", "]", "}", "#")):
+            break
+        rows.append(line)
+    items = [re.sub(r"(^|\s)#.*", "", row).strip().removeprefix("- ") for row in rows]
+    if items and items[0].startswith(("[", "{")):
+        # A comma in quotation marks is part of a name.
+        items = re.findall(r"""(?:"[^"]*"|'[^']*'|[^,"'])+""", " ".join(items).strip("[]{} "))
+    names = {}
+    for item in filter(None, map(str.strip, items)):
+        index, colon, name = item.partition(":")
+        has_index = colon and index.strip().isdigit()
+        names[int(index) if has_index else len(names)] = (name if has_index else item).strip().strip("'\"")
+    return names
