@@ -10,84 +10,79 @@ In a notebook:
 From the shell:
 
     python detect.py --images=photo.jpg                     or a folder, or a pattern such as "holiday/*.jpg"
-    python detect.py --images=clip.gif                      an animated GIF gives one, at the same speed
+    python detect.py --images=holiday --recursive=True --write_boxes_to=found.csv
+    python detect.py --images=clip.gif                      an animated GIF gives an animated GIF
 
-Reads the checkpoint that train.py writes. Writes annotated copies, named as the originals, into
-`output_folder`. Images that cannot be read are named at the end, and the exit status is then 1.
-Any parameter below can be overridden on the command line with --name=value.
+Reads the checkpoint that train.py writes. Writes annotated copies, named as the originals, into `output_folder`,
+and a list of the objects where `write_boxes_to` says. Images that cannot be read are named at the end, and the
+exit status is then 1. Any parameter below can be overridden on the command line with --name=value.
 """
 
+import csv
 import functools
 import glob
+import io
 import itertools
+import json
 import os
 import sys
-import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageSequence
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, ImageSequence
 from tqdm import tqdm
 
-from datasets import check_image_file, check_image_size, pil_to_rgb, transform
+from datasets import check_image_file, check_image_size, pil_to_rgb, prepare
 from model import load_model
-from utils import class_colors, exit_with_message, override_parameters, rev_label_map
+from utils import IMAGE_SUFFIXES, class_colors, exit_with_message, override_parameters, printable, write_file
 
 # Model
 checkpoint = "checkpoint_ssd300.pth.tar"  # what detect() and find_objects() use, too, unless given a model
 
 # Data
-images = "images"  # a file, a folder (without the folders in it), or a pattern with * or ?
-output_folder = "detections"  # made where it is missing; files of an earlier run are written over
-batch_size = 8  # frames of an animated GIF that the network sees at once
+images = "images"  # a file, a folder, or a pattern with * or ?
+recursive = False  # True: the folders in a folder as well
+output_folder = "detections"  # made where it is missing; files of an earlier run are written over; "": no pictures
+write_boxes_to = ""  # a .csv or .json file: image, class, score and box in pixels of each object; "": none
+batch_size = 8  # images, or frames of an animated GIF, that the network sees at once; fewer where they are large
+workers = 2  # threads that read and write images while the network works
 
-# Detection
+# Detection: the defaults of detect() and find_objects(), too
 min_score = 0.2  # lowest score of an object that is shown, in [0, 1]; evaluation takes 0.01
-max_overlap = 0.5  # of two boxes of a class that overlap more than this, only the better one is kept
+max_overlap = 0.45  # of two boxes of a class that overlap more than this, only the better one is kept
 top_k = 200  # most objects in an image
 suppress = ""  # classes that are not shown, separated by commas; "": none
 
 # Kinds of files that are opened. Not all that Pillow can: EPS, for one, would be run as a program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")
-# Files whose annotated copy is of the same kind; of all others it is a PNG ...
+# Files whose annotated copy is of the same kind; of all others it is a PNG.
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp")
-# ... and files of a folder that are taken for images.
-SUFFIXES = (*KEPT_SUFFIXES, ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga")
 
-# How a camera was held (EXIF tag 0x0112) and what turns its image upright.
-ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
+PIXELS_AT_ONCE = 50_000_000  # a batch of images is complete when it has as many: 150 MB
 MIN_TEXT_SIZE = 9  # pixels: smaller text cannot be read
 
 
 def main():
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it is a number of frames, 1 or more")
-    paths = list_images(images)
-    targets = plan_outputs(paths, Path(output_folder))
-    hidden = [name.strip() for name in suppress.split(",") if name.strip()]
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
+    boxes_file = Path(write_boxes_to)
+    if write_boxes_to and (boxes_file.suffix not in (".csv", ".json") or not boxes_file.parent.is_dir()):
+        raise ValueError(f"write_boxes_to is {write_boxes_to!r}; it must end in .csv or .json, in a folder that exists")
+    paths = list_images(images, recursive)
+    others = sorted(set(list_files(images, recursive)) - set(paths))
+    targets = plan_outputs(paths, output_folder)
     model = load_default_model()
-    check_arguments(min_score, max_overlap, top_k, hidden, model.label_map)
-    find = functools.partial(
-        find_in_batch, min_score=min_score, max_overlap=max_overlap, top_k=top_k, suppress=hidden, model=model
-    )
-    Path(output_folder).mkdir(parents=True, exist_ok=True)
-    errors = []
-    for path, target in zip(tqdm(paths, unit="image", disable=len(paths) == 1), targets, strict=True):
-        try:
-            annotate_file(path, target, find, class_colors(model.label_map))
-        except (ValueError, FileNotFoundError) as error:  # one bad file does not stop the others
-            errors.append(str(error))
-    print(f"{len(paths) - len(errors)} of {len(paths)} images annotated, in {output_folder}")
+    check_arguments(model.label_map)
+    rows, errors = annotate_files(paths, targets, model)
+    if write_boxes_to:
+        write_boxes(rows, write_boxes_to)
+    written = " and ".join(filter(None, (output_folder, write_boxes_to))) or "no file"
+    print(f"{len(paths) - len(errors)} of {len(paths)} images annotated, {len(rows)} objects, in {written}")
+    if others:
+        names = printable(", ".join(path.name for path in others), 1000)
+        print(f"left out, because they are not named like images that can be read: {names}")
     if errors:
         raise SystemExit("\n".join(f"error: {error}" for error in errors))
 
@@ -97,7 +92,7 @@ def main():
 # ----------------------------------------------------------------------------------------------
 
 
-def detect(image, min_score=0.2, max_overlap=0.5, top_k=200, suppress=None, model=None):
+def detect(image, min_score=None, max_overlap=None, top_k=None, suppress=None, model=None):
     """Find objects in an image and draw them on a copy of it.
 
     The arguments are those of `find_objects()`.
@@ -105,11 +100,11 @@ def detect(image, min_score=0.2, max_overlap=0.5, top_k=200, suppress=None, mode
     """
     image = open_image(image)
     model = model or load_default_model()
-    (found,) = find_in_batch([image], min_score, max_overlap, top_k, suppress, model)
+    (found,) = find_in_batch([image], model, min_score, max_overlap, top_k, suppress)
     return draw_boxes(image, *found, class_colors(model.label_map))
 
 
-def find_objects(image, min_score=0.2, max_overlap=0.5, top_k=200, suppress=None, model=None):
+def find_objects(image, min_score=None, max_overlap=None, top_k=None, suppress=None, model=None):
     """Find objects in an image.
 
     image: path, or PIL image of any mode. If its EXIF data say that the camera was turned, it is turned
@@ -117,32 +112,30 @@ def find_objects(image, min_score=0.2, max_overlap=0.5, top_k=200, suppress=None
     min_score: objects of a higher score only, in [0, 1].
     max_overlap: of two boxes of a class that overlap more than this, in [0, 1], the better one is kept.
     top_k: most objects.
-    suppress: names of classes to leave out, a list, or one name.
+    suppress: classes to leave out: a list of names, or one string with commas between them.
     model: what `load_model()` returns. By default the checkpoint named at the top of this file, which is
         loaded on the first call and kept; and loaded again if the file or the name has changed.
+    None stands for the value at the top of this file, as it is when the function is called.
     Returns boxes_xy_pixels (n, 4) float32, boundary form, inside the upright image, of positive area; a
     list of n class names; a list of n scores, falling.
     Raises FileNotFoundError or ValueError, naming the file or the value, if the image or the checkpoint is
     missing or unreadable, or an argument out of range.
     """
-    model = model or load_default_model()
-    return find_in_batch([open_image(image)], min_score, max_overlap, top_k, suppress, model)[0]
+    image = open_image(image)
+    return find_in_batch([image], model or load_default_model(), min_score, max_overlap, top_k, suppress)[0]
 
 
-def find_in_batch(images, min_score, max_overlap, top_k, suppress, model):
+def find_in_batch(images, model, min_score=None, max_overlap=None, top_k=None, suppress=None):
     """Find objects in several images at once; a list of what `find_objects()` returns.
 
     images: list of upright RGB PIL images, of any sizes. The other arguments are those of `find_objects()`.
     """
-    hidden = check_arguments(min_score, max_overlap, top_k, suppress, model.label_map)
-    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-    # The preparation of evaluation, so that the scores are those that eval.py counts.
-    pixels = torch.stack([transform(image, *nothing, split="TEST")[0] for image in images])
+    *limits, hidden = check_arguments(model.label_map, min_score, max_overlap, top_k, suppress)
     with torch.inference_mode():
-        predicted_locs, predicted_scores = model(model.normalize(pixels))  # (N, P, 4), (N, P, C)
+        predicted_locs, predicted_scores = model(prepare(images, model))  # (N, P, 4), (N, P, C)
         predicted_scores = hide_classes(predicted_scores, hidden)
-        found = model.detect_objects(predicted_locs, predicted_scores, min_score, max_overlap, top_k)
-    class_names = rev_label_map(model.label_map)
+        found = model.detect_objects(predicted_locs, predicted_scores, *limits)
+    class_names = {label: name for name, label in model.label_map.items()}
     results = []
     for image, boxes_xy, labels, scores in zip(images, *found, strict=True):
         boxes_xy_pixels = to_pixels(boxes_xy.cpu().float(), image.size)
@@ -173,22 +166,28 @@ def to_pixels(boxes_xy, size):
     return boxes_xy.clamp(0, 1) * torch.tensor([*size, *size])
 
 
-def check_arguments(min_score, max_overlap, top_k, suppress, label_map):
-    """Refuse arguments of `find_objects()` that are out of range. Returns the labels to leave out, a set."""
-    for name, value in (("min_score", min_score), ("max_overlap", max_overlap)):
+def check_arguments(label_map, *arguments):
+    """Put the parameters at the top of this file in the place of arguments that are None, and check them all.
+
+    arguments: min_score, max_overlap, top_k and suppress, as `find_objects()` takes them, or none of them.
+    Returns the first three, and the labels to leave out, a set. Raises ValueError for one out of range.
+    """
+    pairs = itertools.zip_longest(arguments, (min_score, max_overlap, top_k, suppress))
+    lowest, overlap, n_objects, names = (default if given is None else given for given, default in pairs)
+    for name, value in (("min_score", lowest), ("max_overlap", overlap)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
-    if top_k < 1 or top_k != int(top_k):
-        raise ValueError(f"top_k is {top_k}; it is a number of objects, 1 or more")
+    if n_objects < 1 or not float(n_objects).is_integer():
+        raise ValueError(f"top_k is {n_objects}; it is a number of objects, 1 or more")
     if not label_map:
         raise ValueError("this model has no label_map; load_model() reads it from the checkpoint")
-    suppress = [suppress] if isinstance(suppress, str) else suppress or []
+    names = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
     class_names = [name for name, label in label_map.items() if label > 0]
-    for name in suppress:
+    for name in names:
         if name not in class_names:
-            known = ", ".join(class_names)
-            raise ValueError(f"suppress names {name!r}, which is no class of this model; these are: {known}")
-    return {label_map[name] for name in suppress}
+            known = printable(", ".join(class_names), 1000)
+            raise ValueError(f"suppress names {name!r}, which is not a class of this model; these are: {known}")
+    return lowest, overlap, int(n_objects), {label_map[name] for name in names}
 
 
 def load_default_model():
@@ -229,18 +228,15 @@ def open_image(image):
 def open_file(path):
     """Open an image file; its header only is read. Raises FileNotFoundError or ValueError, naming it."""
     if not isinstance(path, (str, Path)):
-        kind = type(path).__name__
-        raise ValueError(f"an image is a path or a PIL image, not {kind}; PIL.Image.fromarray() takes arrays")
+        raise ValueError(f"an image is a path or a PIL image, not {type(path).__name__}; see PIL.Image.fromarray()")
     Image.init()
     try:
         check_image_file(path)
-        with warnings.catch_warnings():  # about sizes that make_upright_rgb() refuses
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None
+        raise FileNotFoundError(f"{printable(path)}: there is no such image file") from None
     except Exception as error:  # Pillow's readers raise errors of many kinds
-        raise ValueError(f"{path}: not an image that can be read ({error})") from error
+        raise ValueError(f"{printable(path)}: not an image that can be read ({printable(error)})") from error
 
 
 def make_upright_rgb(image, name):
@@ -250,14 +246,13 @@ def make_upright_rgb(image, name):
     check_image_size(*image.size, name)
     try:
         image.load()
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:  # damaged EXIF data: the pixels are fine
+            image = image.copy()
         upright = pil_to_rgb(image)
     except Exception as error:
-        raise ValueError(f"{name}: damaged, it cannot be decoded ({error})") from error
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # damaged EXIF data: the pixels are fine
-        orientation = None
-    upright = upright.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else upright.copy()
+        raise ValueError(f"{printable(name)}: damaged, it cannot be decoded ({printable(error)})") from error
     upright.info = {}  # the EXIF data no longer hold
     return upright
 
@@ -286,37 +281,32 @@ def draw_boxes(image, boxes_xy_pixels, names, scores, colors):
     labels, taken = [], []
     for i in sorted(range(len(names)), key=lambda i: -scores[i] if scores is not None else 0):
         box = [round(float(v)) for v in boxes_xy_pixels[i]]
-        texts = [names[i]] if scores is None else [f"{names[i]} {scores[i]:.2f}", names[i]]
-        text, font = fit_text([" ".join(text.split()) for text in texts], image.size, text_size)
+        name = printable(names[i], 100)
+        text, font = fit_text(name if scores is None else f"{name} {scores[i]:.2f}", name, image.size, text_size)
         plate = place_label(box, measure_label(text, font), image.size, taken)
         taken.append(plate)
         labels.append((box, plate, text, font, colors[names[i]]))
-    for box, _, _, _, color in reversed(labels):
-        x_min, y_min, x_max, y_max = box
+    for (x_min, y_min, x_max, y_max), *_, color in reversed(labels):
         # Pillow's rectangles include their last pixel.
-        last_x, last_y = max(x_min, x_max - 1), max(y_min, y_max - 1)
-        draw.rectangle([x_min, y_min, last_x, last_y], outline=color, width=line_width)
-    for _, plate, text, font, color in reversed(labels):
-        if text:
-            draw_label(draw, plate, text, font, color)
+        corners = [x_min, y_min, max(x_min, x_max - 1), max(y_min, y_max - 1)]
+        draw.rectangle(corners, outline=color, width=line_width)
+    for _, *label in reversed(labels):
+        draw_label(draw, *label)
     return image
 
 
-def fit_text(texts, size, text_size):
-    """The first of some texts, ever shorter ones, whose label is not larger than an image.
+def fit_text(text, name, size, text_size):
+    """A text whose label is not larger than an image of `size`: the given one, or else the start of the name, small.
 
-    texts: list of one or more. size: (width, height) of the image. text_size: in pixels, if there is room.
     Returns a text and its font; the text is empty if not one letter fits.
     """
-    letters = [texts[-1][:n] for n in range(len(texts[-1]) - 1, 0, -1)]
-    for text in [*texts, *letters]:
-        # Halfway down to the smallest readable size before anything is left out.
-        for font_size in (text_size, (text_size + MIN_TEXT_SIZE) // 2, MIN_TEXT_SIZE):
-            font = load_font(font_size)
-            width, height = measure_label(text, font)
-            if width <= size[0] and height <= size[1]:
-                return text, font
-    return "", load_font(MIN_TEXT_SIZE)
+    font = load_font(text_size)
+    if all(side <= limit for side, limit in zip(measure_label(text, font), size, strict=True)):
+        return text, font
+    font = load_font(MIN_TEXT_SIZE)
+    (empty, height), (one_letter, _) = measure_label("", font), measure_label("W", font)  # no letter is wider
+    n_letters = (size[0] - empty) // (one_letter - empty) if height <= size[1] else 0
+    return name[: max(0, n_letters)], font
 
 
 @functools.lru_cache(maxsize=32)
@@ -327,11 +317,10 @@ def load_font(size):
 def measure_label(text, font):
     """Width and height of a label, in pixels."""
     left, _, right, _ = font.getbbox(text, anchor="ls")
-    ascent, descent = font.getmetrics()
-    return right - left + 2 * find_padding(font), ascent + descent
+    return right - left + 2 * compute_padding(font), sum(font.getmetrics())
 
 
-def find_padding(font):
+def compute_padding(font):
     return max(1, round(font.size / 5))
 
 
@@ -343,10 +332,9 @@ def place_label(box, label_size, image_size, taken):
     """
     x_min, y_min, _, y_max = box
     width, height = label_size
-    x = max(0, min(x_min, image_size[0] - width))
-    lowest = max(0, image_size[1] - height)
-    tops = [y for y in (y_min - height, y_min, y_max - height, y_max) if 0 <= y <= lowest]
-    places = [(x, y, x + width, y + height) for y in tops or [min(y_min, lowest)]]
+    left, lowest = max(0, min(x_min, image_size[0] - width)), max(0, image_size[1] - height)
+    tops = [y for y in (y_min - height, y_min, y_max - height, y_max) if 0 <= y <= lowest] or [min(y_min, lowest)]
+    places = [(left, top, left + width, top + height) for top in tops]
     return next((place for place in places if not any(touch(place, other) for other in taken)), places[0])
 
 
@@ -355,12 +343,11 @@ def touch(box_1, box_2):
 
 
 def draw_label(draw, plate, text, font, color):
-    """Draw a text on a plate of some colour, black or white, whichever has more contrast."""
-    draw.rectangle([plate[0], plate[1], plate[2] - 1, plate[3] - 1], fill=color)
-    left, _, _, _ = font.getbbox(text, anchor="ls")
-    ascent, _ = font.getmetrics()
-    place = (plate[0] + find_padding(font) - left, plate[1] + ascent)
-    draw.text(place, text, fill=pick_text_color(color), font=font, anchor="ls")
+    """Draw a text, if there is any, on a plate of some colour, black or white, whichever has more contrast."""
+    if text:
+        draw.rectangle([plate[0], plate[1], plate[2] - 1, plate[3] - 1], fill=color)
+        place = plate[0] + compute_padding(font) - font.getbbox(text, anchor="ls")[0], plate[1] + font.getmetrics()[0]
+        draw.text(place, text, fill=pick_text_color(color), font=font, anchor="ls")
 
 
 def pick_text_color(color):
@@ -374,38 +361,43 @@ def pick_text_color(color):
 # ----------------------------------------------------------------------------------------------
 
 
-def list_images(images):
-    """The image files that the parameter `images` stands for, sorted.
+def list_images(images, recursive=False):
+    """The image files that the parameter `images` stands for, sorted; of a folder, those that are named as images.
 
     Raises FileNotFoundError if there are none.
     """
-    path = Path(images)
-    if path.is_dir():
-        paths = [item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and not item.is_dir()]
-        if not paths:
-            raise FileNotFoundError(f"images={images!r}: no images in this folder ({', '.join(SUFFIXES)})")
-    elif path.exists():
-        paths = [path]
-    else:
-        paths = [Path(item) for item in glob.glob(images, recursive=True) if not Path(item).is_dir()]
-        if not paths:
-            raise FileNotFoundError(f"images={images!r}: no such file, folder, or pattern that fits a file")
-    return sorted(paths)
+    is_folder = Path(images).is_dir()
+    files = [path for path in list_files(images, recursive) if not is_folder or path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        reason = f"no image in it ({', '.join(IMAGE_SUFFIXES)})" if is_folder else "no such file, folder, or pattern"
+        raise FileNotFoundError(f"images={images!r}: there is {reason}")
+    return files
+
+
+def list_files(images, recursive):
+    """All files that the parameter `images` stands for, sorted; of a folder no hidden ones, nor earlier outputs."""
+    folder = Path(images)
+    if not folder.is_dir():
+        files = [folder] if folder.exists() else map(Path, glob.glob(images, recursive=True))
+        return sorted(file for file in files if not file.is_dir())
+    outputs = Path(output_folder).resolve() if recursive and output_folder else None
+    files = [file for file in folder.glob("**/*" if recursive else "*") if not file.is_dir()]
+    files = [file for file in files if outputs not in file.resolve().parents]
+    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
 def plan_outputs(paths, folder):
-    """The file that each annotated copy is written to.
+    """The file that each annotated copy is written to, in `folder` as the originals are in theirs; None: not written.
 
     Raises ValueError, naming the files, if two would get the same one, or an original would be written over.
     """
+    if not folder:
+        return [None] * len(paths)
     sources = {os.path.realpath(path) for path in paths}
     targets = {}
     for path in paths:
-        suffix = path.suffix.lower()
-        if is_gif(path) and suffix != ".gif":  # whatever its name says: it may be an animation
-            target = folder / f"{path.name}.gif"
-        else:
-            target = folder / (path.name if suffix in KEPT_SUFFIXES else f"{path.name}.png")
+        name = path.name if path.suffix.lower() in KEPT_SUFFIXES else f"{path.name}.png"
+        target = Path(folder) / (path.parent.relative_to(images) if Path(images).is_dir() else "") / name
         if os.path.realpath(target) in sources:
             raise ValueError(f"{target}: an original would be written over; choose another output_folder")
         if target in targets:
@@ -415,58 +407,90 @@ def plan_outputs(paths, folder):
     return list(targets)
 
 
-def is_gif(path):
-    """Whether a file begins as a GIF does. One that cannot be read does not."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(6) in (b"GIF87a", b"GIF89a")
-    except OSError:
-        return False
+def annotate_files(paths, targets, model):
+    """Find the objects of image files and write annotated copies, in several threads that take a batch each.
 
-
-def annotate_file(path, target, find, colors):
-    """Write an annotated copy of an image file; of an animated GIF, an animated GIF.
-
-    find: `find_in_batch()` with all arguments but the images. colors: as `draw_boxes()` takes them.
-    Raises FileNotFoundError or ValueError, naming it, for a file that cannot be read; OSError for one that
-    cannot be written.
+    So while the network looks at some images, the next ones are read and the last ones written.
+    paths: list. targets: list of as many files to write; None for those that are not written.
+    Returns rows (image, class, score, box in pixels) of all objects, and a list of errors that name the files which
+    could not be read. Raises OSError for a file that cannot be written.
     """
-    with open_file(path) as image:
-        n_frames = count_frames(image, path)
-        if n_frames > 1:
-            frames = annotate_frames(image, path, find, colors)
-            frames = iter(tqdm(frames, path.name, n_frames, unit="frame"))
-            # Frames carry their duration; how often all are repeated is said once, or not at all: once.
-            loop = {"loop": image.info["loop"]} if "loop" in image.info else {}
-            save_image(next(frames), target, save_all=True, append_images=frames, **loop)
+    files = dict(zip(paths, targets, strict=True))
+    stills = [path for path in paths if path.suffix.lower() != ".gif"]
+    jobs = [stills[i : i + batch_size] for i in range(0, len(stills), batch_size)]
+    jobs += [[path] for path in paths if path.suffix.lower() == ".gif"]
+    rows, errors = [], []
+    n_threads = max(1, torch.get_num_threads() // workers)  # of each worker: no more in all than there are now
+    with (
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(n_threads,)) as pool,
+        tqdm(total=len(paths), unit="image", disable=len(paths) == 1) as progress,
+    ):
+        for job, (found, wrong) in zip(jobs, pool.map(lambda job: annotate_job(job, files, model), jobs), strict=True):
+            rows += found
+            errors += wrong
+            progress.update(len(job))
+    return rows, errors
+
+
+def annotate_job(paths, targets, model):
+    """Do the work of `annotate_files()` for one GIF, or for several files that are not GIFs. targets: by path."""
+    rows, errors = [], []
+    if paths[0].suffix.lower() == ".gif":
+        try:
+            annotate_gif(paths[0], targets[paths[0]], model, rows)
+        except (ValueError, FileNotFoundError) as error:  # one bad file does not stop the others
+            return [], [str(error)]
+        return rows, []
+    for path, annotated in annotate_images(read_images(paths, errors), model, rows):
+        if targets[path]:
+            save_image(annotated, targets[path])
+    return rows, errors
+
+
+def read_images(paths, errors):
+    """Yields (path, upright image) of files; adds to `errors` what is wrong with those that cannot be read."""
+    for path in paths:
+        try:
+            image = open_image(path)
+        except (ValueError, FileNotFoundError) as error:
+            errors.append(str(error))
+        else:
+            yield path, image
+
+
+def annotate_images(images, model, rows):
+    """Find objects in images and draw them. The network sees `batch_size` at once, or fewer where they are large.
+
+    images: iterator of (name, upright image). rows: list to which the objects are added, see `annotate_files()`.
+    Yields (name, annotated copy).
+    """
+    colors = class_colors(model.label_map)
+    while True:
+        batch, n_pixels = [], 0
+        while len(batch) < batch_size and n_pixels < PIXELS_AT_ONCE and (item := next(images, None)):
+            batch.append(item)
+            n_pixels += item[1].width * item[1].height
+        if not batch:
             return
-        upright = make_upright_rgb(image, path)
-    (found,) = find([upright])
-    save_image(draw_boxes(upright, *found, colors), target)
+        for (name, image), found in zip(batch, find_in_batch([image for _, image in batch], model), strict=True):
+            boxes = [[round(value, 2) for value in box] for box in found[0].tolist()]
+            rows += [(str(name), *row) for row in zip(found[1], found[2], boxes, strict=True)]
+            yield name, draw_boxes(image, *found, colors)
 
 
-def count_frames(image, path):
-    """How many frames an animated GIF has; 1 for all else. Raises ValueError, naming the file."""
-    if image.format != "GIF":
-        return 1
-    try:
-        return image.n_frames
-    except Exception as error:
-        raise ValueError(f"{path}: damaged, its frames cannot be counted ({error})") from error
-
-
-def annotate_frames(animation, path, find, colors):
-    """Annotate the frames of an animation one after the other; the network sees `batch_size` of them at once."""
-    frames = iter_frames(animation, path)
-    while batch := list(itertools.islice(frames, batch_size)):
-        for frame, found in zip(batch, find(batch), strict=True):
-            annotated = draw_boxes(frame, *found, colors)
-            annotated.info = frame.info
-            yield annotated
+def annotate_gif(path, target, model, rows):
+    """Write an annotated copy of a GIF, animated if it is. Its frames are called path#1, path#2, ... in `rows`."""
+    with open_file(path) as animation:
+        frames = (annotated for _, annotated in annotate_images(iter_frames(animation, path), model, rows))
+        if target is None:
+            return list(frames)
+        # Frames carry their duration; how often all are repeated is said once, or not at all: once.
+        loop = {"loop": animation.info["loop"]} if "loop" in animation.info else {}
+        save_image(next(frames), target, save_all=True, append_images=frames, **loop)
 
 
 def iter_frames(animation, path):
-    """The frames of an animation as RGB images, each with its duration in milliseconds in its `info`."""
+    """The frames of an animation as (name, RGB image), each with its duration in milliseconds in its `info`."""
     frames = ImageSequence.Iterator(animation)
     for number in itertools.count(1):
         try:
@@ -474,20 +498,32 @@ def iter_frames(animation, path):
         except StopIteration:
             return
         except Exception as error:
-            raise ValueError(f"{path}: damaged, frame {number} cannot be decoded ({error})") from error
+            raise ValueError(f"{path}: damaged, frame {number} cannot be decoded ({printable(error)})") from error
         duration = {"duration": frame.info["duration"]} if "duration" in frame.info else {}
         frame = make_upright_rgb(frame, f"{path}, frame {number}")
         frame.info = duration
-        yield frame
+        yield f"{path}#{number}", frame
 
 
 def save_image(image, target, **options):
     if target.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         options["quality"] = 95
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         image.save(target, **options)
     except OSError as error:
         raise OSError(f"{target}: could not be written ({error})") from error
+
+
+def write_boxes(rows, path):
+    """Write the rows of `annotate_files()` to a .csv or .json file: all of them, or nothing."""
+    if Path(path).suffix == ".json":
+        objects = [dict(zip(("image", "class", "score", "box"), row, strict=True)) for row in rows]
+        return write_file(path, json.dumps(objects, indent=1))
+    table = io.StringIO(newline="")
+    csv.writer(table).writerow(("image", "class", "score", "x_min", "y_min", "x_max", "y_max"))
+    csv.writer(table).writerows((*row, *box) for *row, box in rows)
+    write_file(path, table.getvalue())
 
 
 if __name__ == "__main__":
