@@ -1,4 +1,4 @@
-"""Train SSD300.
+"""Train a network of the SSD family.
 
     python train.py                                            the paper's recipe, from ImageNet weights
     python train.py --checkpoint=checkpoint_ssd300.pth.tar     go on where a stopped run was
@@ -8,10 +8,7 @@ Reads the lists that create_data_lists.py wrote into `data_folder`. Writes the c
 Any parameter below can be overridden on the command line with --name=value.
 """
 
-import contextlib
-import csv
 import datetime
-import io
 import math
 import multiprocessing
 import os
@@ -19,9 +16,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from datasets import PascalVOCDataset, TrainingBatches
 from eval import evaluate, make_test_loader
 from model import (
+    NETWORKS,
     SSD300,
     MultiBoxLoss,
     fastest_memory_format,
@@ -39,11 +39,12 @@ from model import (
     model_state,
 )
 from utils import (
-    advice_for,
     exit_with_message,
     load_checkpoint,
+    load_label_map,
     override_parameters,
     printable,
+    remove_leftovers,
     save_checkpoint,
     script_parameters,
     write_file,
@@ -52,27 +53,36 @@ from utils import (
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
 keep_difficult = True  # also train on objects that are marked as difficult, as the Caffe code does
-augment = True  # False: images are only resized, as in evaluation (to check that a network can learn a few by heart)
+augment = ("distort", "zoom_out", "crop", "flip")  # which of these; (): none, to check that a network learns by heart
 skip_corrupt = False  # True: leave out images that cannot be decoded, instead of stopping
 workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
-pretrained = "IMAGENET1K_V1"  # or "IMAGENET1K_FEATURES", a file with a VGG-16 state dict, or "" for random
-freeze_vgg = False  # True: conv1_1 to conv5_3 stay as they are: faster (on a CPU three times), safer with few images
+network = "ssd300_vgg16"  # a row of NETWORKS in model.py, such as "ssd300_tiny"; a checkpoint brings its own
+pretrained = (
+    "IMAGENET1K_V1"  # or "IMAGENET1K_FEATURES" (VGG-16), a file with a state dict of the base, or "" for random
+)
+freeze_base = (
+    False  # True: the pretrained layers stay as they are: faster (on a CPU three times), safer with few images
+)
 finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
 # Optimisation: the paper's recipe for Pascal VOC 2007 + 2012
 batch_size = 32  # images an iteration, over all GPUs
 iterations = 120_000  # in all, those before a resume included
+minutes = 0.0  # of training after which the run ends if it has not before; the schedule follows the clock. 0: no clock
+optimizer_name = "sgd"  # or "adamw"
 lr = 1e-3  # of the weights
-bias_lr_factor = 2.0  # learning rate of the biases, as a multiple of the weights'
-momentum = 0.9
-weight_decay = 5e-4  # of the weights; biases have none
+bias_lr_factor = 2.0  # SGD's learning rate of the convolutions' biases, as a multiple of the weights'
+momentum = 0.9  # AdamW's first beta
+weight_decay = 5e-4  # of the weights; biases and batch normalisation have none
 warmup = 500  # iterations over which the learning rate rises linearly to `lr`; 0: none
+schedule = "steps"  # down at decay_lr_at; or "cosine": down to 0 along half a wave
 decay_lr_at = (80_000, 100_000)  # iterations at which the learning rate is multiplied by `decay_lr_by`
 decay_lr_by = 0.1
 grad_clip = 0.0  # largest norm of the gradient, all parameters together; 0: not clipped
+sync_batch_norm = False  # True: batch normalisation looks at the batch of all GPUs, not at each one's share
 seed = 0  # of the initial weights, the order of the images and their augmentation
 
 # Loss
@@ -89,56 +99,52 @@ compile_model = True  # torch.compile, on CUDA only
 
 # Logging
 save_to = "checkpoint_ssd300.pth.tar"  # the best one by mAP gets the same name with "best_" before it
+overwrite = False  # True: a run that starts anew may replace these two
 save_every = 1000  # iterations; 0: at the end only
-evaluate_every = 0  # iterations between evaluations on the TEST lists; 0: never
+evaluate_every = 0  # iterations between evaluations on the TEST lists, the last of which is at the end; 0: never
 log_file = "train_log.csv"  # "": none; a run that starts anew writes over that of an earlier one
 log_every = 10  # iterations between two rows of the log
 
 
 def main():
     check_parameters()
-    rank, world_size, device = start_processes()
+    device = start_process()
+    model, optimizer, begin = start_or_resume(load_label_map(data_folder), device)
     dataset = PascalVOCDataset(
-        data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, None if augment else ()
+        data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment, model.input_size, model.antialias
     )
     if evaluate_every:
-        make_test_loader(data_folder, batch_size, workers)  # lists that cannot be read are an error now, not later
-    model, optimizer, start, best_map, to_evaluate = start_or_resume(dataset.label_map, device)
-    if start > iterations or (start == iterations and not to_evaluate):
-        say(f"nothing to do: {checkpoint} is at iteration {start} of {iterations}")
+        make_test_loader(data_folder, 1, 0, model)  # lists that cannot be read are an error now, not later
+    is_over = begin.iteration >= iterations or 0 < 60 * minutes <= begin.seconds
+    if is_over and not begin.to_evaluate:
+        say(f"nothing to do: {checkpoint} is at iteration {begin.iteration} of {iterations}")
         return
-    batches = TrainingBatches(len(dataset), batch_size, seed, start, iterations, rank, world_size)
+    last = begin.iteration if is_over else iterations
+    batches = TrainingBatches(len(dataset), batch_size, seed, begin.iteration, last, rank(), n_processes())
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
-    log = TrainingLog(dataset, batches, is_main=rank == 0)
+    describe_run(model, dataset, begin)
+    run = Run(model, optimizer, TrainingLog(dataset, batches), begin)
     try:
-        if to_evaluate:  # the run was stopped or killed before it came to that
-            best_map = evaluate_and_keep_best(model, optimizer, log, start, best_map)
-            save(save_to, model, optimizer, start, best_map)
-        train(model, criterion.to(device), optimizer, batches, log, best_map)
-    except (RuntimeError, MemoryError, OSError) as error:
-        advice = advice_for(error)
-        if advice is None:
-            raise
-        kept = f"Nothing is lost since {save_to} was saved last, if it was; go on with --checkpoint={save_to}"
-        raise SystemExit(f"error: {advice}\n{kept}\n{error}") from error
+        if begin.to_evaluate:  # the run was stopped or killed before it came to that
+            run.save(save_to)  # tried once more, not at each resume: it may be what killed the run
+            run.evaluate()
+        with exit_with_message(f"Nothing is lost since {save_to} was saved last: --checkpoint={save_to} goes on there"):
+            train(model, criterion.to(device), optimizer, batches, run)
     finally:
-        log.close()
-        log.report_skipped()
+        run.log.close()
         end_workers()
-    if torch.distributed.is_initialized():
+    if n_processes() > 1:
         torch.distributed.destroy_process_group()
 
 
-def train(model, criterion, optimizer, batches, log, best_map):
-    """Train until the last iteration, or until a signal asks to stop; saves a checkpoint in both cases."""
+def train(model, criterion, optimizer, batches, run):
+    """Train until the last iteration, the end of the time, or a signal; each way the end saves a checkpoint."""
     device = model.mean.device
     use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device, model.network)
     network = wrap_network(model)
-    stop = StopRequest()
-    loader = make_train_loader(log.dataset, batches, device)
-    done = batches.iterations.start
+    loader = make_train_loader(run.log.dataset, batches, device)
     for iteration, (images, boxes, labels, _) in zip(batches.iterations, loader, strict=True):
-        set_learning_rate(optimizer, iteration)
+        set_learning_rate(optimizer, iteration, run.seconds)
         images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
             predicted_locs, predicted_scores = network(images)  # (N, 8732, 4), (N, 8732, C)
@@ -146,41 +152,11 @@ def train(model, criterion, optimizer, batches, log, best_map):
         optimizer.zero_grad()
         loss.backward()
         if grad_clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+            nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
-        log.add(loss)
-
-        done = iteration + 1  # iterations
-        ends, stops = done == iterations, stop.is_requested_alone()
-        if ends or stops or any(is_due(done, every) for every in (log_every, save_every, evaluate_every)):
-            log.flush(done, optimizer)  # stops here if a loss was not finite: before anything is saved
-            stops = stop.is_requested_anywhere(device)
-        evaluates = is_due(done, evaluate_every)
-        if ends or stops or evaluates or is_due(done, save_every):
-            save(save_to, model, optimizer, done, best_map, to_evaluate=evaluates)
-        if evaluates and not stops:  # saved before: an evaluation that fails costs nothing
-            best_map = evaluate_and_keep_best(model, optimizer, log, done, best_map)
-            save(save_to, model, optimizer, done, best_map)
-        if stops:
+        if run.ends_after(iteration, loss):  # logs, saves and evaluates when it is time to
             break
-    log.gather_skipped(device)
-    stop.exit_if_requested(done)
-
-
-def is_due(done, every):
-    """Whether something that happens `every` so many iterations (0: never) is to happen now."""
-    return every > 0 and done % every == 0
-
-
-def end_workers():
-    """End the loaders' processes that an error left behind.
-
-    They ignore SIGTERM (see `ignore_signals()`), with which Python would end them at exit, to wait for ever.
-    """
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the death of a worker for an error
-    for process in multiprocessing.active_children():
-        process.kill()
+    run.finish()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -191,32 +167,55 @@ def end_workers():
 def check_parameters():
     """Refuse now what would fail, or go wrong, only later."""
     not_negative = ("workers", "bias_lr_factor", "momentum", "weight_decay", "warmup", "grad_clip", "neg_pos_ratio")
-    not_negative += ("alpha", "n_negatives_without_objects", "save_every", "evaluate_every")
+    not_negative += ("alpha", "n_negatives_without_objects", "save_every", "evaluate_every", "minutes")
     for name in not_negative:
         if not 0 <= globals()[name] < math.inf:
             raise ValueError(f"{name} is {globals()[name]}; it must be 0 or more")
     for name in ("batch_size", "iterations", "lr"):
         if not 0 < globals()[name] < math.inf:
             raise ValueError(f"{name} is {globals()[name]}; it must be more than 0")
+    for name, known in (("optimizer_name", ("sgd", "adamw")), ("schedule", ("steps", "cosine"))):
+        if globals()[name] not in known:
+            raise ValueError(f"{name} is {globals()[name]!r}; it must be one of {', '.join(known)}")
+    if log_every < 1:
+        raise ValueError(f"log_every is {log_every}; losses are checked as often as they are logged: 1 or more")
+    if sync_batch_norm and not torch.cuda.is_available():
+        raise ValueError("sync_batch_norm is True; PyTorch has it on CUDA only")
     folder = Path(save_to).resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(save_to).is_dir():
         raise ValueError(f"save_to is {save_to!r}: no file can be written there; make the folder, or name another")
-    if log_every < 1:
-        raise ValueError(f"log_every is {log_every}; losses are checked as often as they are logged: 1 or more")
+    for path in (save_to, best_path()):
+        if Path(path).exists() and not checkpoint and not overwrite:
+            raise ValueError(
+                f"{path} is there already, from an earlier run. --checkpoint={path} goes on with that run; "
+                "--overwrite=True starts anew and replaces it; --save_to names another file"
+            )
+        remove_leftovers(path)
 
 
-def start_processes():
-    """Find this process's place and device; torchrun tells both, and without it there is one process.
+def best_path():
+    """Where the best checkpoint by mAP goes."""
+    return str(Path(save_to).with_name(f"best_{Path(save_to).name}"))
 
-    Returns rank, world_size and a torch.device.
-    """
+
+def rank():
+    """The number of this process among those that train together; 0 writes files and prints."""
+    return int(os.environ.get("RANK", 0))  # torchrun says it
+
+
+def n_processes():
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def start_process():
+    """Join the other processes, if there are any; returns this one's torch.device."""
     device = set_up_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if "RANK" not in os.environ:
-        return 0, 1, device
-    # While the first process evaluates, the others wait for it: longer than the ten minutes of the default.
-    timeout = datetime.timedelta(hours=2)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), device
+    if n_processes() > 1:
+        # While the first process evaluates, the others wait for it: longer than the ten minutes of the default.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=2))
+    return device
 
 
 def set_up_device(local_rank=0):
@@ -230,60 +229,84 @@ def set_up_device(local_rank=0):
     return device
 
 
-def is_main_process():
-    """Whether this is the process that writes files and prints."""
-    is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    return is_alone or torch.distributed.get_rank() == 0
+def highest_of_all(*values):
+    """The highest of each value over all processes. They meet on the CPU, so no GPU is waited for."""
+    values = torch.tensor(values, dtype=torch.float64)
+    if n_processes() > 1:
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+    return values.tolist()
+
+
+def hours(seconds):
+    """A time as h:mm:ss."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def say(text):
     """Print a line, in the main process only, without breaking the progress bar."""
-    if is_main_process():
+    if rank() == 0:
         tqdm.write(text, file=sys.stdout)
+
+
+class Begin(NamedTuple):
+    """Where a run begins: anew, or where the checkpoint was that it resumes."""
+
+    weights: str  # where they come from, in words
+    iteration: int = 0
+    seconds: float = 0.0  # of training before
+    best_map: float = -1.0
+    to_evaluate: bool = False  # whether the model is still to be evaluated before it goes on
 
 
 def start_or_resume(label_map, device):
     """Build model and optimizer, from `checkpoint`, from `finetune_from`, or anew.
 
-    Returns the model on `device`, the optimizer, the iteration to start at, the best mAP so far, and whether the
-    model is still to be evaluated before it goes on.
+    Returns the model on `device`, the optimizer, and a Begin.
     """
     torch.manual_seed(seed)
+    saved = load_checkpoint(checkpoint or finetune_from) if checkpoint or finetune_from else None
     if checkpoint:
-        saved = load_checkpoint(checkpoint)
         model = model_from_checkpoint(saved, checkpoint)
         check_resumable(saved, label_map)
+    elif finetune_from:
+        try:
+            model = SSD300(len(label_map), saved.get("network", "ssd300_vgg16"))
+            begin = Begin(f"{finetune_from}: {load_other_classes(model, saved, label_map)}")
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{finetune_from}: a checkpoint that does not fit: {printable(error)}") from error
     else:
-        saved = None
-        model = SSD300(n_classes=len(label_map))
-        if finetune_from:
-            say(load_weights_only(model, label_map))
-        elif pretrained:
-            load_pretrained(model, pretrained)
+        model = SSD300(len(label_map), network)
+        begin = Begin(load_base(model))
     model.label_map = label_map
-    if freeze_vgg:
+    if freeze_base:
         model.freeze_base()
     model = model.to(device, memory_format=fastest_memory_format(device, model.network)).train()
+    if sync_batch_norm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = make_optimizer(model, device)
-    if saved is None:
-        return model, optimizer, 0, -1.0, False
-    start, best_map = restore_training_state(saved, optimizer)
-    say(f"resumed {checkpoint} at iteration {start}")
-    to_evaluate = saved.get("to_evaluate") is True and is_due(start, evaluate_every)
-    return model, optimizer, start, best_map, to_evaluate
+    if checkpoint:
+        begin = restore_training_state(saved, optimizer)
+    return model, optimizer, begin
 
 
-def load_weights_only(model, label_map):
-    """Start from the weights of `finetune_from`; returns a sentence that says what was taken over."""
-    saved = load_checkpoint(finetune_from)
-    try:
-        return load_other_classes(model, saved, label_map)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{finetune_from}: a checkpoint that does not fit SSD300: {printable(error)}") from error
+def load_base(model):
+    """Start a new model's base from pretrained weights, if there are any; returns in words what it starts from."""
+    if not pretrained or (NETWORKS[network].divisor > 1 and pretrained == "IMAGENET1K_V1"):
+        return "random"  # nobody has trained a narrow network on ImageNet: for it, too, if the default is untouched
+    # The first process of each machine downloads them; the others then find them in its cache.
+    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    for is_turn in (is_first, not is_first):
+        if is_turn:
+            load_pretrained(model, pretrained)
+        highest_of_all(0)  # wait for the others
+    return f"{pretrained} for the base, the rest random"
+
+
+STATE_OF_OPTIMIZER = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 
 
 def restore_training_state(saved, optimizer):
-    """Bring back momentum, random states and position; returns the iteration to start at, and the best mAP.
+    """Bring back the optimizer's state, random states and position; returns the Begin.
 
     Settings, such as the weight decay, stay as they are in this run: they may have been changed for it.
     """
@@ -294,59 +317,89 @@ def restore_training_state(saved, optimizer):
         if [group["params"] for group in saved["optimizer"]["param_groups"]] != order:
             raise ValueError("its optimizer has other groups of parameters")
         for index, state in saved["optimizer"]["state"].items():
-            if state["momentum_buffer"].shape != parameters[index].shape:
-                raise ValueError(f"momentum {index} has another shape than its parameter")
+            if set(state) != STATE_OF_OPTIMIZER[optimizer_name]:
+                raise ValueError(f"it was not saved by {optimizer_name}")
+            if any(value.shape not in ((), parameters[index].shape) for value in state.values()):
+                raise ValueError(f"the optimizer's state {index} has another shape than its parameter")
         optimizer.load_state_dict(saved["optimizer"])
         for parameter, state in optimizer.state.items():  # in the memory format of this machine, not of the last
-            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+            for name, value in state.items():
+                if value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+        for parameter in parameters if momentum and optimizer_name == "sgd" else ():
+            if parameter.requires_grad:  # without momentum if it was frozen before: fused SGD needs all or none
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
-        set_rng_states(saved["rng"])
-        start, best_map = saved["iteration"], saved["best_map"]
-        if type(start) is not int or start < 0 or type(best_map) is not float:
-            raise ValueError(f"iteration {start!r}, best_map {best_map!r}")
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if len(saved["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
+        start, best_map, seconds = saved["iteration"], saved["best_map"], saved.get("seconds", 0.0)
+        if type(start) is not int or start < 0 or type(best_map) is not float or type(seconds) is not float:
+            raise ValueError(f"iteration {start!r}, best_map {best_map!r}, seconds {seconds!r}")
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{checkpoint}: its training state cannot be restored ({printable(error)}); start from its weights with "
             f"--finetune_from={checkpoint}"
         ) from error
-    return start, best_map
+    to_evaluate = saved.get("to_evaluate") is True and evaluate_every > 0
+    return Begin(f"resumed from {checkpoint} at iteration {start}", start, seconds, best_map, to_evaluate)
 
 
 def check_resumable(saved, label_map):
     """Refuse a checkpoint of another data set, or one without a training state; tell what has changed."""
     if saved["label_map"] != label_map:
+        before, now = (printable(", ".join(names)) for names in (saved["label_map"], label_map))
         raise ValueError(
-            f"{checkpoint} has {len(saved['label_map'])} classes ({', '.join(saved['label_map'])}), the lists in "
-            f"{data_folder} have {len(label_map)} ({', '.join(label_map)}); to start from its weights all the "
-            f"same, give it as --finetune_from={checkpoint}"
+            f"{checkpoint} has {len(saved['label_map'])} classes ({before}), the lists in {data_folder} have "
+            f"{len(label_map)} ({now}); to start from its weights all the same, give it as "
+            f"--finetune_from={checkpoint}"
         )
     if "optimizer" not in saved:
         raise ValueError(f"{checkpoint} holds weights only; start from them with --finetune_from={checkpoint}")
     before = saved.get("parameters")
     for name, value in script_parameters(globals()).items() if isinstance(before, dict) else ():
-        if name != "checkpoint" and repr(before.get(name, value)) != repr(value):
-            say(f"note: {name} was {before[name]!r} when the checkpoint was saved, now it is {value!r}")
+        if name not in ("checkpoint", "network", "overwrite") and repr(before.get(name, value)) != repr(value):
+            was = printable(repr(before[name]))
+            say(f"note: {name} was {was} when the checkpoint was saved, now it is {value!r}")
 
 
 def make_optimizer(model, device):
-    """SGD with momentum; biases learn faster and do not decay, as in the Caffe code."""
-    named = list(model.named_parameters())
-    biases = [parameter for name, parameter in named if name.split(".")[-1] == "bias"]
-    weights = [parameter for name, parameter in named if name.split(".")[-1] != "bias"]
+    """SGD with momentum, or AdamW, with up to three groups of parameters.
+
+    In SGD the biases of convolutions learn faster, as in the Caffe code. Neither they nor what batch
+    normalisation learns decays: decay is to keep the network simple, and these only shift and scale.
+    """
+    weights, biases, norms = [], [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_norm = isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            (norms if is_norm else biases if name == "bias" else weights).append(parameter)
+    bias_factor = bias_lr_factor if optimizer_name == "sgd" else 1.0
     groups = [
         {"params": weights, "lr_factor": 1.0, "weight_decay": weight_decay},
-        {"params": biases, "lr_factor": bias_lr_factor, "weight_decay": 0.0},
+        {"params": biases, "lr_factor": bias_factor, "weight_decay": 0.0},
     ]
+    if norms:
+        groups.append({"params": norms, "lr_factor": 1.0, "weight_decay": 0.0})
+    if optimizer_name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=device.type == "cuda")
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=device.type == "cuda")
 
 
-def set_learning_rate(optimizer, iteration):
-    """Set the learning rates of an iteration (counted from 0): warm-up, then steps down."""
-    n_decays = sum(iteration >= at for at in decay_lr_at)
+def set_learning_rate(optimizer, iteration, seconds=0.0):
+    """Set the learning rates of an iteration (counted from 0): warm-up, then down as `schedule` says.
+
+    seconds: of training so far; if the run ends by the clock, it may be further by that than by its iterations.
+    """
+    position = max(iteration, iterations * seconds / (60 * minutes)) if minutes else iteration  # as an iteration
     warm = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
+    if schedule == "cosine":
+        factor = (1 + math.cos(math.pi * min(1.0, position / iterations))) / 2
+    else:
+        factor = decay_lr_by ** sum(position >= at for at in decay_lr_at)
     for group in optimizer.param_groups:
-        group["lr"] = lr * warm * decay_lr_by**n_decays * group["lr_factor"]
+        group["lr"] = lr * warm * factor * group["lr_factor"]
 
 
 def make_train_loader(dataset, batches, device):
@@ -370,20 +423,146 @@ def ignore_signals(_worker):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def end_workers():
+    """End the loaders' processes that an error left behind.
+
+    They ignore SIGTERM (see `ignore_signals()`), with which Python would end them at exit, to wait for ever.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the death of a worker for an error
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def wrap_network(model):
     """The model as the loop calls it: compiled, and with its gradients averaged over all processes."""
     network = model
-    if torch.distributed.is_initialized():
+    if n_processes() > 1:
         device_ids = [model.mean.device.index] if model.mean.is_cuda else None
+        # Buffers need no broadcast: the statistics of batch normalisation, the only ones that change, are not
+        # used in training. The first process evaluates with its own, and saves them.
         network = DistributedDataParallel(network, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compile_model and model.mean.is_cuda:
         network = torch.compile(network)
     return network
 
 
+def describe_run(model, dataset, begin):
+    """Say what is trained on what, for how long, and what looks like a mistake."""
+    names = [name for name in dataset.label_map if name != "background"]
+    n_weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    kind = "bfloat16" if bf16 and has_bf16_units(model.mean.device) else "float32"
+    epochs = iterations * batch_size / len(dataset)
+    say(f"data     {data_folder}: {len(dataset)} images, {len(dataset.labels)} objects")
+    say(f"classes  {len(names)}: {printable(', '.join(names))}")
+    say(f"network  {model.network}, {n_weights:.1f} million weights, {kind}, {n_processes()} x {model.mean.device}")
+    say(f"weights  {begin.weights}")
+    say(f"run      iterations {begin.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all")
+    say(f"         {optimizer_name}, lr {lr:g}, {schedule}, warm-up {warmup}")
+    if minutes:
+        used = f"{begin.seconds / 60:.1f} of its {minutes:g} minutes are used"
+        say(f"         by the clock: {used}; what is done in them depends on the machine, so two runs differ")
+    if warmup > iterations:
+        say(f"warning: the warm-up of {warmup} iterations is longer than the run; --warmup={iterations // 10} is usual")
+
+
 # ----------------------------------------------------------------------------------------------
 # Within the loop: log, stop, evaluate, save
 # ----------------------------------------------------------------------------------------------
+
+
+class Run:
+    """What comes after each step: the log, the clock, requests to stop, checkpoints, evaluations."""
+
+    def __init__(self, model, optimizer, log, begin):
+        self.model, self.optimizer, self.log = model, optimizer, log
+        self.done, self.best_map = begin.iteration, begin.best_map
+        self.seconds = begin.seconds  # of training, without evaluations; the same in all processes
+        self.clock = time.perf_counter()  # when they were counted last
+        self.stop = StopRequest()
+
+    def ends_after(self, iteration, loss):
+        """Do what is due after an iteration (counted from 0). Returns whether it was the last."""
+        self.done = iteration + 1
+        self.log.add(loss)
+        # All processes agree at every iteration: 30 s after a signal torchrun kills them.
+        before, self.clock = self.clock, time.perf_counter()
+        self.seconds, stops = highest_of_all(self.seconds + self.clock - before, self.stop.signal)
+        if stops:
+            self.stop.signal = int(stops)
+        ends = stops or self.done == iterations or 0 < 60 * minutes <= self.seconds
+        evaluates = evaluate_every > 0 and (self.is_due(evaluate_every) or (ends and not stops))
+        saves = ends or evaluates or self.is_due(save_every)
+        if saves or self.is_due(log_every):
+            self.log.flush(self.done, self.optimizer)  # an error if a loss was not finite: before anything is saved
+        if saves:
+            self.save(save_to, to_evaluate=evaluates)
+        if evaluates and not stops:  # saved before: an evaluation that fails costs nothing
+            self.evaluate()
+        return ends
+
+    def is_due(self, every):
+        """Whether something that happens `every` so many iterations (0: never) is to happen now."""
+        return every > 0 and self.done % every == 0
+
+    def evaluate(self):
+        """Evaluate on the TEST lists; save the model once more, and beside that if it is the best so far."""
+        mean_ap = self.best_map
+        if rank() == 0:
+            # This process's share of a batch: as much as fits into its memory.
+            loader = make_test_loader(data_folder, -(-batch_size // n_processes()), workers, self.model, skip_corrupt)
+            loader.worker_init_fn = ignore_signals
+            _, mean_ap = evaluate(loader, self.model)
+            self.model.train()
+            skipped = loader.dataset.skipped_images()
+            if skipped:
+                say(f"{len(skipped)} TEST images could not be decoded; their objects count as missed")
+            self.log.write(self.done, mean_ap=f"{mean_ap:.6f}")
+            say(f"iteration {self.done}: mAP {mean_ap:.4f}, best before {max(self.best_map, 0):.4f}")
+        is_best = mean_ap > self.best_map
+        (self.best_map,) = highest_of_all(max(self.best_map, mean_ap))  # the others wait here
+        if is_best:
+            self.save(best_path())
+        self.save(save_to)
+        self.log.flushed_at = self.clock = time.perf_counter()
+
+    def save(self, path, to_evaluate=False):
+        """Save all that a resumed run needs. to_evaluate: an evaluation comes next."""
+        if rank() > 0:
+            return
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
+            raise FloatingPointError(
+                f"weights are no longer finite at iteration {self.done}; {path} is left as it was. Try a lower lr "
+                "(--lr), a longer --warmup, or --grad_clip=10"
+            )
+        state = {
+            **model_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.done,
+            "seconds": self.seconds,
+            "to_evaluate": to_evaluate,
+            "best_map": self.best_map,
+            # Of torch's generators. (Data order and augmentation need none: see datasets.py.)
+            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "parameters": script_parameters(globals()),
+        }
+        save_checkpoint(state, path)
+
+    def finish(self):
+        """Say what was saved and where; end with the exit code of a signal, if one asked for the end."""
+        if n_processes() > 1:  # bring together what the processes skipped
+            torch.distributed.all_reduce(self.log.dataset.skipped, torch.distributed.ReduceOp.MAX)
+        self.log.bar.close()
+        if self.stop.signal:
+            name = signal.Signals(self.stop.signal).name
+            say(f"stopped by {name} after iteration {self.done}; go on with --checkpoint={save_to}")
+            raise SystemExit(128 + self.stop.signal)
+        say(f"done after iteration {self.done}, {hours(self.seconds)} of training")
+        say(f"saved    {save_to}" + (f", the log in {log_file}" if log_file else ""))
+        if self.best_map >= 0:
+            say(f"         {best_path()}, the best so far, mAP {self.best_map:.4f}")
+        say(f"next     python eval.py --data_folder={data_folder} --checkpoint={save_to}")
+        say(f"         python detect.py --checkpoint={save_to} --images=YOUR_PHOTOS")
 
 
 class TrainingLog:
@@ -394,12 +573,14 @@ class TrainingLog:
 
     columns = ("iteration", "epoch", "loss", "lr", "images_per_second", "mAP")
 
-    def __init__(self, dataset, batches, is_main):
+    def __init__(self, dataset, batches):
         self.dataset, self.batches = dataset, batches
         self.losses = []  # scalars on the device, of the iterations since the last flush
-        self.file = open_log(log_file, self.columns, batches.iterations.start) if log_file and is_main else None
-        self.bar = tqdm(total=batches.iterations.stop, initial=batches.iterations.start, unit="it", disable=not is_main)
+        first, last = batches.iterations.start, batches.iterations.stop
+        self.file = start_log(log_file, self.columns, first) if rank() == 0 else ""
+        self.bar = tqdm(total=None if minutes else last, initial=first, unit="it", disable=rank() > 0)
         self.flushed_at = time.perf_counter()
+        self.first_flush = None  # iterations done, and time; then (): how long the run takes has been said
 
     def add(self, loss):
         """Take the loss of the next iteration."""
@@ -408,12 +589,10 @@ class TrainingLog:
 
     def flush(self, done, optimizer):
         """Bring the losses over, check them, show and write their mean. `done`: iterations so far."""
-        if not self.losses:
-            return
         losses = torch.stack(self.losses)
-        if torch.distributed.is_initialized():  # the mean over the processes is the loss of the whole batch
+        if n_processes() > 1:  # the mean over the processes is the loss of the whole batch
             torch.distributed.all_reduce(losses)
-            losses /= torch.distributed.get_world_size()
+            losses /= n_processes()
         losses = losses.tolist()
         self.losses = []
         for iteration, loss in enumerate(losses, start=done - len(losses)):
@@ -424,19 +603,25 @@ class TrainingLog:
         self.flushed_at = now
         loss, rate = sum(losses) / len(losses), optimizer.param_groups[0]["lr"]
         self.bar.set_postfix({"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "img/s": f"{speed:.1f}"})
-        epoch = done * batch_size / len(self.dataset)
-        self.write((done, f"{epoch:.3f}", f"{loss:.6f}", f"{rate:.3e}", f"{speed:.1f}", ""))
+        self.write(done, loss=f"{loss:.6f}", rate=f"{rate:.3e}", speed=f"{speed:.1f}")
+        if self.first_flush is None:
+            self.first_flush = done, now  # the iterations before it are slower
+        elif self.first_flush and done >= self.first_flush[0] + 10:
+            step = (now - self.first_flush[1]) / (done - self.first_flush[0])
+            self.first_flush = ()
+            to_go = f"{60 * minutes / step:.0f} iterations" if minutes else f"{hours(step * (iterations - done))} to go"
+            say(f"{step:.2f} s an iteration: about {to_go}")
 
-    def write(self, row):
+    def write(self, done, *, loss="", rate="", speed="", mean_ap=""):
         """Append a row to the file. A full disk costs the log, not the run."""
-        if self.file is None:
-            return
+        epoch = f"{done * batch_size / len(self.dataset):.3f}"
         try:
-            csv.writer(self.file).writerow(row)
-            self.file.flush()
+            if self.file:
+                with open(self.file, "a", newline="") as file:
+                    file.write(f"{done},{epoch},{loss},{rate},{speed},{mean_ap}\r\n")
         except OSError as error:
-            say(f"warning: the log ends here, {log_file} cannot be written: {error}; the run goes on")
-            self.close_file()
+            say(f"warning: the log ends here, {self.file} cannot be written: {error}; the run goes on")
+            self.file = ""
 
     def stop_at_bad_loss(self, iteration, loss):
         """End the run, naming what was in the batch; the checkpoint on disk is from before."""
@@ -444,54 +629,38 @@ class TrainingLog:
         raise FloatingPointError(
             f"the loss of iteration {iteration} is {loss}. {save_to} is as it was saved before. Try a lower lr "
             "(--lr), a longer --warmup, or --grad_clip=10; if it happens again with the same images, look at "
-            "their boxes. The images of this batch:\n  " + "\n  ".join(files)
+            "their boxes. The images of this batch:\n  " + "\n  ".join(printable(file, 1000) for file in files)
         )
 
-    def gather_skipped(self, device):
-        """Bring together what the processes skipped."""
-        if torch.distributed.is_initialized():
-            is_skipped = self.dataset.skipped.to(device)
-            torch.distributed.all_reduce(is_skipped, torch.distributed.ReduceOp.MAX)
-            self.dataset.skipped.copy_(is_skipped)
-
-    def report_skipped(self):
-        """Say which images were skipped, however the run ends."""
+    def close(self):
+        """Close the bar, and say which images were skipped, however the run ends."""
+        self.bar.close()
         skipped = self.dataset.skipped_images()
         if skipped:
-            say(f"skipped {len(skipped)} images that could not be decoded:\n  " + "\n  ".join(skipped))
-
-    def close(self):
-        """Close bar and file."""
-        self.bar.close()
-        self.close_file()
-
-    def close_file(self):
-        """Close the file; on a full disk that fails, too, and nothing is left to be done."""
-        if self.file is not None:
-            with contextlib.suppress(OSError):
-                self.file.close()
-        self.file = None
+            lines = [
+                f"skipped {len(skipped)} images that could not be decoded:",
+                *(printable(p, 1000) for p in skipped),
+            ]
+            say("\n  ".join(lines))
 
 
-def open_log(path, columns, start):
-    """Open the CSV log at iteration `start`, to append rows; None, after a warning, if it cannot be written.
+def start_log(path, columns, start):
+    """Make the CSV log ready for the rows after iteration `start`; returns its path, "" if it cannot be written.
 
     At iteration 0 the file is a new one. At a later one the rows after that iteration go, since they come
     again, and those before stay: the file is replaced by one rename, so that no failure can lose them.
     """
-    header = io.StringIO(newline="")
-    csv.writer(header).writerow(columns)
-    lines = [header.getvalue().encode()]
+    lines = [f"{','.join(columns)}\r\n".encode()]
     try:
-        if start > 0 and Path(path).is_file():
+        if path and start > 0 and Path(path).is_file():
             lines += [line for line in Path(path).read_bytes().splitlines(True) if is_row(line, len(columns), start)]
             write_file(path, b"".join(lines))
-        else:
+        elif path:
             Path(path).write_bytes(lines[0])
-        return open(path, "a", newline="")
+        return path
     except OSError as error:
         say(f"warning: no log is written, {path} cannot be: {error}; the run goes on")
-        return None
+        return ""
 
 
 def is_row(line, n_columns, last):
@@ -515,84 +684,26 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
-    def is_requested_alone(self):
-        """Whether this process was asked to stop, and has no others to agree with."""
-        return self.signal > 0 and not torch.distributed.is_initialized()
 
-    def is_requested_anywhere(self, device):
-        """Whether any process was asked to stop; all of them learn it at the same iteration."""
-        if not torch.distributed.is_initialized():
-            return self.signal > 0
-        request = torch.tensor(self.signal, device=device)
-        torch.distributed.all_reduce(request, torch.distributed.ReduceOp.MAX)
-        self.signal = int(request)
-        return self.signal > 0
+class Console:
+    """stdout or stderr, silent from when it cannot be written: a full disk, or `| head -1`, does not end a run."""
 
-    def exit_if_requested(self, done):
-        """End the process with the exit code of its signal, once everything is saved."""
-        if self.signal:
-            name = signal.Signals(self.signal).name
-            say(f"stopped by {name} after iteration {done}; go on with --checkpoint={save_to}")
-            raise SystemExit(128 + self.signal)
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (None if it was closed)
 
+    def write(self, text):
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
-def evaluate_and_keep_best(model, optimizer, log, done, best_map):
-    """Evaluate on the TEST lists, and save the model beside the last one if it is the best so far."""
-    mean_ap = best_map
-    if is_main_process():
-        loader = make_test_loader(data_folder, batch_size, workers, skip_corrupt)
-        loader.worker_init_fn = ignore_signals
-        _, mean_ap = evaluate(loader, model)
-        skipped = loader.dataset.skipped_images()
-        if skipped:
-            say(f"{len(skipped)} TEST images could not be decoded; their objects count as missed")
-        log.write((done, f"{done * batch_size / len(log.dataset):.3f}", "", "", "", f"{mean_ap:.6f}"))
-        say(f"iteration {done}: mAP {mean_ap:.4f}, best before {max(best_map, 0):.4f}")
-        if mean_ap > best_map:
-            path = Path(save_to)
-            save(path.with_name(f"best_{path.name}"), model, optimizer, done, mean_ap)
-        model.train()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    log.flushed_at = time.perf_counter()
-    return max(best_map, mean_ap)
-
-
-def save(path, model, optimizer, done, best_map, to_evaluate=False):
-    """Save all that a resumed run needs. `done`: iterations so far; to_evaluate: an evaluation comes next."""
-    if not is_main_process():
-        return
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise FloatingPointError(
-            f"weights are no longer finite at iteration {done}; {path} is left as it was. Try a lower lr (--lr), a "
-            "longer --warmup, or --grad_clip=10"
-        )
-    state = {
-        **model_state(model),
-        "optimizer": optimizer.state_dict(),
-        "iteration": done,
-        "to_evaluate": to_evaluate,
-        "best_map": best_map,
-        "rng": rng_states(),
-        "parameters": script_parameters(globals()),
-    }
-    save_checkpoint(state, path)
-
-
-def rng_states():
-    """States of torch's random number generators. (Data order and augmentation need none: see datasets.py.)"""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_states(states):
-    """Restore what `rng_states()` returned; a GPU's state only where there are as many GPUs."""
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
+    sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
     with exit_with_message():
         main()

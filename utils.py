@@ -353,21 +353,23 @@ def printable(text, length=200):
 
 
 @contextlib.contextmanager
-def exit_with_message():
+def exit_with_message(hint=""):
     """End a script whose input, or machine, is at fault with `error: ` and what is wrong, in place of a traceback.
 
-    Of an error from a data loader's process this is what was said there. All other errors pass.
+    hint: what to do next, as a last line. Of an error from a data loader's process this shows what was said
+    there. Errors of other kinds pass.
     """
     try:
         yield
-    except (FloatingPointError, OSError, ValueError) as error:
-        text = str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
-        raise SystemExit(f"error: {text}") from error
-    except (RuntimeError, MemoryError) as error:
-        advice = advice_for(error)
-        if advice is None:
+    except (FloatingPointError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        advice, text = advice_for(error), str(error)
+        if advice:
+            text = f"{advice}\n{text}"
+        elif isinstance(error, (FloatingPointError, OSError, ValueError)):
+            text = text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+        else:
             raise
-        raise SystemExit(f"error: {advice}\n{error}") from error
+        raise SystemExit(f"error: {text}\n{hint}".strip()) from error
 
 
 def advice_for(error):
