@@ -33,7 +33,7 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps, ImageSequence
 from tqdm import tqdm
 
-from datasets import check_image_file, check_image_size, pil_to_rgb, prepare
+from datasets import IMAGE_FORMATS, check_image_file, check_image_size, pil_to_rgb, prepare
 from model import load_model
 from utils import IMAGE_SUFFIXES, class_colors, exit_with_message, override_parameters, printable, write_file
 
@@ -43,7 +43,7 @@ checkpoint = "checkpoint_ssd300.pth.tar"  # what detect() and find_objects() use
 # Data
 images = "images"  # a file, a folder, or a pattern with * or ?
 recursive = False  # True: the folders in a folder as well
-output_folder = "detections"  # made where it is missing; files of an earlier run are written over; "": no pictures
+output_folder = "detections"  # made where it is missing; files of an earlier run are written over
 write_boxes_to = ""  # a .csv or .json file: image, class, score and box in pixels of each object; "": none
 batch_size = 8  # images, or frames of an animated GIF, that the network sees at once; fewer where they are large
 workers = 2  # threads that read and write images while the network works
@@ -54,35 +54,29 @@ max_overlap = 0.45  # of two boxes of a class that overlap more than this, only 
 top_k = 200  # most objects in an image
 suppress = ""  # classes that are not shown, separated by commas; "": none
 
-# Kinds of files that are opened. Not all that Pillow can: EPS, for one, would be run as a program.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")
 # Files whose annotated copy is of the same kind; of all others it is a PNG.
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp")
-
 PIXELS_AT_ONCE = 50_000_000  # a batch of images is complete when it has as many: 150 MB
 MIN_TEXT_SIZE = 9  # pixels: smaller text cannot be read
 
 
 def main():
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be 1 or more")
-    boxes_file = Path(write_boxes_to)
-    if write_boxes_to and (boxes_file.suffix not in (".csv", ".json") or not boxes_file.parent.is_dir()):
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size={batch_size} and workers={workers} must both be 1 or more")
+    file = Path(write_boxes_to or "none.csv")
+    if file.suffix not in (".csv", ".json") or not file.parent.is_dir():
         raise ValueError(f"write_boxes_to is {write_boxes_to!r}; it must end in .csv or .json, in a folder that exists")
     paths = list_images(images, recursive)
-    others = sorted(set(list_files(images, recursive)) - set(paths))
-    targets = plan_outputs(paths, output_folder)
+    targets = plan_outputs(paths, Path(output_folder))
     model = load_default_model()
     check_arguments(model.label_map)
     rows, errors = annotate_files(paths, targets, model)
     if write_boxes_to:
-        write_boxes(rows, write_boxes_to)
-    written = " and ".join(filter(None, (output_folder, write_boxes_to))) or "no file"
-    print(f"{len(paths) - len(errors)} of {len(paths)} images annotated, {len(rows)} objects, in {written}")
-    if others:
+        write_boxes(rows, file)
+    print(f"{len(paths) - len(errors)} of {len(paths)} images annotated, in {output_folder}; {len(rows)} objects")
+    if others := sorted(set(list_files(images, recursive)) - set(paths)):
         names = printable(", ".join(path.name for path in others), 1000)
-        print(f"left out, because they are not named like images that can be read: {names}")
+        print(f"{len(others)} other files, not named like images that can be read: {names}")
     if errors:
         raise SystemExit("\n".join(f"error: {error}" for error in errors))
 
@@ -107,19 +101,19 @@ def detect(image, min_score=None, max_overlap=None, top_k=None, suppress=None, m
 def find_objects(image, min_score=None, max_overlap=None, top_k=None, suppress=None, model=None):
     """Find objects in an image.
 
-    image: path, or PIL image of any mode. If its EXIF data say that the camera was turned, it is turned
-        upright; of a file with several frames, the first is taken, of a PIL image the current one.
+    image: path, or PIL image of any mode; it is turned upright if its EXIF data say how. Of a file with several
+        frames the first is taken, of a PIL image the current one.
     min_score: objects of a higher score only, in [0, 1].
     max_overlap: of two boxes of a class that overlap more than this, in [0, 1], the better one is kept.
     top_k: most objects.
     suppress: classes to leave out: a list of names, or one string with commas between them.
-    model: what `load_model()` returns. By default the checkpoint named at the top of this file, which is
-        loaded on the first call and kept; and loaded again if the file or the name has changed.
-    None stands for the value at the top of this file, as it is when the function is called.
-    Returns boxes_xy_pixels (n, 4) float32, boundary form, inside the upright image, of positive area; a
-    list of n class names; a list of n scores, falling.
-    Raises FileNotFoundError or ValueError, naming the file or the value, if the image or the checkpoint is
-    missing or unreadable, or an argument out of range.
+    model: what `load_model()` returns; None: the checkpoint named at the top of this file, loaded on the first call
+        and kept until the file or the name changes.
+    Other arguments that are None: the value at the top of this file, as it is when the function is called.
+    Returns boxes_xy_pixels (n, 4) float32, boundary form, inside the upright image, of positive area; a list of n
+    class names; a list of n scores, falling.
+    Raises FileNotFoundError or ValueError, naming the file or the value, if the image or the checkpoint is missing
+    or unreadable, or an argument out of range.
     """
     image = open_image(image)
     return find_in_batch([image], model or load_default_model(), min_score, max_overlap, top_k, suppress)[0]
@@ -149,13 +143,11 @@ def hide_classes(predicted_scores, hidden):
     """Count some classes as background, before anything is found: what is hidden takes no other object's place.
 
     predicted_scores: (N, P, C) float tensor, before the softmax. hidden: set of labels, without 0.
-    Returns a tensor of that shape, in which hidden classes have no probability, the background has theirs
-    besides its own, and the others have what they had.
+    Returns such a tensor: hidden classes have no probability, the background has theirs, the others have their own.
     """
     if not hidden:
         return predicted_scores
-    hidden = sorted(hidden)
-    result = predicted_scores.float().clone()
+    hidden, result = sorted(hidden), predicted_scores.float().clone()
     result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)
     result[:, :, hidden] = -torch.inf
     return result
@@ -170,7 +162,7 @@ def check_arguments(label_map, *arguments):
     """Put the parameters at the top of this file in the place of arguments that are None, and check them all.
 
     arguments: min_score, max_overlap, top_k and suppress, as `find_objects()` takes them, or none of them.
-    Returns the first three, and the labels to leave out, a set. Raises ValueError for one out of range.
+    Returns the first three, and the labels to leave out, a set.
     """
     pairs = itertools.zip_longest(arguments, (min_score, max_overlap, top_k, suppress))
     lowest, overlap, n_objects, names = (default if given is None else given for given, default in pairs)
@@ -198,8 +190,7 @@ def load_default_model():
             f"{checkpoint}: no such checkpoint. train.py writes one (`make demo` does so in minutes); "
             "--checkpoint=FILE, or detect.checkpoint in a notebook, names another"
         )
-    state = path.stat()
-    return load_once(str(path.resolve()), state.st_mtime_ns, state.st_size)
+    return load_once(str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
 
 
 @functools.lru_cache(maxsize=1)
@@ -208,17 +199,8 @@ def load_once(path, modified, n_bytes):
     return load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-# ----------------------------------------------------------------------------------------------
-# Opening images
-# ----------------------------------------------------------------------------------------------
-
-
 def open_image(image):
-    """An image as an upright RGB copy.
-
-    image: path, or PIL image of any mode.
-    Returns a new PIL image. Raises FileNotFoundError or ValueError, naming the file.
-    """
+    """A path, or PIL image of any mode, as a new, upright RGB image; FileNotFoundError or ValueError name a bad one."""
     if isinstance(image, Image.Image):
         return make_upright_rgb(image, getattr(image, "filename", "") or "the image")
     with open_file(image) as opened:
@@ -229,10 +211,9 @@ def open_file(path):
     """Open an image file; its header only is read. Raises FileNotFoundError or ValueError, naming it."""
     if not isinstance(path, (str, Path)):
         raise ValueError(f"an image is a path or a PIL image, not {type(path).__name__}; see PIL.Image.fromarray()")
-    Image.init()
     try:
         check_image_file(path)
-        return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        return Image.open(path, formats=IMAGE_FORMATS)
     except FileNotFoundError:
         raise FileNotFoundError(f"{printable(path)}: there is no such image file") from None
     except Exception as error:  # Pillow's readers raise errors of many kinds
@@ -265,8 +246,8 @@ def make_upright_rgb(image, name):
 def draw_boxes(image, boxes_xy_pixels, names, scores, colors):
     """Draw boxes, each with a label that says its class and score.
 
-    Lines and text grow with the image. A label stands above its box, or inside it where there is no room,
-    never beyond the image, and where possible not on another label; it is shortened if the image is narrow.
+    Lines and text grow with the image. A label stays inside the image, and where possible off other labels; it is
+    shortened if the image is narrow.
 
     image: PIL image; it is not drawn on.
     boxes_xy_pixels: (n, 4) tensor, or list of n boxes, boundary form, inside the image.
@@ -309,19 +290,13 @@ def fit_text(text, name, size, text_size):
     return name[: max(0, n_letters)], font
 
 
-@functools.lru_cache(maxsize=32)
-def load_font(size):
-    return ImageFont.load_default(size)  # Pillow's own: nothing to ship, nothing to look for
+load_font = functools.lru_cache(maxsize=32)(ImageFont.load_default)  # Pillow's own: nothing to look for
 
 
 def measure_label(text, font):
     """Width and height of a label, in pixels."""
     left, _, right, _ = font.getbbox(text, anchor="ls")
-    return right - left + 2 * compute_padding(font), sum(font.getmetrics())
-
-
-def compute_padding(font):
-    return max(1, round(font.size / 5))
+    return right - left + 2 * (font.size // 5), sum(font.getmetrics())
 
 
 def place_label(box, label_size, image_size, taken):
@@ -334,19 +309,19 @@ def place_label(box, label_size, image_size, taken):
     width, height = label_size
     left, lowest = max(0, min(x_min, image_size[0] - width)), max(0, image_size[1] - height)
     tops = [y for y in (y_min - height, y_min, y_max - height, y_max) if 0 <= y <= lowest] or [min(y_min, lowest)]
-    places = [(left, top, left + width, top + height) for top in tops]
-    return next((place for place in places if not any(touch(place, other) for other in taken)), places[0])
-
-
-def touch(box_1, box_2):
-    return box_1[0] < box_2[2] and box_2[0] < box_1[2] and box_1[1] < box_2[3] and box_2[1] < box_1[3]
+    for top in tops:  # the first place that touches no other label
+        if not any(x < left + width and left < x_2 and y < top + height and top < y_2 for x, y, x_2, y_2 in taken):
+            break
+    else:
+        top = tops[0]
+    return left, top, left + width, top + height
 
 
 def draw_label(draw, plate, text, font, color):
     """Draw a text, if there is any, on a plate of some colour, black or white, whichever has more contrast."""
     if text:
         draw.rectangle([plate[0], plate[1], plate[2] - 1, plate[3] - 1], fill=color)
-        place = plate[0] + compute_padding(font) - font.getbbox(text, anchor="ls")[0], plate[1] + font.getmetrics()[0]
+        place = plate[0] + font.size // 5 - font.getbbox(text, anchor="ls")[0], plate[1] + font.getmetrics()[0]
         draw.text(place, text, fill=pick_text_color(color), font=font, anchor="ls")
 
 
@@ -362,10 +337,7 @@ def pick_text_color(color):
 
 
 def list_images(images, recursive=False):
-    """The image files that the parameter `images` stands for, sorted; of a folder, those that are named as images.
-
-    Raises FileNotFoundError if there are none.
-    """
+    """The image files that `images` stands for, sorted; of a folder, those named as images. FileNotFoundError: none."""
     is_folder = Path(images).is_dir()
     files = [path for path in list_files(images, recursive) if not is_folder or path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
@@ -380,82 +352,74 @@ def list_files(images, recursive):
     if not folder.is_dir():
         files = [folder] if folder.exists() else map(Path, glob.glob(images, recursive=True))
         return sorted(file for file in files if not file.is_dir())
-    outputs = Path(output_folder).resolve() if recursive and output_folder else None
     files = [file for file in folder.glob("**/*" if recursive else "*") if not file.is_dir()]
-    files = [file for file in files if outputs not in file.resolve().parents]
+    if recursive:
+        files = [file for file in files if Path(output_folder).resolve() not in file.resolve().parents]
     return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
 def plan_outputs(paths, folder):
-    """The file that each annotated copy is written to, in `folder` as the originals are in theirs; None: not written.
+    """The file that each annotated copy is written to, by path; its place in `folder` is that of the original in its.
 
     Raises ValueError, naming the files, if two would get the same one, or an original would be written over.
     """
-    if not folder:
-        return [None] * len(paths)
     sources = {os.path.realpath(path) for path in paths}
-    targets = {}
+    originals = {}  # by target
     for path in paths:
         name = path.name if path.suffix.lower() in KEPT_SUFFIXES else f"{path.name}.png"
-        target = Path(folder) / (path.parent.relative_to(images) if Path(images).is_dir() else "") / name
+        target = folder / (path.parent.relative_to(images) if Path(images).is_dir() else "") / name
         if os.path.realpath(target) in sources:
             raise ValueError(f"{target}: an original would be written over; choose another output_folder")
-        if target in targets:
-            both = f"{targets[target]} and {path}"
-            raise ValueError(f"{both} would both be written to {target}; take one at a time")
-        targets[target] = path
-    return list(targets)
+        if target in originals:
+            raise ValueError(f"{originals[target]} and {path} would both be written to {target}; take one at a time")
+        originals[target] = path
+    return {path: target for target, path in originals.items()}
 
 
 def annotate_files(paths, targets, model):
     """Find the objects of image files and write annotated copies, in several threads that take a batch each.
 
     So while the network looks at some images, the next ones are read and the last ones written.
-    paths: list. targets: list of as many files to write; None for those that are not written.
-    Returns rows (image, class, score, box in pixels) of all objects, and a list of errors that name the files which
-    could not be read. Raises OSError for a file that cannot be written.
+    targets: the files to write, as `plan_outputs()` returns them.
+    Returns rows (image, class, score, box in pixels) of all objects, and what is wrong with files that could not be
+    read, a list. Raises OSError for a file that cannot be written.
     """
-    files = dict(zip(paths, targets, strict=True))
     stills = [path for path in paths if path.suffix.lower() != ".gif"]
     jobs = [stills[i : i + batch_size] for i in range(0, len(stills), batch_size)]
     jobs += [[path] for path in paths if path.suffix.lower() == ".gif"]
-    rows, errors = [], []
     n_threads = max(1, torch.get_num_threads() // workers)  # of each worker: no more in all than there are now
+    rows, errors = [], []
     with (
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(n_threads,)) as pool,
-        tqdm(total=len(paths), unit="image", disable=len(paths) == 1) as progress,
+        tqdm(total=len(jobs), unit="batch", disable=len(jobs) == 1) as progress,
     ):
-        for job, (found, wrong) in zip(jobs, pool.map(lambda job: annotate_job(job, files, model), jobs), strict=True):
+        for found, wrong in pool.map(lambda job: annotate_job(job, targets, model), jobs):
             rows += found
             errors += wrong
-            progress.update(len(job))
+            progress.update()
     return rows, errors
 
 
 def annotate_job(paths, targets, model):
-    """Do the work of `annotate_files()` for one GIF, or for several files that are not GIFs. targets: by path."""
+    """Do the work of `annotate_files()` for one GIF, or for several files that are not GIFs."""
     rows, errors = [], []
-    if paths[0].suffix.lower() == ".gif":
-        try:
-            annotate_gif(paths[0], targets[paths[0]], model, rows)
-        except (ValueError, FileNotFoundError) as error:  # one bad file does not stop the others
-            return [], [str(error)]
-        return rows, []
-    for path, annotated in annotate_images(read_images(paths, errors), model, rows):
-        if targets[path]:
+
+    def read_images():
+        for path in paths:
+            try:
+                yield path, open_image(path)
+            except (ValueError, FileNotFoundError) as error:  # one bad file does not stop the others
+                errors.append(str(error))
+
+    if paths[0].suffix.lower() != ".gif":
+        for path, annotated in annotate_images(read_images(), model, rows):
             save_image(annotated, targets[path])
-    return rows, errors
-
-
-def read_images(paths, errors):
-    """Yields (path, upright image) of files; adds to `errors` what is wrong with those that cannot be read."""
-    for path in paths:
-        try:
-            image = open_image(path)
-        except (ValueError, FileNotFoundError) as error:
-            errors.append(str(error))
-        else:
-            yield path, image
+        return rows, errors
+    try:
+        annotate_gif(paths[0], targets[paths[0]], model, rows)
+    except (ValueError, FileNotFoundError) as error:
+        return [], [str(error)]
+    return rows, []
 
 
 def annotate_images(images, model, rows):
@@ -479,11 +443,9 @@ def annotate_images(images, model, rows):
 
 
 def annotate_gif(path, target, model, rows):
-    """Write an annotated copy of a GIF, animated if it is. Its frames are called path#1, path#2, ... in `rows`."""
+    """Write an annotated copy of a GIF, animated if it is. In `rows`, its frames are called path#1, path#2, ..."""
     with open_file(path) as animation:
         frames = (annotated for _, annotated in annotate_images(iter_frames(animation, path), model, rows))
-        if target is None:
-            return list(frames)
         # Frames carry their duration; how often all are repeated is said once, or not at all: once.
         loop = {"loop": animation.info["loop"]} if "loop" in animation.info else {}
         save_image(next(frames), target, save_all=True, append_images=frames, **loop)
@@ -491,18 +453,14 @@ def annotate_gif(path, target, model, rows):
 
 def iter_frames(animation, path):
     """The frames of an animation as (name, RGB image), each with its duration in milliseconds in its `info`."""
-    frames = ImageSequence.Iterator(animation)
-    for number in itertools.count(1):
-        try:
-            frame = next(frames)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise ValueError(f"{path}: damaged, frame {number} cannot be decoded ({printable(error)})") from error
-        duration = {"duration": frame.info["duration"]} if "duration" in frame.info else {}
-        frame = make_upright_rgb(frame, f"{path}, frame {number}")
-        frame.info = duration
-        yield f"{path}#{number}", frame
+    number = 0
+    try:
+        for number, frame in enumerate(ImageSequence.Iterator(animation), start=1):
+            upright = make_upright_rgb(frame, path)
+            upright.info = {key: value for key, value in frame.info.items() if key == "duration"}
+            yield f"{path}#{number}", upright
+    except Exception as error:
+        raise ValueError(f"{path}: damaged after frame {number} ({printable(error)})") from error
 
 
 def save_image(image, target, **options):
@@ -517,7 +475,7 @@ def save_image(image, target, **options):
 
 def write_boxes(rows, path):
     """Write the rows of `annotate_files()` to a .csv or .json file: all of them, or nothing."""
-    if Path(path).suffix == ".json":
+    if path.suffix == ".json":
         objects = [dict(zip(("image", "class", "score", "box"), row, strict=True)) for row in rows]
         return write_file(path, json.dumps(objects, indent=1))
     table = io.StringIO(newline="")
