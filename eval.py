@@ -372,6 +372,8 @@ def write_detections(path, dataset, detections=None):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             for name, text in texts.items():
+                if (folder / name).is_dir():
+                    raise IsADirectoryError(f"{folder / name} is a folder")
                 utils.write_file(Path(unfinished, name), text)
             for name in texts if detections else ():
                 os.replace(Path(unfinished, name), folder / name)
