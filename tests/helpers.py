@@ -9,7 +9,9 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from utils import load_checkpoint
 
@@ -131,3 +133,33 @@ def png(width, height):
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+# ----------------------------------------------------------------------------------------------
+# Annotated data
+# ----------------------------------------------------------------------------------------------
+
+
+def object_xml(name="dog", box=(11, 21, 40, 60), difficult="<difficult>0</difficult>", extra=""):
+    tags = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+    return f"<object><name>{name}</name>{difficult}<bndbox>{corners}</bndbox>{extra}</object>"
+
+
+def annotation_xml(*objects, size=(100, 80)):
+    size = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
+    return f"<annotation>{size}{''.join(objects)}</annotation>"
+
+
+def write_annotation(folder, *objects, size=(100, 80), name="a"):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.xml"
+    path.write_text(annotation_xml(*objects, size=size), encoding="utf-8")
+    return path
+
+
+def write_image(path, size=(100, 80), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path, **options)
+    return path
