@@ -15,13 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops.misc import Conv2dNormActivation
 
 from utils import (
@@ -448,13 +446,10 @@ def l2_normalize(features, eps=1e-10):
 MAX_SIZE_OFFSET = 200.0
 MAX_COORDINATE = 1e18
 
-# Candidates of an image that are compared in one round of detection, at most. Fewer where all their pairs are
-# in memory at once.
-MAX_CHUNK = 8192
-MAX_CHUNK_ALL_PAIRS = 1024
-ROUNDS_BEFORE_LOOKING = 3  # where looking means to wait for a GPU
-SETTLING_STEPS = 12  # where the host does not look how many are enough
-COMPARISONS_AT_ONCE = 2**15  # about as many as a CPU's cache holds
+PRIORS_FOR_EACH_OBJECT = 8  # so many of the best priors, times top_k, nearly always hold the best top_k objects
+NEW_IN_FIRST_POOL, NEW_IN_POOL = 24, 96  # candidates of a class that enter its pool in a round: twice as many each time
+PAIRS_AT_ONCE = 2**18  # as many as stay in a processor's cache
+STEPS_A_ROUND = 2
 
 
 @torch.no_grad()
@@ -464,14 +459,11 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     Each pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. In
     each class a candidate is suppressed when its overlap with a better one that survives is > max_overlap.
     The best top_k survivors of all classes together are returned. Equal scores rank by prior, then by class.
-    The result is that of this plain algorithm to the last bit, with softmax, decoding and
-    `find_jaccard_overlap()` in float32.
+    The result is that of this plain algorithm to the last bit, computed in float32.
 
-    predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy, as `forward()` returns them.
-    predicted_scores: (N, P, C) float tensor, before the softmax, as `forward()` returns them.
+    predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy. predicted_scores: (N, P, C), before the softmax.
     priors_cxcy: (P, 4) float32 tensor, center-size form, fractional.
-    min_score, max_overlap: floats in [0, 1].
-    top_k: most objects returned for an image, at least 1.
+    min_score, max_overlap: floats in [0, 1]. top_k: most objects returned for an image, at least 1.
     max_candidates: only this many best candidates of each class of an image enter suppression (400 in the
         Caffe code); None lets all in.
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form,
@@ -479,256 +471,114 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     1 to C - 1; scores (n,) float32. n is at most top_k, and 0 where nothing is found.
     Raises ValueError when shapes disagree or a parameter is out of its range.
     """
-    n_images, n_priors = len(predicted_locs), len(priors_cxcy)
+    n_images, n_priors, shape = len(predicted_locs), len(priors_cxcy), tuple(predicted_scores.shape)
     if predicted_locs.shape != (n_images, n_priors, 4):
         raise ValueError(f"predicted_locs are (N, {n_priors}, 4), not {tuple(predicted_locs.shape)}")
-    shape = tuple(predicted_scores.shape)
     if len(shape) != 3 or shape[:2] != (n_images, n_priors) or shape[2] < 2:
         raise ValueError(f"predicted_scores are ({n_images}, {n_priors}, n_classes), n_classes >= 2, not {shape}")
-    max_overlap = float(max_overlap)  # compared in float32 on every device, which a number of NumPy's is not
-    if not max_overlap >= 0:
-        raise ValueError(f"max_overlap is {max_overlap}: it is 0 at least")
-    for name, value in (("top_k", top_k), ("max_candidates", max_candidates)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}: it is 1 at least")
-    may_wait = is_at_hand(predicted_scores)
+    limits = {"max_overlap": (max_overlap, 0), "top_k": (top_k, 1), "max_candidates": (max_candidates, 1)}
+    for name, (value, least) in limits.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} is {value}: it is {least} at least")
+    if n_images == 0:
+        return [], [], []
     scores = F.softmax(predicted_scores.float(), dim=2)  # (N, P, C)
-    keys = _candidate_keys(scores, min_score, max_candidates, may_wait)
-
-    def decode(keys, images):
-        return _decode_keys(keys, predicted_locs, images, priors_cxcy, shape[2])
-
-    top_k = min(top_k, n_priors * shape[2])  # there are no more
-    return _find_survivors(keys, decode, max_overlap, top_k, may_wait)
-
-
-def is_at_hand(tensor):
-    """Whether Python can look at a tensor's values at no cost. For those on a GPU it would have to wait."""
-    return tensor.device.type == "cpu"
+    scores = F.threshold_(scores.nan_to_num_(0.0), min_score, 0.0)  # 0: not a candidate
+    scores[:, :, 0] = 0.0  # background
+    top_k = min(top_k, n_priors * (shape[2] - 1))  # there are no more
+    parameters = scores, predicted_locs, priors_cxcy, float(max_overlap), top_k, max_candidates
+    n_best = min(PRIORS_FOR_EACH_OBJECT * top_k, n_priors)
+    return _detect_among(n_best, *parameters) or _detect_among(n_priors, *parameters)
 
 
-def _find_survivors(keys, decode, max_overlap, top_k, may_wait):
-    """The best survivors of each image: three lists of N tensors, boxes, labels and scores.
+def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, max_candidates):
+    """What `detect_objects()` returns, if the n priors of each image with the highest scores are enough to know it;
+    else None. scores: (N, P, C) float32, 0 where there is no candidate. Other arguments: as there.
 
-    Whether a candidate survives depends on better ones alone. So only the best are decoded and compared,
-    then the next best, until each image has its top_k survivors or no candidate left. Only when the numbers of
-    survivors are read is a GPU waited for: after a few rounds, which are nearly always enough.
-
-    keys: (N, n) int64, from `_candidate_keys()`. decode: function of keys (n, K) and the images (n,) that they
-    belong to, which returns what `_decode_keys()` does. may_wait: whether the host may wait for the device.
+    Each class of each image is a row. Whether a candidate survives depends on better ones of its row alone, so the
+    best candidates of a row, its pool, are compared with each other, and those suppressed are taken out. This is
+    repeated with larger pools until all that is left above the image's top_k-th best survivor is known to survive.
     """
-    suppress = _suppress_by_leaders if may_wait else _suppress_by_all_pairs
-    max_chunk = MAX_CHUNK if may_wait else MAX_CHUNK_ALL_PAIRS
-    chunk_size, n_rounds = (min(2 * top_k, max_chunk), 1) if may_wait else (max_chunk, ROUNDS_BEFORE_LOOKING)
-    all_images = torch.arange(len(keys), device=keys.device)
-    survivors, n_survivors = keys.new_zeros(len(keys), top_k), [0] * len(keys)  # keys, falling, then zeros
-    images, unfinished, n_examined = all_images, list(range(len(keys))), 0  # unfinished: images as a list
-    while unfinished:
-        width = max(1, *n_survivors)  # columns of survivors that are in use, and one at the start
-        for _ in range(n_rounds):
-            chunk, keys = _take_best(keys, chunk_size, may_wait)
-            pool = torch.cat([survivors[images, :width], chunk], dim=1)  # (n, K), n images unfinished
-            boxes_xy, labels, _ = decode(pool, images)
-            survives, is_settled = suppress(boxes_xy, labels, max_overlap)  # (n, K), (n, K)
-            found, _ = _take_best(torch.where(survives, pool, 0), top_k, may_wait)  # (n, top_k or fewer)
-            width = found.shape[1]
-            survivors[images, :width] = found
-            if is_settled is not None:
-                keys = torch.cat([keys, torch.where(is_settled, 0, pool)], dim=1)
-
-        n_found = (found > 0).sum(dim=1)
-        goes_on = (n_found < top_k) & (keys > 0).any(dim=1)
-        n_found, goes_on = torch.stack([n_found, goes_on]).tolist()
-        for image, n in zip(unfinished, n_found, strict=True):
-            n_survivors[image] = n
-        rows = [row for row, more in enumerate(goes_on) if more]
-        unfinished = [unfinished[row] for row in rows]
-        if unfinished:
-            keys, images = keys[rows], images[rows]
-            # As many more as supply what is missing, if they survive as often as those before.
-            n_examined += n_rounds * chunk_size
-            n_kept = sum(n_found[row] for row in rows)
-            n_missing = top_k * len(rows) - n_kept
-            chunk_size = min(max(n_missing * n_examined // max(n_kept, 1), 2 * top_k), max_chunk)
-    results = decode(survivors[:, : max(n_survivors, default=0)], all_images)
-    return tuple([part[:n] for part, n in zip(parts, n_survivors, strict=True)] for parts in results)
-
-
-def _candidate_keys(scores, min_score, max_candidates, may_wait):
-    """Number the candidates of each image so that the better of two has the greater key.
-
-    A key is made of the bits of the score (as an integer they are in the order of the scores, none of which
-    is negative) and, below them, P * C - index, where index = prior * C + class counts through the scores:
-    higher scores go first, then lower indices, and no two keys are equal.
-
-    scores: (N, P, C) float32 tensor, in [0, 1].
-    Returns an (N, n) int64 tensor in no order, 0 where there is no candidate. n is P * C, or, where the host
-    may wait to see their number, the most candidates that an image has.
-    """
-    is_candidate = scores > min_score
-    is_candidate[:, :, 0] = False  # background
+    n_images, n_priors, n_classes = scores.shape
+    images = torch.arange(n_images, device=scores.device)[:, None]  # (N, 1)
+    # As integers, the bits of numbers that are not negative are in the order of the numbers.
+    best, priors = scores.view(torch.int32).amax(dim=2).topk(min(n + 1, n_priors))
+    left_out, priors = best[:, n:].sum(dim=1, keepdim=True), priors[:, :n]  # (N, 1), (N, n)
+    at = (priors + n_priors * images).flatten()  # (N * n,)
+    boxes_xy = _decode(predicted_locs.reshape(-1, 4)[at], priors_cxcy[priors.flatten()])  # (N * n, 4)
+    # A key: the score's bits and, below them, what ranks equal scores by prior, then by class. No two are equal.
+    bits = scores.view(torch.int32).flatten(0, 1)[at].view(n_images, n, n_classes).transpose(1, 2)[:, 1:]
+    places = (n_priors - priors)[:, None] * n_classes - torch.arange(1, n_classes, device=scores.device)[:, None]
+    keys = torch.add(places, bits, alpha=2**32).flatten(0, 1)  # (rows, n); a candidate's are >= 2**32
     if max_candidates is not None:
-        is_candidate &= _are_best_of_class(scores, max_candidates)
-    is_candidate = is_candidate.flatten(1)  # (N, P * C)
-    bits = scores.flatten(1).view(torch.int32)
-    places = torch.arange(bits.shape[1], 0, -1, device=bits.device)
-    if not may_wait:
-        return torch.where(is_candidate, (bits.long() << 32) + places, 0)
-    keys = [bits.new_zeros(0, dtype=torch.int64)]
-    for image_bits, mask in zip(bits, is_candidate, strict=True):
-        chosen = torch.from_numpy(mask.numpy().nonzero()[0])  # several times as fast as PyTorch's
-        if 2 * len(chosen) > len(mask):  # then it is quicker to number all
-            keys.append(image_bits.long().bitwise_left_shift_(32).add_(places).mul_(mask))
-        else:
-            image_keys = image_bits.index_select(0, chosen).long().bitwise_left_shift_(32)
-            keys.append(image_keys.add_(len(mask)).sub_(chosen))
-    return pad_sequence(keys, batch_first=True)[1:]
+        keys *= keys >= keys.topk(min(max_candidates, n)).values[:, -1:]
+    lowest = (left_out + 1) << 32  # (N, 1): candidates from this key on are all here
+    rows = torch.arange(len(keys), device=scores.device)
+    open_keys, survivors = keys.new_zeros(len(keys)), keys.new_zeros(len(keys), 0)
+    width, n_new = min(NEW_IN_FIRST_POOL, n), NEW_IN_FIRST_POOL
+    while True:
+        pool, columns = keys.topk(width)  # (unfinished rows, width), falling
+        pool_xy = boxes_xy[columns + n * (rows // (n_classes - 1))[:, None]]  # (unfinished rows, width, 4)
+        survives, may_survive = _suppress(pool_xy, pool >= 2**32, max_overlap)
+        keys.scatter_(1, columns, pool * may_survive)
+        survivors = F.pad(survivors, (0, width - survivors.shape[1])).index_copy_(0, rows, pool * survives)
+        # The best key of each row that is not known to survive: undecided, or (at most the pool's last) not looked at.
+        undecided = (pool * (may_survive ^ survives)).amax(dim=1)
+        open_keys.index_copy_(0, rows, undecided.maximum(pool[:, -1]) if width < n else undecided)
+        found = survivors.view(n_images, -1)
+        found = F.pad(found, (0, max(0, top_k - found.shape[1]))).topk(top_k).values  # (N, top_k)
+        goes_on = open_keys.view(n_images, -1) >= found[:, -1:].maximum(lowest)
+        n_found = (found >= lowest).sum(dim=1)
+        is_complete = (n_found == top_k) | (left_out[:, 0] == 0)
+        n_stay = torch.where(goes_on.flatten()[rows], may_survive.sum(dim=1), 0)
+        counts = torch.cat([n_found, is_complete, n_stay]).tolist()  # here, once a round, the host waits for a GPU
+        n_stay = counts[2 * n_images :]
+        unfinished = [row for row, count in enumerate(n_stay) if count > 0]
+        if not unfinished:
+            break
+        keys, rows, n_new = keys[unfinished], rows[unfinished], min(2 * n_new, NEW_IN_POOL)
+        width = min(max(width, max(n_stay) + n_new), n)
+    if not all(counts[n_images : 2 * n_images]):
+        return None
+    index = (n_priors * n_classes - (found & 0xFFFFFFFF)).clamp(max=n_priors * n_classes - 1)  # (N, top_k)
+    priors, labels = index // n_classes, index % n_classes
+    at = (priors + n_priors * images).flatten()
+    boxes_xy = _decode(predicted_locs.reshape(-1, 4)[at], priors_cxcy[priors.flatten()]).view(n_images, top_k, 4)
+    results = boxes_xy, labels, (found >> 32).int().view(torch.float32)
+    return tuple([part[:count] for part, count in zip(parts, counts, strict=False)] for parts in results)
 
 
-def _are_best_of_class(scores, max_candidates):
-    """Which priors are among the max_candidates best of each class and image: (N, P, C) bool."""
-    n_priors = scores.shape[1]
-    places = torch.arange(n_priors, 0, -1, device=scores.device)  # of equal scores the first prior's is best
-    keys = (scores.view(torch.int32).long() << 32) + places[:, None]  # (N, P, C)
-    best = keys.transpose(1, 2).topk(min(max_candidates, n_priors)).values  # (N, C, max_candidates)
-    return keys >= best[:, None, :, -1]
+def _decode(offsets_gcxgcy, priors_cxcy):
+    """Boxes (n, 4), fractional boundary form, finite, of offsets (n, 4) from as many priors."""
+    centers, sizes = offsets_gcxgcy.float().split(2, dim=1)
+    offsets_gcxgcy = torch.cat([centers, sizes.clamp(max=MAX_SIZE_OFFSET)], dim=1)
+    return cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy)).clamp_(-MAX_COORDINATE, MAX_COORDINATE)
 
 
-def _take_best(keys, n, may_wait):
-    """Split keys (N, m) into the n greatest of each row (all if there are no more), falling, and the rest."""
-    if not may_wait:
-        best = keys.topk(min(n, keys.shape[1])).values
-        return best, torch.where(keys < best[:, -1:], keys, 0)
-    n_rest = max(keys.shape[1] - n, 0)
-    if n_rest > 0:  # NumPy partitions several times as fast as PyTorch
-        keys = torch.from_numpy(np.partition(keys.numpy(), n_rest, axis=1))
-    best = np.sort(keys[:, n_rest:].numpy(), axis=1)
-    return torch.from_numpy(best).flip(1), keys[:, :n_rest]
+def _suppress(boxes_xy, is_box, max_overlap):
+    """Which boxes of each pool survive for certain, and which may survive, both (rows, K) bool: all pairs at once.
 
-
-def _decode_keys(keys, predicted_locs, images, priors_cxcy, n_classes):
-    """The candidates that keys stand for.
-
-    keys: (n, K) int64, from `_candidate_keys()`. images: (n,), the image that each row belongs to.
-    predicted_locs: (N, P, 4), offsets_gcxgcy.
-    Returns boxes (n, K, 4), fractional boundary form, finite; labels (n, K), 0 where there is no candidate;
-    scores (n, K).
+    boxes_xy: (rows, K, 4), best first. is_box: (rows, K) bool. At first all may survive. Certain are those that
+    nothing overlaps that may survive; none may any longer that a certain one overlaps. Each step decides on some.
     """
-    n_priors = len(priors_cxcy)
-    index = n_priors * n_classes - (keys & 0xFFFFFFFF)
-    index = index.clamp(max=n_priors * n_classes - 1).int()  # as int32 it is divided in half the time
-    prior = torch.div(index, n_classes, rounding_mode="trunc")  # (n, K)
-    labels = torch.where(keys > 0, index - prior * n_classes, 0).long()
-    scores = (keys >> 32).int().view(torch.float32)
-
-    rows = (prior + n_priors * images[:, None]).flatten()
-    offsets_gcxgcy = predicted_locs.reshape(-1, 4).index_select(0, rows).float()  # (n * K, 4)
-    offsets_gcxgcy[:, 2:].clamp_(max=MAX_SIZE_OFFSET)
-    boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy.index_select(0, prior.flatten())))
-    return boxes_xy.clamp_(-MAX_COORDINATE, MAX_COORDINATE).view(*keys.shape, 4), labels, scores
-
-
-def _suppress_by_all_pairs(boxes_xy, labels, max_overlap):
-    """Suppress boxes by comparing all pairs at once, so that the host need not wait for the device.
-
-    A box survives if no better one of its class that survives overlaps it by more than max_overlap. This is
-    applied step by step, starting as if all survived. Steps err in turns on either side, so a box on which
-    two agree is settled: after n steps the first n - 1 of each row are, and nearly always all.
-
-    boxes_xy: (N, K, 4), by falling score. labels: (N, K), 0 for no box.
-    Returns which boxes survive, of those that are settled, (N, K) bool, and which are settled, (N, K) bool:
-    in each row all before some place.
-    """
-    is_box = labels > 0
-    suppresses = find_jaccard_overlap(boxes_xy, boxes_xy) > max_overlap  # (N, K, K): the row the column
-    suppresses &= labels[:, :, None] == labels[:, None, :]
-    suppresses = suppresses.triu_(diagonal=1).float()
-    survives, before = is_box, is_box
-    for _ in range(SETTLING_STEPS):
-        n_suppressors = torch.bmm(survives[:, None].float(), suppresses)[:, 0]  # (N, K)
-        survives, before = is_box & (n_suppressors == 0), survives
-    is_settled = (survives == before).int().cumprod(dim=1) > 0
-    return survives & is_settled, is_settled
-
-
-def _suppress_by_leaders(boxes_xy, labels, max_overlap):
-    """Suppress boxes as `_suppress_by_all_pairs()` does, by few comparisons, for a CPU: in NumPy, whose calls on
-    small arrays cost least.
-
-    The boxes of one class in one image are a group. In each pass every box is compared with the leaders of its
-    group, the best that are left: they are settled, and those of them that survive suppress others.
-
-    boxes_xy: (N, K, 4), by falling score. labels: (N, K), 0 for no box.
-    Returns which boxes survive, (N, K) bool, and None: all are settled.
-    """
-    n_rows, n = labels.shape
-    survives = np.zeros(n_rows * n, dtype=bool)
-    groups = (labels + (labels.max() + 1) * torch.arange(n_rows)[:, None]).flatten().numpy()
-    left = labels.flatten().numpy().nonzero()[0]  # boxes that are not settled, by group, then by falling score
-    left = left[groups[left].argsort(kind="stable")]
-    groups = groups[left]
-    planes = boxes_xy.reshape(-1, 4).numpy()[left].T  # (4, n left): one row a coordinate
-    areas = (planes[2] - planes[0]) * (planes[3] - planes[1])
-    planes = np.ascontiguousarray(np.concatenate([planes, areas[None]]))  # (5, n left)
-    while len(left) > 0:
-        n_leaders = max(1, COMPARISONS_AT_ONCE // len(left))  # of each group
-        better, n_better, is_leader = _pair_with_leaders(groups, n_leaders)
-        overlap = _overlap_of_pairs(planes.take(better, axis=1), planes.repeat(n_better, axis=1))
-        pairs = (overlap > max_overlap).nonzero()[0]
-        worse = np.arange(len(left)).repeat(n_better)
-        stays = _settle(better[pairs], worse[pairs], len(left))
-        survives[left[stays & is_leader]] = True
-        others = (stays & ~is_leader).nonzero()[0]
-        left, groups, planes = left[others], groups[others], planes.take(others, axis=1)
-    return torch.from_numpy(survives).view(n_rows, n), None
-
-
-def _pair_with_leaders(groups, n_leaders):
-    """Pair each box with the first n_leaders of its group that come before it.
-
-    groups: (n,) int array, in which equal numbers stand together.
-    Returns the leaders of the pairs, (T,) int array of places, box by box; how many each box has, (n,); and which
-    boxes are leaders themselves, (n,) bool.
-    """
-    places = np.arange(len(groups))
-    firsts = np.append(0, (groups[1:] != groups[:-1]).nonzero()[0] + 1)
-    starts = firsts.repeat(np.diff(firsts, append=len(groups)))  # (n,): where the group of each box starts
-    rank = places - starts
-    n_better = np.minimum(rank, n_leaders)
-    n_before = n_better.cumsum() - n_better  # pairs of the boxes before
-    better = np.arange(n_better.sum()) - (n_before - starts).repeat(n_better)
-    return better, n_better, rank < n_leaders
-
-
-def _overlap_of_pairs(planes_1, planes_2):
-    """What `find_jaccard_overlap()` gives, to the last bit, but for T pairs of boxes in place of all pairs.
-
-    planes_1, planes_2: (5, T) float32 arrays: x_min, y_min, x_max, y_max and area. Returns a (T,) array.
-    """
-    low, high = np.maximum(planes_1[:2], planes_2[:2]), np.minimum(planes_1[2:4], planes_2[2:4])
-    width, height = np.maximum(high - low, 0)
-    intersection = width * height
-    union = planes_1[4] + planes_2[4] - intersection
-    return intersection / np.maximum(union, np.finfo(union.dtype).tiny)
-
-
-def _settle(better, worse, n):
-    """Which of n boxes survive, (n,) bool, if in each pair (T,) the worse one does not where the better one does.
-
-    Step by step, as in `_suppress_by_all_pairs()`, until two steps agree.
-    """
-    survives, before = np.ones(n, dtype=bool), None
-    while before is None or not np.array_equal(survives, before):
-        survives, before = np.ones(n, dtype=bool), survives
-        survives[worse[before[better]]] = False
-    return survives
+    is_better = torch.ones(is_box.shape[1], is_box.shape[1], device=boxes_xy.device).triu_(diagonal=1)
+    results = []
+    n_rows = max(1, PAIRS_AT_ONCE // is_better.numel())
+    for some_xy, some in zip(boxes_xy.split(n_rows), is_box.split(n_rows), strict=True):
+        suppresses = find_jaccard_overlap(some_xy, some_xy).gt_(max_overlap).mul_(is_better)  # the row the column
+        may_survive = some
+        for _ in range(STEPS_A_ROUND):
+            survives = some & (torch.bmm(may_survive[:, None].float(), suppresses)[:, 0] == 0)
+            may_survive = some & (torch.bmm(survives[:, None].float(), suppresses)[:, 0] == 0)
+        results.append((survives, may_survive))
+    return [torch.cat(parts) for parts in zip(*results, strict=True)]
 
 
 # ----------------------------------------------------------------------------------------------
 # The loss
 # ----------------------------------------------------------------------------------------------
 
-# More shapes: T objects in all images of the batch together, R priors of the batch that are looked at closely.
+# One more shape: T objects in all images of the batch together.
 
 
 class BatchObjects(NamedTuple):
@@ -842,40 +692,17 @@ def find_best_priors(overlap, n):
 
 
 @torch.no_grad()
-def mine_priors(scores, is_positive, n_negatives):
-    """Hard negative mining: find the priors that count, the positives and the hardest negatives of each image.
+def mine_hard_negatives(conf_losses, is_positive, n_negatives):
+    """Hard negative mining: the negatives of each image that are furthest from being taken for background.
 
-    scores: (N, P, C), before the softmax, any float type. is_positive: (N, P) bool.
+    conf_losses: (N, P) float, the confidence loss of each prior. is_positive: (N, P) bool.
     n_negatives: (N, 1) int64, how many to take of each image; all there are, if there are fewer.
-    Returns rows (R,) int64, all different, indices into the N * P priors of the batch, and does_count (R,) bool.
-    On a CPU only those that count are among the rows. On a GPU, which would have to stop to tell how many they
-    are, all priors are. Among equal losses any may be taken.
+    Returns (N, P) bool. Among equal losses any may be taken.
+    Source: the paper, section 2.2, "Hard negative mining".
     """
-    n_images, n_priors, _ = scores.shape
-    hardness = find_hardness(scores).masked_fill_(is_positive, torch.inf)  # (N, P); positives rank first
-    n_counting = is_positive.sum(dim=1, keepdim=True) + n_negatives  # (N, 1)
-    n_ranked = min(int(n_counting.max()), n_priors) if is_at_hand(scores) else n_priors
-    priors = hardness.topk(n_ranked, dim=1).indices  # (N, n_ranked), hardest first
-    does_count = torch.arange(n_ranked, device=scores.device) < n_counting  # (N, n_ranked)
-    rows = priors + n_priors * torch.arange(n_images, device=scores.device)[:, None]  # (N, n_ranked)
-    if is_at_hand(scores):
-        rows, does_count = rows[does_count], does_count[does_count]
-    return rows.flatten(), does_count.flatten()
-
-
-def find_hardness(scores):
-    """How hard each prior is as a negative: its confidence loss as background, or a number that rises with it.
-
-    scores: (N, P, C), before the softmax, any float type. Returns (N, P) float32.
-    The loss is log(1 + s), where s sums exp(score - background's score) over the other classes, and s ranks as it
-    does. On a CPU s takes less time than a log-softmax; it overflows only at losses above 88.
-    """
-    if is_at_hand(scores):
-        # Image by image: what stays in the processor's cache is done in half the time.
-        s = torch.stack([(own - own[:, :1]).exp_()[:, 1:].sum(dim=1) for own in scores.float()])
-        if s.isfinite().all():
-            return s
-    return -F.log_softmax(scores, dim=2, dtype=torch.float32)[:, :, 0]
+    hardest_first = conf_losses.masked_fill(is_positive, -torch.inf).argsort(dim=1, descending=True)  # (N, P)
+    is_taken = torch.arange(conf_losses.shape[1], device=conf_losses.device) < n_negatives  # (N, P), in that order
+    return torch.zeros_like(is_positive).scatter_(1, hardest_first, is_taken) & ~is_positive
 
 
 class MultiBoxLoss(nn.Module):
@@ -900,46 +727,51 @@ class MultiBoxLoss(nn.Module):
         self.n_negatives_without_objects = n_negatives_without_objects
 
     def forward(self, predicted_locs, predicted_scores, boxes, labels):
-        """The loss of a batch, divided by its number of positive priors (by 1 where there are none).
+        """The loss of a batch, a float32 scalar, divided as `compute_divisor()` says.
 
         predicted_locs: (N, P, 4), gcxgcy form, any float type.
         predicted_scores: (N, P, C), before the softmax, any float type.
         boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
         labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on any device; best on the CPU.
-        Returns a float32 scalar. With several processes (torch.distributed) the number of positives is that
-        of all of them: the mean over the processes, which DistributedDataParallel takes of the gradients, is
-        then the loss of the whole batch.
         """
         with torch.autocast(predicted_locs.device.type, enabled=False):
             objects = stack_objects(boxes, labels, predicted_locs.device)
             matched = match_priors(objects, self.priors_xy, self.threshold)  # (N, P)
-            n_objects = len(objects.images)  # T
-            is_positive = matched < n_objects
+            is_positive = matched < len(objects.images)  # (N, P)
             n_positives = is_positive.sum(dim=1, keepdim=True)  # (N, 1)
+
+            true_locs = cxcy_to_gcxgcy(xy_to_cxcy(objects.boxes_xy[matched]), self.priors_cxcy)  # (N, P, 4)
+            loc_losses = F.smooth_l1_loss(predicted_locs.float(), true_locs, reduction="none").sum(dim=2)  # (N, P)
+
+            scores, true_labels = predicted_scores.flatten(0, 1).float(), objects.labels[matched].flatten()
+            conf_losses = F.cross_entropy(scores, true_labels, reduction="none").view_as(loc_losses)  # (N, P)
+            has_objects = n_positives > 0  # (N, 1)
             n_negatives = torch.where(
-                n_positives > 0, n_positives * self.neg_pos_ratio, self.n_negatives_without_objects
-            )
-            # A few hundred of an image's priors count. From here on we deal with these alone, in one list.
-            rows, does_count = mine_priors(predicted_scores, is_positive, n_negatives)  # (R,)
-            scores = predicted_scores.flatten(0, 1).index_select(0, rows).float()  # (R, C)
-            locs = predicted_locs.flatten(0, 1).index_select(0, rows).float()  # (R, 4)
-            matched = matched.flatten()[rows]  # (R,)
-            conf_losses = F.cross_entropy(scores, objects.labels[matched], reduction="none")  # (R,)
-            true_locs = cxcy_to_gcxgcy(
-                xy_to_cxcy(objects.boxes_xy[matched]), self.priors_cxcy[rows % len(self.priors_cxcy)]
-            )  # (R, 4)
-            loc_losses = F.smooth_l1_loss(locs, true_locs, reduction="none").sum(dim=1)  # (R,)
-            loss = (conf_losses * does_count + self.alpha * loc_losses * (matched < n_objects)).sum()
-            return loss / find_divisor(n_positives.sum())
+                has_objects, n_positives * self.neg_pos_ratio, self.n_negatives_without_objects
+            )  # (N, 1)
+            counts = is_positive | mine_hard_negatives(conf_losses, is_positive, n_negatives)  # (N, P)
+
+            loss = torch.where(counts, conf_losses, 0.0).sum()
+            loss = loss + self.alpha * torch.where(is_positive, loc_losses, 0.0).sum()
+            n_negatives = n_negatives.clamp(max=matched.shape[1]).masked_fill(has_objects, 0)
+            return loss / compute_divisor(n_positives.sum(), n_negatives.sum(), self.neg_pos_ratio)
 
 
-def find_divisor(n_positives):
-    """What the loss of a process is divided by: the positives of all processes (1 at least), by their number."""
-    n_positives, n_processes = n_positives.float(), 1
+def compute_divisor(n_positives, n_negatives_without_objects, neg_pos_ratio):
+    """What the loss is divided by: the number of positives, 1 at least.
+
+    Negatives of images without objects weigh as they would beside positives, neg_pos_ratio of them like one, so that
+    a batch in which they are more than the positives' share weighs like any other.
+    With several processes (torch.distributed) it is the number of all of them, divided by how many processes there
+    are: the mean over the processes, which DistributedDataParallel takes of the gradients, is then the whole batch's.
+    """
+    counted, n_processes = torch.stack([n_positives, n_negatives_without_objects]).float(), 1  # (2,)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(n_positives)
+        torch.distributed.all_reduce(counted)
         n_processes = torch.distributed.get_world_size()
-    return n_positives.clamp(min=1) / n_processes
+    n_positives, n_negatives_without_objects = counted.unbind()
+    divisor = torch.maximum(n_positives, n_negatives_without_objects / (neg_pos_ratio or 1))
+    return divisor.clamp(min=1) / n_processes
 
 
 # ----------------------------------------------------------------------------------------------
