@@ -12,6 +12,7 @@ import datetime
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -123,26 +124,24 @@ def main():
     batches = TrainingBatches(len(dataset), batch_size, seed, begin.iteration, last, rank(), n_processes())
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     describe_run(model, dataset, begin)
-    run = Run(model, optimizer, TrainingLog(dataset, batches), begin)
+    log = TrainingLog(dataset, batches)
     try:
-        if begin.to_evaluate:  # the run was stopped or killed before it came to that
-            run.save(save_to)  # tried once more, not at each resume: it may be what killed the run
-            run.evaluate()
         with exit_with_message(f"Nothing is lost since {save_to} was saved last: --checkpoint={save_to} goes on there"):
-            train(model, criterion.to(device), optimizer, batches, run)
+            train(model, criterion.to(device), optimizer, batches, log, begin)
     finally:
-        run.log.close()
+        log.close()
         end_workers()
     if n_processes() > 1:
         torch.distributed.destroy_process_group()
 
 
-def train(model, criterion, optimizer, batches, run):
+def train(model, criterion, optimizer, batches, log, begin):
     """Train until the last iteration, the end of the time, or a signal; each way the end saves a checkpoint."""
     device = model.mean.device
     use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device, model.network)
     network = wrap_network(model)
-    loader = make_train_loader(run.log.dataset, batches, device)
+    run = Run(model, optimizer, log, begin)
+    loader = make_train_loader(log.dataset, batches, device)
     for iteration, (images, boxes, labels, _) in zip(batches.iterations, loader, strict=True):
         set_learning_rate(optimizer, iteration, run.seconds)
         images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
@@ -166,19 +165,16 @@ def train(model, criterion, optimizer, batches, run):
 
 def check_parameters():
     """Refuse now what would fail, or go wrong, only later."""
+    positive = ("batch_size", "iterations", "lr", "log_every")  # losses are checked as often as they are logged
     not_negative = ("workers", "bias_lr_factor", "momentum", "weight_decay", "warmup", "grad_clip", "neg_pos_ratio")
     not_negative += ("alpha", "n_negatives_without_objects", "save_every", "evaluate_every", "minutes")
-    for name in not_negative:
-        if not 0 <= globals()[name] < math.inf:
-            raise ValueError(f"{name} is {globals()[name]}; it must be 0 or more")
-    for name in ("batch_size", "iterations", "lr"):
-        if not 0 < globals()[name] < math.inf:
-            raise ValueError(f"{name} is {globals()[name]}; it must be more than 0")
+    for name in positive + not_negative:
+        if not 0 <= globals()[name] < math.inf or (name in positive and globals()[name] == 0):
+            least = "more than 0" if name in positive else "0 or more"
+            raise ValueError(f"{name} is {globals()[name]}; it must be {least}")
     for name, known in (("optimizer_name", ("sgd", "adamw")), ("schedule", ("steps", "cosine"))):
         if globals()[name] not in known:
             raise ValueError(f"{name} is {globals()[name]!r}; it must be one of {', '.join(known)}")
-    if log_every < 1:
-        raise ValueError(f"log_every is {log_every}; losses are checked as often as they are logged: 1 or more")
     if sync_batch_norm and not torch.cuda.is_available():
         raise ValueError("sync_batch_norm is True; PyTorch has it on CUDA only")
     folder = Path(save_to).resolve().parent
@@ -235,11 +231,6 @@ def highest_of_all(*values):
     if n_processes() > 1:
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
     return values.tolist()
-
-
-def hours(seconds):
-    """A time as h:mm:ss."""
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def say(text):
@@ -311,26 +302,19 @@ def restore_training_state(saved, optimizer):
     Settings, such as the weight decay, stay as they are in this run: they may have been changed for it.
     """
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    order = [group["params"] for group in optimizer.state_dict()["param_groups"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
-        if [group["params"] for group in saved["optimizer"]["param_groups"]] != order:
-            raise ValueError("its optimizer has other groups of parameters")
-        for index, state in saved["optimizer"]["state"].items():
+        optimizer.load_state_dict(saved["optimizer"])
+        for parameter, state in optimizer.state.items():
             if set(state) != STATE_OF_OPTIMIZER[optimizer_name]:
                 raise ValueError(f"it was not saved by {optimizer_name}")
-            if any(value.shape not in ((), parameters[index].shape) for value in state.values()):
-                raise ValueError(f"the optimizer's state {index} has another shape than its parameter")
-        optimizer.load_state_dict(saved["optimizer"])
-        for parameter, state in optimizer.state.items():  # in the memory format of this machine, not of the last
             for name, value in state.items():
-                if value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter).copy_(value)
-        for parameter in parameters if momentum and optimizer_name == "sgd" else ():
-            if parameter.requires_grad:  # without momentum if it was frozen before: fused SGD needs all or none
-                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+                if name != "step":  # in the memory format of this machine, not of the one that saved it
+                    state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
+            for parameter in group["params"] if optimizer_name == "sgd" and momentum else ():
+                if parameter.requires_grad:  # it was frozen before, perhaps: fused SGD wants momentum of all or none
+                    optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
         torch.set_rng_state(saved["rng"]["cpu"])
         if len(saved["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
@@ -339,8 +323,8 @@ def restore_training_state(saved, optimizer):
             raise ValueError(f"iteration {start!r}, best_map {best_map!r}, seconds {seconds!r}")
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{checkpoint}: its training state cannot be restored ({printable(error)}); start from its weights with "
-            f"--finetune_from={checkpoint}"
+            f"{checkpoint}: its training state cannot be restored ({printable(error)}); --finetune_from={checkpoint} "
+            "starts from its weights"
         ) from error
     to_evaluate = saved.get("to_evaluate") is True and evaluate_every > 0
     return Begin(f"resumed from {checkpoint} at iteration {start}", start, seconds, best_map, to_evaluate)
@@ -375,13 +359,12 @@ def make_optimizer(model, device):
         for name, parameter in module.named_parameters(recurse=False):
             is_norm = isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
             (norms if is_norm else biases if name == "bias" else weights).append(parameter)
-    bias_factor = bias_lr_factor if optimizer_name == "sgd" else 1.0
     groups = [
         {"params": weights, "lr_factor": 1.0, "weight_decay": weight_decay},
-        {"params": biases, "lr_factor": bias_factor, "weight_decay": 0.0},
+        {"params": biases, "lr_factor": bias_lr_factor if optimizer_name == "sgd" else 1.0, "weight_decay": 0.0},
+        {"params": norms, "lr_factor": 1.0, "weight_decay": 0.0},
     ]
-    if norms:
-        groups.append({"params": norms, "lr_factor": 1.0, "weight_decay": 0.0})
+    groups = groups if norms else groups[:2]
     if optimizer_name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=device.type == "cuda")
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=device.type == "cuda")
@@ -405,16 +388,11 @@ def set_learning_rate(optimizer, iteration, seconds=0.0):
 def make_train_loader(dataset, batches, device):
     """One loader for the whole run: no pause between epochs, in which workers would start anew."""
     return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=dataset.collate_fn,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_signals,
-        prefetch_factor=4 if workers else None,
+        dataset, batch_sampler=batches, collate_fn=dataset.collate_fn, worker_init_fn=ignore_signals,
+        num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
         timeout=600 if workers else 0,  # seconds; for workers that hang. A dead one is noticed at once.
         generator=torch.Generator(),  # the loader's own: else it would draw from the one whose state is saved
-    )
+    )  # fmt: skip
 
 
 def ignore_signals(_worker):
@@ -424,10 +402,7 @@ def ignore_signals(_worker):
 
 
 def end_workers():
-    """End the loaders' processes that an error left behind.
-
-    They ignore SIGTERM (see `ignore_signals()`), with which Python would end them at exit, to wait for ever.
-    """
+    """End the loaders' processes that an error left behind: they ignore SIGTERM, with which Python would end them."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the death of a worker for an error
     for process in multiprocessing.active_children():
@@ -480,6 +455,9 @@ class Run:
         self.seconds = begin.seconds  # of training, without evaluations; the same in all processes
         self.clock = time.perf_counter()  # when they were counted last
         self.stop = StopRequest()
+        if begin.to_evaluate:  # the run was stopped or killed before it came to that
+            self.save(save_to)  # tried once more, not at each resume: it may be what killed the run
+            self.evaluate()
 
     def ends_after(self, iteration, loss):
         """Do what is due after an iteration (counted from 0). Returns whether it was the last."""
@@ -557,7 +535,7 @@ class Run:
             name = signal.Signals(self.stop.signal).name
             say(f"stopped by {name} after iteration {self.done}; go on with --checkpoint={save_to}")
             raise SystemExit(128 + self.stop.signal)
-        say(f"done after iteration {self.done}, {hours(self.seconds)} of training")
+        say(f"done after iteration {self.done}, {datetime.timedelta(seconds=round(self.seconds))} of training")
         say(f"saved    {save_to}" + (f", the log in {log_file}" if log_file else ""))
         if self.best_map >= 0:
             say(f"         {best_path()}, the best so far, mAP {self.best_map:.4f}")
@@ -609,7 +587,11 @@ class TrainingLog:
         elif self.first_flush and done >= self.first_flush[0] + 10:
             step = (now - self.first_flush[1]) / (done - self.first_flush[0])
             self.first_flush = ()
-            to_go = f"{60 * minutes / step:.0f} iterations" if minutes else f"{hours(step * (iterations - done))} to go"
+            to_go = (
+                f"{60 * minutes / step:.0f} iterations"
+                if minutes
+                else f"{datetime.timedelta(seconds=round(step * (iterations - done)))} to go"
+            )
             say(f"{step:.2f} s an iteration: about {to_go}")
 
     def write(self, done, *, loss="", rate="", speed="", mean_ap=""):
@@ -637,23 +619,21 @@ class TrainingLog:
         self.bar.close()
         skipped = self.dataset.skipped_images()
         if skipped:
-            lines = [
-                f"skipped {len(skipped)} images that could not be decoded:",
-                *(printable(p, 1000) for p in skipped),
-            ]
-            say("\n  ".join(lines))
+            names = "\n  ".join(printable(path, 1000) for path in skipped)
+            say(f"skipped {len(skipped)} images that could not be decoded:\n  {names}")
 
 
 def start_log(path, columns, start):
     """Make the CSV log ready for the rows after iteration `start`; returns its path, "" if it cannot be written.
 
-    At iteration 0 the file is a new one. At a later one the rows after that iteration go, since they come
-    again, and those before stay: the file is replaced by one rename, so that no failure can lose them.
+    At iteration 0 the file is a new one. Later the rows after that iteration go, since they come again, and those
+    before stay: the file is replaced by one rename, so that no failure can lose them.
     """
     lines = [f"{','.join(columns)}\r\n".encode()]
     try:
         if path and start > 0 and Path(path).is_file():
-            lines += [line for line in Path(path).read_bytes().splitlines(True) if is_row(line, len(columns), start)]
+            rows = re.finditer(rb"^(\d{1,18})(,[^,\n]*){5}\n", Path(path).read_bytes(), re.MULTILINE)
+            lines += [row[0] for row in rows if int(row[1]) <= start]  # whole ones: a kill may leave half a row
             write_file(path, b"".join(lines))
         elif path:
             Path(path).write_bytes(lines[0])
@@ -661,12 +641,6 @@ def start_log(path, columns, start):
     except OSError as error:
         say(f"warning: no log is written, {path} cannot be: {error}; the run goes on")
         return ""
-
-
-def is_row(line, n_columns, last):
-    """Whether the bytes of a line are a whole row of the log (a kill may leave half of one), up to `last`."""
-    cells = line.split(b",")
-    return len(cells) == n_columns and line.endswith(b"\n") and cells[0].isdigit() and int(cells[0][:19]) <= last
 
 
 class StopRequest:
