@@ -61,7 +61,6 @@ def main():
         model = load_model(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
         test_loader = make_test_loader(data_folder, batch_size, workers, model)
         dataset = test_loader.dataset
-        check_same_classes(model.label_map, dataset.label_map)
     if write_detections_to:
         write_detections(write_detections_to, dataset)  # a trial: errors now, not after the detection of all images
 
@@ -101,16 +100,8 @@ def evaluate(test_loader, model):
     Returns a dict of class name to average precision (NaN for a class without an object to find), and the
     mean over the other classes (COCO's AP with that metric). The model is left in evaluation mode.
     """
-    check_same_classes(model.label_map, test_loader.dataset.label_map)
     average_precisions, summary = score(detect_all(test_loader, model), test_loader.dataset)
     return average_precisions, next(iter(summary.values()))
-
-
-def check_same_classes(model_map, data_map):
-    """Refuse to score a model on a data set whose labels mean something else."""
-    if model_map != data_map:
-        known, wanted = (f"{len(names)} classes ({printable(', '.join(names))})" for names in (model_map, data_map))
-        raise ValueError(f"the model knows {known}, the data set has {wanted}: evaluate on lists of the same classes")
 
 
 def make_test_loader(data_folder, batch_size, workers, model, skip_corrupt=False):
@@ -132,9 +123,12 @@ def detect_all(test_loader, model):
     test_loader: yields batches of `PascalVOCDataset`'s items, in the order of the data set.
     model: an SSD300, on any device.
     Returns three lists with an entry an image: boxes (n, 4) float32, boundary form, in pixels of the original
-    image, labels (n,) and scores (n,); on the CPU.
+    image, labels (n,) and scores (n,); on the CPU. Raises ValueError if the model's classes are not the data set's.
     """
-    device = model.mean.device
+    dataset, device = test_loader.dataset, model.mean.device
+    if model.label_map != dataset.label_map:
+        known, wanted = (printable(", ".join(names)) for names in (model.label_map, dataset.label_map))
+        raise ValueError(f"the model knows the classes {known}; the data set has {wanted}: evaluate on its own classes")
     memory_format = fastest_memory_format(device, model.network)
     model.eval()
     detections = [], [], []  # boxes, labels, scores
@@ -148,7 +142,7 @@ def detect_all(test_loader, model):
         counts = [len(scores) for scores in found[2]]
         for part, parts in zip(detections, found, strict=True):
             part += torch.cat(parts).cpu().split(counts)  # one copy a batch, not one an image
-    scales = torch.from_numpy(test_loader.dataset.sizes).repeat(1, 2)  # (n_images, 4): W, H, W, H
+    scales = torch.from_numpy(dataset.sizes).repeat(1, 2)  # (n_images, 4): W, H, W, H
     return [boxes * scale for boxes, scale in zip(detections[0], scales, strict=True)], *detections[1:]
 
 
@@ -170,7 +164,7 @@ def print_table(average_precisions, summary):
     rows = [(printable(name, 40), value) for name, value in [*average_precisions.items(), *summary.items()]]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {'no object to find: left out of the mean' if math.isnan(value) else f'{value:.4f}'}")
+        print(f"{name:<{width}}  {'no object to find' if math.isnan(value) else f'{value:.4f}'}")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -363,11 +357,11 @@ def write_detections(path, dataset, detections=None):
         a folder each class gets a file comp4_det_test_<class>.txt, as Pascal VOC's development kit reads it. A line
         is `image score x_min y_min x_max y_max`, in pixels that count from 1 and include both ends.
     detections: three lists as from `detect_all()`; None only tries whether they could be written.
-    Raises OSError, naming the path; ValueError for names of images that VOC's format cannot hold.
+    Raises OSError, naming the path; ValueError for names or ids that the format cannot hold.
     """
     path = Path(path)
-    folder, write = (path.parent, _coco_texts) if path.suffix == ".json" else (path, _voc_texts)
-    texts = write(path.name, dataset, *(detections or [[torch.zeros(0, 4)] * len(dataset)] * 3))
+    folder = path.parent if path.suffix == ".json" else path
+    texts = _to_texts(path, dataset, *(detections or [[torch.zeros(0, 4)] * len(dataset)] * 3))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
@@ -381,129 +375,123 @@ def write_detections(path, dataset, detections=None):
         raise OSError(f"{path}: the detections cannot be written: {error}") from error
 
 
-def read_detections(path, dataset):
-    """Read the detections of any detector on a data set: see `write_detections()`, and `read_voc_detections()`."""
-    if str(path).endswith(".json"):
-        return read_coco_detections(path, *coco_ids(dataset))
-    return read_voc_detections(path, dataset.image_names(), dataset.label_map)
-
-
-def _voc_texts(_, dataset, boxes, labels, scores):
-    """The files of a folder in Pascal VOC's format: a dict of name to contents. Without detections they are empty."""
-    lines = {label: [] for label in dataset.label_map.values()}
-    for name, *found in zip(number_names(dataset.image_names()), boxes, labels, scores, strict=True):
+def _to_texts(path, dataset, boxes, labels, scores):
+    """The files that hold these detections: a dict of name to contents."""
+    is_coco = path.suffix == ".json"
+    images, classes = coco_ids(dataset) if is_coco else voc_names(dataset.image_names(), dataset.label_map)
+    files = {path.name: []} if is_coco else {name: [] for name in classes.values()}
+    for image, *found in zip(images, boxes, labels, scores, strict=True):
         for (x_min, y_min, x_max, y_max), label, score in zip(*(part.tolist() for part in found), strict=True):
-            lines[label].append(f"{name} {score:.9g} {x_min + 1:.9g} {y_min + 1:.9g} {x_max:.9g} {y_max:.9g}\n")
-    return {voc_file_name(name): "".join(lines[label]) for name, label in dataset.label_map.items() if label > 0}
+            if is_coco:
+                ids = f'"image_id": {json.dumps(image)}, "category_id": {json.dumps(classes[label])}'
+                bbox = f"{x_min:.9g}, {y_min:.9g}, {x_max - x_min:.9g}, {y_max - y_min:.9g}"
+                files[path.name].append(f'{{{ids}, "bbox": [{bbox}], "score": {score:.9g}}}')
+            else:
+                line = f"{image} {score:.9g} {x_min + 1:.9g} {y_min + 1:.9g} {x_max:.9g} {y_max:.9g}\n"
+                files[classes[label]].append(line)
+    begin, between, end = ("[", ",\n", "]\n") if is_coco else ("", "", "")
+    return {name: begin + between.join(lines) + end for name, lines in files.items()}
+
+
+def read_detections(path, dataset):
+    """Read what `write_detections()`, or another program, wrote: as `read_voc_detections()` does, of both formats."""
+    if not str(path).endswith(".json"):
+        return read_voc_detections(path, dataset.image_names(), dataset.label_map)
+    images, classes = coco_ids(dataset)
+    number_of = {image: number for number, image in enumerate(images)}
+    label_of = {category_id: label for label, category_id in classes.items()}
+
+    def parse(entry):
+        x, y, width, height = map(float, entry["bbox"])
+        image, label = number_of[entry["image_id"]], label_of[entry["category_id"]]
+        return image, label, float(entry["score"]), x, y, x + width, y + height
+
+    ids = f'"image_id": {json.dumps(images[0])}, "category_id": {json.dumps(next(iter(label_of)))}' if images else ""
+    form = f'{{{ids}, "bbox": [x, y, width, height], "score": 0.5}}'
+    entries = ((f"{path}, entry {number}", entry) for number, entry in enumerate(utils.read_json(path, list), start=1))
+    return _parse(entries, parse, form, len(images))
 
 
 def read_voc_detections(folder, image_names, label_map):
-    """Read detections from a folder of files in Pascal VOC's format.
+    """Read detections from a folder in Pascal VOC's format.
 
     Returns three lists with a tensor for each of `image_names`: boxes (n, 4) float64, boundary form, in
     continuous pixels, labels (n,) int64 and scores (n,) float64. In an image they keep the order of the lines.
     (`calculate_mAP()` then ranks equal scores by image first, the development kit by line alone; the two differ
     only where a file is not in the order of the images.)
-    Raises FileNotFoundError if a class has no file; ValueError for a line that is not a detection in one of the
-    images, both naming the place.
+    Raises FileNotFoundError for a missing file; ValueError, naming the place, for what is not a detection of one of
+    the classes in one of the images.
     """
-    image_of, rows = number_names(image_names), []
-    for class_name, label in label_map.items():
-        if label == 0:
-            continue
+    images, classes = voc_names(image_names, label_map)
+    number_of = {name: number for number, name in enumerate(images)}
 
-        def parse(line, label=label):
-            name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
-            score, x_min, y_min, x_max, y_max = map(float, numbers)
-            return image_of[name.strip()], label, score, x_min - 1, y_min - 1, x_max, y_max
+    def lines():
+        for label, file_name in classes.items():
+            path = os.path.join(folder, file_name)
+            if not os.path.isfile(path):
+                raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                yield from ((f"{path}, line {number}", (line, label)) for number, line in enumerate(file, start=1))
 
-        path = os.path.join(folder, voc_file_name(class_name))
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            rows += _parse_all(file, parse, f"{path}, line", "`image score x_min y_min x_max y_max`")
-    return _split_by_image(rows, len(image_names))
+    def parse(line_and_label):
+        line, label = line_and_label
+        name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
+        score, x_min, y_min, x_max, y_max = map(float, numbers)
+        return number_of[name.strip()], label, score, x_min - 1, y_min - 1, x_max, y_max
 
-
-def number_names(image_names):
-    """A dict of name to number; refuses names that Pascal VOC's lines cannot hold, or that two images have."""
-    numbers = {}
-    for number, name in enumerate(image_names):
-        if name in numbers or re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name):
-            problem = f"{'two images are' if name in numbers else 'an image is'} named '{printable(name)}'"
-            raise ValueError(f"{problem}, which files in VOC's format cannot hold; a .json file can")
-        numbers[name] = number
-    return numbers
+    return _parse(lines(), parse, "`image score x_min y_min x_max y_max`", len(images))
 
 
-def voc_file_name(class_name):
-    """The file of a class, by the name that the development kit expects; what no file name can have, as %2F."""
-    safe_name = re.sub(r"[%/\\\0\ud800-\udfff]", lambda character: f"%{ord(character[0]):02X}", class_name)
-    return f"comp4_det_test_{safe_name}.txt"
+def _parse(entries, parse, form, n_images):
+    """Boxes, labels and scores, lists with a tensor an image, of (place, entry) pairs that should have this form.
 
-
-def _coco_texts(file_name, dataset, boxes, labels, scores):
-    """The one file in COCO's format: a dict of name to contents."""
-    (image_ids, category_ids), entries = coco_ids(dataset), []
-    for image_id, *found in zip(image_ids, boxes, labels, scores, strict=True):
-        for (x_min, y_min, x_max, y_max), label, score in zip(*(part.tolist() for part in found), strict=True):
-            ids = f'"image_id": {json.dumps(image_id)}, "category_id": {json.dumps(category_ids[label])}'
-            bbox = f"{x_min:.9g}, {y_min:.9g}, {x_max - x_min:.9g}, {y_max - y_min:.9g}"
-            entries.append(f'{{{ids}, "bbox": [{bbox}], "score": {score:.9g}}}')
-    return {file_name: "[" + ",\n".join(entries) + "]\n"}
-
-
-def read_coco_detections(path, image_ids, category_ids):
-    """Read detections in the format of COCO's results: as `read_voc_detections()` does, ids as from `coco_ids()`."""
-    image_of = {image_id: number for number, image_id in enumerate(image_ids)}
-    label_of = {category_id: label for label, category_id in category_ids.items()}
-
-    def parse(entry):
-        x, y, width, height = map(float, entry["bbox"])
-        image, label = image_of[entry["image_id"]], label_of[entry["category_id"]]
-        return image, label, float(entry["score"]), x, y, x + width, y + height
-
-    form = '{"image_id": %s, "category_id": %s, "bbox": [x, y, width, height], "score": 0.5}'
-    form %= tuple(json.dumps(next(iter(ids), 1)) for ids in (image_of, label_of))
-    return _split_by_image(_parse_all(utils.read_json(path, list), parse, f"{path}, entry", form), len(image_ids))
-
-
-def _parse_all(entries, parse, place, form):
-    """Image, label, score and box of each entry; ValueError names the place of one that has not this form."""
+    parse: function of an entry that returns the number of its image, label, score and box.
+    """
     rows = []
-    for number, entry in enumerate(entries, start=1):
+    for place, entry in entries:
         try:
             rows.append(parse(entry))
             if not math.isfinite(sum(rows[-1])):
                 raise ValueError("not finite")
         except (KeyError, OverflowError, TypeError, ValueError):
-            raise ValueError(
-                f"{place} {number}: '{printable(entry)}' is not {form} with finite numbers, and an image and a class "
-                "of the TEST lists"
-            ) from None
-    return rows
-
-
-def _split_by_image(rows, n_images):
-    """Boxes, labels and scores, lists with a tensor an image, of rows of (image, label, score, *box)."""
+            entry = printable(entry[0] if isinstance(entry, tuple) else entry)
+            rest = "with finite numbers, an image and a class of the TEST lists"
+            raise ValueError(f"{place}: '{entry}' is not {form} {rest}") from None
     rows = np.array(rows, dtype=np.float64).reshape(-1, 7)
     rows = torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
     counts = rows[:, 0].long().bincount(minlength=n_images).tolist()
     return tuple(list(part.split(counts)) for part in (rows[:, 3:], rows[:, 1].long(), rows[:, 2]))
 
 
-def coco_ids(dataset):
-    """The ids of the images, a list, and of the classes, a dict of label to id, in the COCO file of a data set.
+def voc_names(image_names, label_map):
+    """The names of images and classes in Pascal VOC's format: a list, and a dict of label to file name.
 
-    Without one they are 1, 2, ... and the labels. Raises ValueError for ids that are missing, or given twice.
+    Raises ValueError for an image whose name a line cannot hold, or that another one has, in another folder.
+    """
+    seen = set()
+    for name in image_names:
+        if name in seen or re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name):
+            problem = f"{'two images are' if name in seen else 'an image is'} named '{printable(name)}'"
+            raise ValueError(f"{problem}, which files in VOC's format cannot hold; a .json file can")
+        seen.add(name)
+    unsafe = re.compile(r"[%/\\\0\ud800-\udfff]")  # what no file name can have becomes %2F
+    safe_names = {label: unsafe.sub(lambda found: f"%{ord(found[0]):02X}", name) for name, label in label_map.items()}
+    return image_names, {label: f"comp4_det_test_{name}.txt" for label, name in safe_names.items() if label > 0}
+
+
+def coco_ids(dataset):
+    """The ids of images and classes in COCO's format: a list, and a dict of label to id.
+
+    They are those of the COCO file that the lists come from, or else 1, 2, ... and the labels.
     """
     labels = {name: label for name, label in dataset.label_map.items() if label > 0}
     path = dataset.data_folder / "category_ids.json"
     ids_by_name = utils.read_json(path, dict) if path.exists() else labels
-    ids = dataset.image_ids or list(range(1, len(dataset) + 1)), [ids_by_name.get(name) for name in labels]
-    if any(None in some or len(set(some)) < len(some) for some in ids):
-        raise ValueError(f"{path.parent}: two images, or two classes, have one id in COCO's format, or one has none")
-    return ids[0], dict(zip(labels.values(), ids[1], strict=True))
+    images = dataset.image_ids or list(range(1, len(dataset) + 1))
+    classes = {label: ids_by_name.get(name) for name, label in labels.items()}
+    if len(set(images)) < len(images) or len({None, *classes.values()}) <= len(classes):
+        raise ValueError(f"{path.parent}: two images, or two classes, have one id of COCO's, or one has none")
+    return images, classes
 
 
 if __name__ == "__main__":
