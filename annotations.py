@@ -226,7 +226,7 @@ def choose_splits(parts, splits, source):
         if chosen[split] is None:
             found = ", ".join(printable(name, 40) for name in sorted(parts, key=len)[:8])
             raise FileNotFoundError(
-                f"{printable(source)}: has no split {printable(wanted)!r}. Name one of {found} as train_split or "
+                f"{printable(source)}: has no split {printable(repr(wanted))}. Name one of {found} as train_split or "
                 "test_split, or move the lists (ImageSets/Main) away to have the images divided at random"
             )
     return chosen
@@ -330,7 +330,7 @@ def parse_annotation(path, first_pixel=1):
         corners = [parse_number(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax")]
         difficult = (element.findtext("difficult") or "").strip()
         if difficult not in ("", "0", "1"):
-            raise ValueError(f"{where}: <difficult> is {printable(difficult, 40)!r}, not 0 or 1")
+            raise ValueError(f"{where}: <difficult> is {printable(repr(difficult), 40)}, not 0 or 1")
         annotation["boxes"].append([corners[0] - first_pixel, corners[1] - first_pixel, *corners[2:]])
         annotation["names"].append(name)
         annotation["difficulties"].append(int(difficult or 0))
@@ -367,7 +367,7 @@ def parse_number(parent, tag, where):
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{where}: <{tag}> is {printable(text, 40)!r}, not a number") from None
+        raise ValueError(f"{where}: <{tag}> is {printable(repr(text), 40)}, not a number") from None
 
 
 def parse_size(element, shown):
@@ -576,14 +576,15 @@ def parse_yaml_names(lines):
     lines: the file's, without blank ones. Returns a dict of index to name; empty if there is no such entry.
     """
     start = next((i for i, line in enumerate(lines) if line.startswith("names:")), len(lines))
-    # The entry ends before the next line that is neither indented nor an item nor the end of a bracket.
+    # The entry ends with its bracket, or before the next line that is neither indented nor an item.
     rows = [line.removeprefix("names:") for line in lines[start : start + 1]]
+    in_brackets = bool(rows) and rows[0].strip().startswith(("[", "{"))
     for line in lines[start + 1 :]:
-        if not line.startswith((" ", "\t", "-", "]", "}", "#")):
+        if rows[-1].endswith(("]", "}")) if in_brackets else not line.startswith((" ", "\t", "-", "#")):
             break
         rows.append(line)
     items = [re.sub(r"(^|\s)#.*", "", row).strip().removeprefix("- ") for row in rows]
-    if items and items[0].startswith(("[", "{")):
+    if in_brackets:
         # A comma in quotation marks is part of a name.
         items = re.findall(r"""(?:"[^"]*"|'[^']*'|[^,"'])+""", " ".join(items).strip("[]{} "))
     names = {}

@@ -4,17 +4,19 @@
     python create_data_lists.py                               VOC2007 + VOC2012 that are already there
     python create_data_lists.py --train_data=/path/to/mine    data of your own, with classes of their own
 
-Reads VOC's XML, COCO's JSON and YOLO's text files, in the layouts that annotations.py lists. Writes into `output_folder`
-{TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json, label_map.json, and category_ids.json for COCO's files; data_report.txt,
-which counts and names what was dropped or mended; and contact_sheet.jpg, some images with their boxes. Any parameter
-below can be overridden on the command line with --name=value.
+Reads VOC's XML, COCO's JSON and YOLO's text files, in the layouts that annotations.py lists. Writes into
+`output_folder` {TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json, label_map.json, and category_ids.json for COCO's
+files; data_report.txt, which counts and names what was dropped or mended; and contact_sheet.jpg, some images with
+their boxes. Any parameter below can be overridden on the command line with --name=value.
 """
 
+import gc
 import inspect
 import json
 import math
 import os
 import random
+import re
 import sys
 import tempfile
 from multiprocessing.pool import ThreadPool
@@ -27,7 +29,7 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from annotations import add_note, merge_repeats, raise_if_any, read_annotations
-from datasets import IMAGE_FORMATS, read_image
+from datasets import read_image, stored_size_and_orientation
 from detect import draw_boxes
 from model import NETWORKS, SSD300
 from utils import (
@@ -104,6 +106,7 @@ NOTES = {
 
 def main():
     """Fetch VOC if asked to, then write the lists and look at them."""
+    gc.disable()  # nothing here is circular, and looking for circles in COCO's million objects takes half the time
     if not train_data:
         prepare_voc()
     create_data_lists(**{name: globals()[name] for name in inspect.signature(create_data_lists).parameters})
@@ -113,25 +116,10 @@ def main():
 
 
 def create_data_lists(
-    voc07_path="",
-    voc12_path="",
-    output_folder="data",
-    check_images=True,
-    *,
-    train_data="",
-    test_data="",
-    train_split="trainval",
-    test_split="test",
-    image_folder="",
-    class_names=(),
-    skip_unknown=False,
-    first_pixel="",
-    keep_crowds=False,
-    trust_boxes=False,
-    test_fraction=0.2,
-    seed=0,
-    report_overlap=0.5,
-):
+    voc07_path="", voc12_path="", output_folder="data", check_images=True, *, train_data="", test_data="",
+    image_folder="", class_names=(), skip_unknown=False, first_pixel="", keep_crowds=False, trust_boxes=False,
+    train_split="trainval", test_split="test", test_fraction=0.2, seed=0, report_overlap=0.5,
+):  # fmt: skip
     """Write the lists of images and objects that training and evaluation read, and print a report on the data.
 
     VOC2007 + VOC2012 trainval become the TRAIN lists, VOC2007 test the TEST lists; or train_data and test_data do.
@@ -233,14 +221,12 @@ def look_at_image(path, decode):
     if not os.path.isfile(path):
         return None, None, f"{printable(path, 400)}: no such image"
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            size, orientation = image.size, image.getexif().get(0x0112, 1)
+        size, orientation = stored_size_and_orientation(path)
         if decode:
             read_image(path)
-    except Exception as error:  # Pillow's parsers raise whatever they come upon
-        name = "" if path in str(error) else f"{printable(path, 400)}: not a readable image: "
-        return None, None, name + printable(error, 400)
-    return size, orientation if orientation in range(1, 9) else 1, None
+    except (ValueError, OSError) as error:
+        return None, None, str(error)
+    return size, orientation, None
 
 
 def set_size(record, stored, orientation, notes):
@@ -260,27 +246,24 @@ def set_size(record, stored, orientation, notes):
         what = f"annotation {declared[0]} x {declared[1]}, image {stored[0]} x {stored[1]}"
         add_note(notes, "size_differs", record.where, what)
     if orientation > 1 and declared == shown != stored:
-        boxes, record.declared_size = turn_back(boxes, shown, orientation), stored
+        boxes, record.declared_size = [turn_back(box, shown, orientation) for box in boxes], stored
         add_note(notes, "boxes_turned", record.where, f"EXIF orientation {orientation}, {len(boxes)} boxes")
     elif orientation > 1 and (stored == shown or declared != stored):
         add_note(notes, "exif_unclear", record.where, f"EXIF orientation {orientation}")
     record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
 
 
-def turn_back(boxes_xy_pixels, shown, orientation):
-    """Move boxes from an image as shown, of size `shown`, to its pixels as stored; EXIF orientation 5 to 8.
+def turn_back(box, shown, orientation):
+    """A box on an image as shown, of size `shown`, in its pixels as stored; EXIF orientation 5 to 8.
 
     All four swap x and y; besides, 6 and 7 mirror the shown image left to right, 7 and 8 top to bottom.
     """
-    width, height = shown
-    turned = []
-    for x_min, y_min, x_max, y_max in boxes_xy_pixels:
-        if orientation in (6, 7):
-            x_min, x_max = width - x_max, width - x_min
-        if orientation in (7, 8):
-            y_min, y_max = height - y_max, height - y_min
-        turned.append((y_min, x_min, y_max, x_max))
-    return turned
+    (x_min, y_min, x_max, y_max), (width, height) = box, shown
+    if orientation in (6, 7):
+        x_min, x_max = width - x_max, width - x_min
+    if orientation in (7, 8):
+        y_min, y_max = height - y_max, height - y_min
+    return y_min, x_min, y_max, x_max
 
 
 def check_conventions(every_record):
@@ -291,12 +274,10 @@ def check_conventions(every_record):
         table = np.fromiter(numbers, np.float64).reshape(-1, 6)  # (M, 6): box, width and height of the image
         table = table[np.isfinite(table).all(axis=1)]
         suspicion = find_suspicion(records[0].form, table[:, :2], table[:, 2:4], table[:, 4:]) if len(table) else ""
-        resized = [record for record in records if record.declared_size not in (None, record.size)]
-        if not suspicion and len(resized) >= max(5, 0.25 * len(records)):
-            suspicion = (
-                f"{len(resized)} of {len(records)} images, the first {printable(resized[0].image)}, have another "
-            )
-            suspicion += "size than their annotations say: they look like resized after they were annotated"
+        resized = sum(record.declared_size not in (None, record.size) for record in records)
+        if not suspicion and resized >= max(5, 0.25 * len(records)):
+            suspicion = f"{resized} of {len(records)} images have another size than their annotations say: they look "
+            suspicion += "like resized after they were annotated"
         if suspicion:
             hint = "If the boxes are right all the same, --trust_boxes=True takes them as they are"
             raise ValueError(f"{printable(source, 1000)}: {suspicion}. {hint}")
@@ -319,7 +300,7 @@ def find_suspicion(form, mins, maxs, sizes):
         )
     if lost >= max(5, 0.25 * n):
         what = "pixels, not fractions" if form == "YOLO" else "boxes of images of another size, or of another form"
-        return f"{lost} of {n} boxes are inverted, or a tenth of them or more lies outside the image: they look like {what}"
+        return f"{lost} of {n} boxes are inverted, or lie outside the image by a tenth or more: they look like {what}"
     return ""
 
 
@@ -368,14 +349,9 @@ def number_classes(records, class_names, skip_unknown, notes):
         raise ValueError("The annotations hold no object of any class: there is nothing to learn from")
     label_map = make_label_map(class_names or found)
     for name in label_map:  # evaluation writes a file for each class
-        if (
-            "\0" in name
-            or not 0 < len(name.encode("utf-8", "ignore")) <= 200
-            or name != name.encode("utf-8", "ignore").decode()
-        ):
-            files = (record.file for record in records if any(row.name == name for row in record.objects))
-            shown = f"{printable(next(files, 'class_names'), 1000)}: the class name {printable(repr(name), 60)}"
-            raise ValueError(f"{shown} is longer than 200 bytes, or has characters that are not text")
+        if len(name.encode(errors="replace")) > 200 or re.search("[\0\ud800-\udfff]", name):
+            shown = printable(repr(name), 60)
+            raise ValueError(f"{shown} cannot be a class: longer than 200 bytes, or characters that are not text")
     unknown = {}
     for record in records:
         for row in record.objects:
@@ -388,7 +364,7 @@ def number_classes(records, class_names, skip_unknown, notes):
             f"{len(unknown)} unknown classes (class_names has {len(label_map) - 1}); add them to class_names, or "
         )
         lines = (
-            f"{printable(name, 60)!r}: {len(files)} objects, first in {files[0]}" for name, files in unknown.items()
+            f"{printable(repr(name), 60)}: {len(files)} objects, first in {files[0]}" for name, files in unknown.items()
         )
         raise_if_any(list(lines), headline + "leave their objects out with skip_unknown:")
     return label_map
@@ -491,41 +467,36 @@ def data_report_text(report, max_lines=5):
 
 
 def overlap_table(label_map, records, min_overlap):
-    """A table of classes and sizes: the number of objects, and the share whose best prior overlaps enough.
+    """A table, as text: the number of objects by class and size, and the share whose best prior overlaps enough.
 
-    label_map: dict of class name to label. records: of TRAIN. Returns a text: the classes for SSD300, and for every
-    other network that has priors of its own the sum of all classes.
+    label_map: dict of class name to label. records: of TRAIN. The classes stand there for SSD300; for every other
+    network that has priors of its own, the sum of all classes.
     """
     numbers = (n for record in records for row in record.objects for n in (label_map[row.name], *row.box, *record.size))
     table = torch.from_numpy(np.fromiter(numbers, np.float64).reshape(-1, 7))  # label, box, width, height
-    labels = table[:, 0]  # (M,)
     # Fractions: that is where the priors are, whatever the shape of the image.
-    boxes_xy = (table[:, 1:5] / table[:, [5, 6, 5, 6]]).float()  # (M, 4)
+    labels, boxes_xy = table[:, 0], (table[:, 1:5] / table[:, [5, 6, 5, 6]]).float()  # (M,), (M, 4)
     sides = 300 * (boxes_xy[:, 2:] - boxes_xy[:, :2]).prod(dim=1).sqrt()  # (M,), pixels of the resized image
     column = torch.bucketize(sides, torch.tensor(SIZE_LIMITS, dtype=torch.float32), right=True)
-    in_column = [column == i for i in range(len(SIZE_LIMITS) + 1)] + [column >= 0]
+    columns = [column == i for i in range(len(SIZE_LIMITS) + 1)] + [column >= 0]
     titles = [f"{low}-{high}" for low, high in zip((0, *SIZE_LIMITS), (*SIZE_LIMITS, 300), strict=True)] + ["all"]
-
-    def line(name, chosen, is_found):
-        cells = [is_found[chosen & of_column] for of_column in in_column]
-        texts = [f"{len(cell):,} {cell.float().mean():.0%}" if len(cell) else "-" for cell in cells]
-        return f"  {printable(name, 30):<30}" + "".join(text.rjust(15) for text in texts)
-
     lines = [
         "Objects of TRAIN by size (root of the area, in pixels of a 300 x 300 image), and of each number the share",
         f"whose best prior overlaps {min_overlap:g} or more; to the others no prior fits well.",
-        f"  {'':<30}" + "".join(title.rjust(15) for title in titles),
+        f"  {'':<36}" + "".join(title.rjust(13) for title in titles),
     ]
     seen = []
     for name, network in NETWORKS.items():
         priors = SSD300.create_prior_boxes(name)
-        if not any(torch.equal(priors, other) for other in seen):
-            is_found = best_overlaps(boxes_xy, priors, network.sources) >= min_overlap
-            if not seen:
-                classes = [(label, of_class) for of_class, label in label_map.items() if label > 0]
-                lines += [line(of_class, labels == label, is_found) for label, of_class in classes[:100]]
-            lines.append(line(f"all: {name}", labels > 0, is_found))
-            seen.append(priors)
+        if any(torch.equal(priors, other) for other in seen):
+            continue
+        is_found = best_overlaps(boxes_xy, priors, network.sources) >= min_overlap
+        rows = [(of_class, labels == label) for of_class, label in label_map.items() if label][: 0 if seen else 100]
+        for title, chosen in [*rows, (f"all, {name} ({network.input_size})", labels > 0)]:
+            cells = [is_found[chosen & column] for column in columns]
+            texts = [f"{len(cell):,} {cell.float().mean():.0%}" if len(cell) else "-" for cell in cells]
+            lines.append(f"  {printable(title, 36):<36}" + "".join(text.rjust(13) for text in texts))
+        seen.append(priors)
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,422 @@
+"""annotations.py: files as people have them, in every layout, and what is refused."""
+
+import json
+import os
+import re
+
+import pytest
+from helpers import annotation_xml, object_xml, write_annotation, write_image
+
+from annotations import parse_annotation, parse_yaml_names, read_annotations
+
+# ----------------------------------------------------------------------------------------------
+# One XML file
+# ----------------------------------------------------------------------------------------------
+
+
+def test_parse_annotation_makes_boxes_continuous(tmp_path):
+    objects = [object_xml("dog", (1, 1, 100, 80)), object_xml("cat", difficult="<difficult>1</difficult>")]
+    path = write_annotation(tmp_path, *objects)
+    assert parse_annotation(path) == {
+        "boxes": [[0, 0, 100, 80], [10, 20, 40, 60]],
+        "names": ["dog", "cat"],
+        "difficulties": [0, 1],
+        "width": 100,
+        "height": 80,
+        "difficult_missing": 0,
+        "float_coordinates": 0,
+    }
+    assert parse_annotation(path, first_pixel=0)["boxes"] == [[1, 1, 100, 80], [11, 21, 40, 60]]
+
+
+def test_parse_annotation_keeps_fractions_and_tolerates_white_space(tmp_path):
+    dog = object_xml("\n  guide dog\t", (" 45.25\n", "2.0", "\t50 ", 60.5), "<difficult>\n 1 </difficult>")
+    annotation = parse_annotation(write_annotation(tmp_path, dog, object_xml(difficult="<difficult/>")))
+    assert annotation["boxes"] == [[44.25, 1, 50, 60.5], [10, 20, 40, 60]]
+    assert annotation["names"] == ["guide dog", "dog"]
+    assert annotation["difficulties"] == [1, 0]
+    assert (annotation["float_coordinates"], annotation["difficult_missing"]) == (1, 1)
+
+
+def test_parse_annotation_does_not_take_parts_for_objects(tmp_path):
+    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax>"
+    part = f"<part><name>head</name><bndbox>{corners}</bndbox></part>"
+    person = f"<object><name>person</name>{part}<bndbox>{corners.replace('3', '90')}</bndbox></object>"
+    annotation = parse_annotation(write_annotation(tmp_path, object_xml("person", extra=part), person))
+    assert annotation["names"] == ["person", "person"]
+    assert annotation["boxes"] == [[10, 20, 40, 60], [0, 1, 90, 4]]
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<size/>", "<size><width>0</width><height>0</height></size>",
+             "<size><width>640</width></size>", "<size><width>640</width><height> </height></size>",
+             "<size><width>-5</width><height>7</height></size>",
+             "<size><width>1e300</width><height>7</height></size>",
+             "<size><width>nan</width><height>inf</height></size>"],
+)  # fmt: skip
+def test_parse_annotation_without_usable_size(tmp_path, size):
+    path = tmp_path / "a.xml"
+    path.write_text(f"<annotation>{size}{object_xml()}</annotation>")
+    annotation = parse_annotation(path)
+    assert annotation["width"] is None and annotation["height"] is None and len(annotation["boxes"]) == 1
+
+
+def test_numbers_of_400_digits_are_infinite(tmp_path):
+    boxes = parse_annotation(write_annotation(tmp_path, object_xml(box=("9" * 400, 1, "1" + "0" * 399, 9))))["boxes"]
+    assert boxes == [[float("inf"), 0, float("inf"), 9]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "unreadable XML"),
+        ("<annotation>", "unreadable XML"),
+        ("<annotation>&nbsp;</annotation>", "unreadable XML"),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', "unreadable XML"),
+        ('<?xml version="1.0" encoding="gbk"?><annotation/>', "unreadable XML"),
+        ("<html/>", "<html>"),
+        (annotation_xml(object_xml(name=" ")), "object 1 has no <name>"),
+        (annotation_xml("<object><name>dog</name></object>"), r"object 1 \(dog\) has no <bndbox>"),
+        (annotation_xml(object_xml(), object_xml(box=("x1", 2, 3, 4))), r"object 2 \(dog\): <xmin> is 'x1'"),
+        (annotation_xml(object_xml(box=(1, 2, "", 4))), "<xmax> is ''"),
+        (annotation_xml(object_xml()).replace("ymax", "ymex"), "has no <ymax>"),
+        (annotation_xml(object_xml(difficult="<difficult>maybe</difficult>")), "<difficult> is 'maybe'"),
+        (annotation_xml(size=("wide", 5)), "<width> is 'wide'"),
+        (annotation_xml(object_xml("\x85" + "x" * 9000, box=("\x9b", 2, 3, 4))), r"x\.\.\.\): <xmin> is '\\x9b'"),
+    ],
+)
+def test_parse_annotation_names_file_and_fault(tmp_path, text, message):
+    path = tmp_path / "photo 1.xml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"photo 1\.xml: .*{message}") as error:
+        parse_annotation(path)
+    assert len(str(error.value)) < 1000
+
+
+BILLION_LAUGHS = (
+    "<!DOCTYPE annotation [<!ENTITY a0 'ha'>"
+    + "".join(f"<!ENTITY a{i} '{f'&a{i - 1};' * 10}'>" for i in range(1, 10))
+    + "]><annotation><object><name>&a9;</name></object></annotation>"
+)
+READ_A_FILE = (
+    "<!DOCTYPE annotation [<!ENTITY file SYSTEM 'file:///etc/passwd'>]>"
+    "<annotation><object><name>&file;</name></object></annotation>"
+)
+
+
+@pytest.mark.parametrize("attack", [BILLION_LAUGHS, READ_A_FILE])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_entities_are_refused_in_every_encoding(tmp_path, attack, encoding):
+    path = tmp_path / "attack.xml"
+    path.write_bytes(attack.encode(encoding))
+    with pytest.raises(ValueError, match=r"attack\.xml: (a document type|holds zero bytes)"):
+        parse_annotation(path)
+
+
+def test_missing_large_and_deep_annotations(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.xml"):
+        parse_annotation(tmp_path / "nowhere.xml")
+    path = tmp_path / "large.xml"
+    with open(path, "wb") as file:
+        file.truncate(10**12)  # a sparse file: a terabyte to read, nothing on the disk
+    with pytest.raises(ValueError, match=r"large\.xml.*larger than"):
+        parse_annotation(path)
+    path.write_text("<annotation>" + "<a>" * 500_000 + "</a>" * 500_000 + "</annotation>")
+    assert parse_annotation(path)["boxes"] == []
+
+
+# ----------------------------------------------------------------------------------------------
+# Layouts: each holds the same photos, with one dog at (10, 20) to (40, 60)
+# ----------------------------------------------------------------------------------------------
+
+NAMES = {"": ("a", "b"), "train": ("a", "b"), "valid": ("c",), "test": ("d",)}
+
+
+def write_xml_layout(folder, annotations, images, splits=("",)):
+    for split in splits:
+        for name in NAMES[split]:
+            write_annotation(folder / split / annotations, object_xml(), name=name)
+            write_image(folder / split / images / f"{name}.png")
+
+
+def write_yolo_layout(folder, labels, images, splits=("",), names_file="data.yaml"):
+    for split in splits:
+        for name in NAMES[split]:
+            write_image(folder / images.format(split) / f"{name}.jpg")
+            path = folder / labels.format(split) / f"{name}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("1 0.25 0.5 0.3 0.5\n")
+    (folder / names_file).write_text("nc: 2\nnames: ['cat', 'dog']\n" if "yaml" in names_file else "cat\ndog\n")
+
+
+def write_coco_layout(folder, json_name, images, splits=("",)):
+    for split in splits:
+        content = coco(
+            images=[{"id": i, "file_name": f"{n}.jpg", "width": 100, "height": 80} for i, n in enumerate(NAMES[split])],
+            annotations=[{**DOG, "image_id": i} for i in range(len(NAMES[split]))],
+        )
+        for name in NAMES[split]:
+            write_image(folder / split / images / f"{name}.jpg")
+        (folder / split / json_name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / split / json_name).write_text(json.dumps(content))
+
+
+def coco(**changes):
+    categories = [{"id": 0, "name": "pets"}, {"id": 3, "name": "dog"}, {"id": 5, "name": "N/A"}]
+    images = [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 80}]
+    return {"categories": categories, "images": images, "annotations": [DOG], **changes}
+
+
+DOG = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 40]}
+SPLITS = ("train", "valid", "test")
+LAYOUT_CASES = [
+    (write_xml_layout, ("Annotations", "JPEGImages"), "XML files in Annotations, images in JPEGImages"),
+    (write_xml_layout, ("Annotations", "images"), "XML files in Annotations, images in images"),
+    (write_xml_layout, ("annotations", "images"), "XML files in annotations, images in images"),
+    (write_xml_layout, ("", ""), "XML files beside their images"),
+    (write_xml_layout, ("", "", SPLITS), "XML files beside their images, train: TRAIN, test: TEST"),
+    (write_yolo_layout, ("labels", "images"), "YOLO text files in labels"),
+    (write_yolo_layout, ("labels", "images", ("",), "classes.txt"), "YOLO text files in labels"),
+    (write_yolo_layout, ("", "", ("",), "classes.txt"), "YOLO text files beside their images"),
+    (write_yolo_layout, ("{}/labels", "{}/images", SPLITS), "YOLO text files in labels.*train: TRAIN, test: TEST"),
+    (write_yolo_layout, ("{}/labels", "{}/images", SPLITS[:2]), "train: TRAIN, valid: TEST"),
+    (write_yolo_layout, ("labels/{}", "images/{}", SPLITS, "mine.yaml"), "train: TRAIN, test: TEST"),
+    (write_coco_layout, ("_annotations.coco.json", "", SPLITS), "COCO files beside their images, train: TRAIN"),
+    (write_coco_layout, ("_annotations.coco.json", ""), "COCO files beside their images"),
+]
+WANTED = {"TRAIN": "trainval", "TEST": "test"}
+
+
+@pytest.mark.parametrize(("write", "arguments", "words"), LAYOUT_CASES)
+def test_layouts_are_recognised(tmp_path, write, arguments, words):
+    write(tmp_path / "mine", *arguments)
+    notes = {}
+    description, records = read_annotations(str(tmp_path / "mine"), WANTED, notes)
+    assert re.match(f".*{words}", description) and notes == {}
+    is_split = len(arguments) > 2 and len(arguments[2]) > 1
+    expected = {"": ["a", "b"]}
+    if is_split:
+        expected = {"TRAIN": ["a", "b"], "TEST": ["d"] if "test" in arguments[2] else ["c"]}
+    found = {split: [os.path.splitext(os.path.basename(r.image))[0] for r in rows] for split, rows in records.items()}
+    assert found == expected
+    for record in (record for rows in records.values() for record in rows):
+        assert os.path.isfile(record.image)
+        (row,) = record.objects
+        scale = (100, 80, 100, 80) if record.form == "YOLO" else (1, 1, 1, 1)
+        assert row.name == "dog"
+        assert [value * side for value, side in zip(row.box, scale, strict=True)] == pytest.approx([10, 20, 40, 60])
+
+
+def read(source, notes=None, **options):
+    """The records of a source that has no splits."""
+    return read_annotations(str(source), WANTED, {} if notes is None else notes, **options)[1][""]
+
+
+def test_layouts_that_are_not_recognised_say_what_was_found(tmp_path):
+    write_image(tmp_path / "photos" / "a.jpg")
+    for name in ("b.png", "c.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "notes\x1b[31m").mkdir()
+    with pytest.raises(ValueError, match=r"not recognised\. Found: 2 \.png files, .*notes.*photos") as error:
+        read(tmp_path)
+    for words in ("Annotations", "data.yaml", "classes.txt", "_annotations.coco.json", "--image_folder", "train"):
+        assert words in str(error.value)
+    assert "\x1b" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"nowhere: not a folder or a \.json file"):
+        read(tmp_path / "nowhere")
+    write_yolo_layout(tmp_path / "yolo", "labels", "images")
+    (tmp_path / "yolo" / "data.yaml").unlink()
+    with pytest.raises(ValueError, match="class names are missing"):
+        read(tmp_path / "yolo")
+
+
+def test_images_elsewhere_and_files_without_a_partner(tmp_path):
+    write_xml_layout(tmp_path / "mine", "", "")
+    write_image(tmp_path / "mine" / "unlabelled.jpg")
+    notes = {}
+    assert len(read(tmp_path / "mine", notes)) == 2
+    assert [os.path.basename(row["file"]) for row in notes["image_unlabelled"]] == ["unlabelled.jpg"]
+    os.rename(tmp_path / "mine" / "a.png", tmp_path / "a.png")
+    image = read(tmp_path / "mine", image_folder=tmp_path)[0].image
+    assert image == str(tmp_path / "a.png")
+    write_yolo_layout(tmp_path / "yolo", "labels", "images")
+    write_image(tmp_path / "yolo" / "images" / "background.jpg")
+    (tmp_path / "yolo" / "labels" / "lost.txt").write_text("")
+    assert [len(record.objects) for record in read(tmp_path / "yolo", notes)] == [1, 1, 0]
+    assert "background" in notes["label_file_missing"][0]["file"] and "lost" in notes["image_not_found"][0]["file"]
+
+
+def test_splits_are_chosen_by_name(tmp_path):
+    write_xml_layout(tmp_path, "Annotations", "JPEGImages")
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+
+    def chosen(wanted=None, **files):
+        for path in lists.iterdir():
+            path.unlink()
+        for name, images in files.items():
+            (lists / f"{name}.txt").write_text("\n".join(images))
+        records = read_annotations(str(tmp_path), wanted or WANTED, {})[1]
+        return {split: "".join(os.path.basename(r.file)[0] for r in rows) for split, rows in records.items()}
+
+    assert chosen(trainval="ab", val="b", test="b") == {"TRAIN": "ab", "TEST": "b"}
+    assert chosen(train="a", val="b") == {"TRAIN": "a", "TEST": "b"}
+    assert chosen({"TRAIN": "mine"}, mine="b", test="a") == {"TRAIN": "b"}
+    assert chosen(default="a") == {"": "a"}  # CVAT's list of all images
+    with pytest.raises(FileNotFoundError, match=r"has no split 'test'\. Name one of val, train, trainval"):
+        chosen(trainval="ab", train="a", val="b")  # val is a part of trainval
+    with pytest.raises(FileNotFoundError, match="has no split 'val'"):
+        chosen({"TRAIN": "trainval", "TEST": "val"}, trainval="ab", test="b")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_minimum_of_0_anywhere_says_that_a_folder_counts_from_0(tmp_path, side):
+    write_xml_layout(tmp_path, "Annotations", "images")
+    box = [(0, 5, 9, 9), (5, 0, 9, 9)][side]
+    assert read(tmp_path)[0].objects[0].box == (10, 20, 40, 60)
+    write_annotation(tmp_path / "Annotations", object_xml(box=box), name="b")
+    description, records = read_annotations(str(tmp_path), WANTED, {})
+    assert "pixels counted from 0" in description
+    assert [record.objects[0].box for record in records[""]] == [(11, 21, 40, 60), box]  # the other file, too
+    assert read(tmp_path, first_pixel="1")[0].objects[0].box == (10, 20, 40, 60)
+    with pytest.raises(ValueError, match="first_pixel is '2'"):
+        read(tmp_path, first_pixel="2")
+
+
+# ----------------------------------------------------------------------------------------------
+# COCO
+# ----------------------------------------------------------------------------------------------
+
+
+def write_coco(folder, content, images="images", name="all.json"):
+    write_image(folder / images / "a.jpg")
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_coco_records(tmp_path):
+    crowd = {**DOG, "bbox": [0.5, 0, 9, 8], "iscrowd": 1, "area": 55.5}
+    (record,) = read(write_coco(tmp_path, coco(annotations=[DOG, crowd])))
+    assert (record.image_id, record.declared_size) == (7, (100, 80))
+    assert record.objects == [
+        ("dog", (10, 20, 40, 60), 0, 1200, 3, False),
+        ("dog", (0.5, 0, 9.5, 8), 1, 55.5, 3, True),
+    ]
+
+
+@pytest.mark.parametrize("images", [".", "images", "val2017", "elsewhere"])
+def test_coco_images_are_found(tmp_path, images):
+    path = write_coco(tmp_path, coco(), images, "annotations/instances_val2017.json")
+    if images in (".", "images"):
+        path = path.rename(tmp_path / "instances_val2017.json")
+    options = {"image_folder": str(tmp_path / images)} if images == "elsewhere" else {}
+    assert os.path.isfile(read(path, **options)[0].image)
+
+
+def test_entries_for_one_photo_are_merged(tmp_path):
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}, {"id": 3, "file_name": "./a.jpg"}]
+    boxes = [(1, [1, 1, 9, 9]), (3, [5, 5, 9, 9]), (2, [7, 7, 9, 9]), (3, [1, 1, 9, 9])]
+    annotations = [{**DOG, "image_id": i, "bbox": box} for i, box in boxes]
+    notes = {}
+    first, second = read(write_coco(tmp_path, coco(images=images, annotations=annotations)), notes)
+    assert [row.box for row in first.objects] == [(1, 1, 10, 10), (5, 5, 14, 14)] and first.image_id == 1
+    assert len(second.objects) == 1 and len(notes["image_repeated"]) == 1
+
+
+FAULTS = [
+    ({"image_id": 8}, "image_id 8 (int) is not in the file, where ids are of type int"),
+    ({"image_id": "7"}, "image_id '7' (str) is not in the file, where ids are of type int"),
+    ({"image_id": [7]}, "'image_id' is [7]"),
+    ({"category_id": 44}, "category_id 44 (int) is not in the file"),
+    ({"category_id": 5}, "its category is called 'N/A'"),
+    ({"bbox": None}, "'bbox' is None"),
+    ({"bbox": []}, "'bbox' is [], not four numbers"),
+    ({"bbox": [1, 2, 3, "4"]}, "'bbox' is [1, 2, 3, '4'], not four numbers"),
+    ({"iscrowd": "no\x1b[2J"}, r"'iscrowd' is 'no\x1b[2J', not 0 or 1"),
+]
+
+
+def test_all_bad_entries_of_coco_files_are_left_out_and_noted(tmp_path):
+    annotations = [DOG, *({**DOG, **change} for change, _ in FAULTS), 3, {"image_id": 7, "category_id": 3}]
+    images = [*coco()["images"], {"id": 8}, {"id": 9, "file_name": "a\0"}, {"id": 9, "file_name": "\ud800"}]
+    images += [
+        {"id": 4, "file_name": "a.jpg", "width": "wide"},
+        {"id": 5, "file_name": "b"},
+        {"id": 5, "file_name": "c"},
+    ]
+    notes = {}
+    (record,) = read(write_coco(tmp_path, coco(images=images, annotations=annotations)), notes)
+    assert len(record.objects) == 1
+    found = [row["what"] for row in notes["entry_unusable"]]
+    assert all(any(words in line for line in found) for _, words in FAULTS)
+    assert sum(line.startswith("annotations[") for line in found) == len(annotations) - 1
+    assert [line for line in found if line.startswith("images")] == [
+        "images[1]: 'file_name' is missing",
+        r"images[2]: 'file_name' is 'a\x00', which no file can be called",
+        r"images[3]: 'file_name' is '\ud800', which no file can be called",
+        "images[4]: 'width' is 'wide'",
+        "images: 'id' 5 is given twice",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ([], "a JSON list, not a dict"),
+        (coco(categories=3), "no list of 'categories'"),
+        (coco(images={}), "no list of 'images'"),
+        (coco(annotations=None), "no list of 'annotations'"),
+        (coco(images=[]), r"none of the 1 entries of 'annotations'.*\[0\]: image_id 7 .*is not in the file"),
+        (coco(images=[], annotations=[]), "has no images"),
+        (coco(images=[{"id": 7}]), r"none of the 1 entries of 'images'.*images\[0\]: 'file_name' is missing"),
+        (coco(categories=[]), r"annotations\[0\]: category_id 3 .*is not in the file"),
+        (coco(annotations=[{**DOG, "image_id": "7" * 9000}] * 9000), "none of the 9000.*and 89.. more"),
+    ],
+)
+def test_coco_files_that_cannot_be_used(tmp_path, content, message):
+    with pytest.raises(ValueError, match=rf"(?s)all\.json: .*{message}") as error:
+        read(write_coco(tmp_path, content))
+    assert len(str(error.value)) < 5000
+
+
+def test_coco_numbers_that_are_too_large_are_infinite(tmp_path):
+    boxes = ["[NaN, 1, 2, 3]", "[1, 1e999, 2, 3]", f"[1, 1, 1{'0' * 399}, 3]", "[1e308, 1, 1e308, 3]"]
+    rows = [f'{{"image_id": 7, "category_id": 3, "bbox": {box}, "area": 1{"0" * 399}}}' for box in boxes]
+    content = json.dumps(coco(annotations=["HERE"])).replace('"HERE"', ", ".join(rows))
+    (record,) = read(write_coco(tmp_path, content))
+    assert len(record.objects) == 4
+    assert not any(abs(sum(row.box)) < float("inf") for row in record.objects)
+
+
+# ----------------------------------------------------------------------------------------------
+# YOLO
+# ----------------------------------------------------------------------------------------------
+
+
+def test_yolo_lines(tmp_path):
+    write_yolo_layout(tmp_path, "labels", "images")
+    lines = ["0 0.5 0.5 1 1", "1 0.1 0.2 0.3 0.2 0.3 0.4", "7 0.5 0.5 1 1", "0 0.5 0.5 1", "dog 1 2 3 4", "0.5 1 1 1 1"]
+    (tmp_path / "labels" / "a.txt").write_text("\n\n".join(lines))
+    notes = {}
+    first = read(tmp_path, notes)[0]
+    assert [(row.name, row.box) for row in first.objects] == [("cat", (0, 0, 1, 1)), ("dog", (0.1, 0.2, 0.3, 0.4))]
+    found = [row["what"] for row in notes["entry_unusable"]]
+    assert len(found) == 4 and "class 7 is not one of the 2 class names" in found[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: ['cat', 'big dog']", "names: [cat, big dog]  # two", "names: {0: cat, 1: 'big dog'}",
+        'names: ["cat",\n  "big dog"]', "path: .\nnames: [\n'cat',\n  'big dog'\n]\nnc: 2",
+        "names:\n- cat\n- big dog\nnc: 2", "names:\n  - 'cat'\n  - \"big dog\"",
+        "names:\n  0: cat\n  1: big dog  # a\n\ntrain: x",
+    ],
+)  # fmt: skip
+def test_names_of_yaml_files(text):
+    assert parse_yaml_names([line for line in text.splitlines() if line.strip()]) == {0: "cat", 1: "big dog"}
+    assert parse_yaml_names(["nc: 2", "train: names:"]) == {}
