@@ -441,10 +441,9 @@ def l2_normalize(features, eps=1e-10):
 # Detection
 # ----------------------------------------------------------------------------------------------
 
-# Offsets that no training produces (a size of more than exp(40) times the prior's) would overflow float32 in
-# boxes or in their areas. They are held at values that stay finite throughout; all others are untouched.
-MAX_SIZE_OFFSET = 200.0
-MAX_COORDINATE = 1e18
+# Offsets that no training produces (a size of more than exp(40) times the prior's) would overflow float32. They are
+# held at values that stay finite throughout; all others are untouched.
+MAX_SIZE_OFFSET, MAX_COORDINATE = 200.0, 1e18
 
 PRIORS_FOR_EACH_OBJECT = 8  # so many of the best priors, times top_k, nearly always hold the best top_k objects
 NEW_IN_FIRST_POOL, NEW_IN_POOL = 24, 96  # candidates of a class that enter its pool in a round: twice as many each time
@@ -468,7 +467,7 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
         Caffe code); None lets all in.
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form,
     not clipped to the image (as in the Caffe code), finite for all finite predictions; labels (n,) int64,
-    1 to C - 1; scores (n,) float32. n is at most top_k, and 0 where nothing is found.
+    1 to C - 1; scores (n,) float32; n <= top_k.
     Raises ValueError when shapes disagree or a parameter is out of its range.
     """
     n_images, n_priors, shape = len(predicted_locs), len(priors_cxcy), tuple(predicted_scores.shape)
@@ -582,11 +581,8 @@ def _suppress(boxes_xy, is_box, max_overlap):
 
 
 class BatchObjects(NamedTuple):
-    """The true objects of a batch in one list, numbered 0 to T - 1 through all its images.
-
-    Number T stands for "no object", that is background: it has label 0, and the whole image as a box, so that
-    whatever is computed from it stays finite.
-    """
+    """The true objects of a batch in one list, numbered 0 to T - 1. Number T is background: label 0, and the whole
+    image as a box, so that whatever is computed from it stays finite."""
 
     boxes_xy: torch.Tensor  # (T + 1, 4) float32, boundary form, fractional
     labels: torch.Tensor  # (T + 1,) int64
@@ -595,10 +591,7 @@ class BatchObjects(NamedTuple):
 
 
 def stack_objects(boxes, labels, device):
-    """Put the ragged lists of a batch's objects together on `device`, without waiting for it.
-
-    boxes, labels: lists of N, as `MultiBoxLoss` takes them. Returns BatchObjects.
-    """
+    """Put the lists of N that `MultiBoxLoss` takes together on `device`, as BatchObjects, without waiting for it."""
     # Put together on the CPU, where the data loader leaves the lists: four copies to the device, not 2N.
     n_objects = torch.tensor([len(image_labels) for image_labels in labels])  # (N,)
     n_all = int(n_objects.sum())  # T
@@ -609,14 +602,9 @@ def stack_objects(boxes, labels, device):
         images=torch.arange(len(labels)).repeat_interleave(n_objects),
         numbers=torch.full(is_object.shape, n_all).masked_scatter_(is_object, torch.arange(n_all)),
     )
-    return BatchObjects(*(copy_to_device(tensor, device) for tensor in objects))
-
-
-def copy_to_device(tensor, device):
-    """Copy a CPU tensor to a device; to a GPU through pinned memory, so that nobody waits for the copy."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    if device.type == "cuda":  # from pinned memory nobody waits for the copy
+        objects = [tensor.pin_memory() for tensor in objects]
+    return BatchObjects(*(tensor.to(device, non_blocking=True) for tensor in objects))
 
 
 def match_priors(objects, priors_xy, threshold):
@@ -658,8 +646,12 @@ def assign_own_priors(overlap, numbers):
     n_objects = numbers.shape[1]  # M
     if n_objects > n_priors:
         raise ValueError(f"an image has {n_objects} objects, but there are {n_priors} priors to predict them")
-    # When an object's turn comes, M - 1 priors are gone at most: its best M are candidates enough.
-    best_priors = find_best_priors(overlap, n_objects)  # (T, M)
+    # When an object's turn comes, M - 1 priors are gone at most: its best M are candidates enough. Of equals, which are
+    # common, the first ones: topk()'s own choice would depend on M, that is on the other images. (As integers, the
+    # bits of numbers that are not negative are in their order.)
+    places = torch.arange(n_priors, 0, -1, device=overlap.device)
+    keys = (overlap.contiguous().view(torch.int32).long() << 32) + places  # (T, P), no two alike in a row
+    best_priors = n_priors - (keys.topk(n_objects, dim=1).values & 0xFFFFFFFF)  # (T, M)
     best_overlaps = overlap.gather(1, best_priors)  # (T, M)
     # All pairs of an image in one row, object by object; -1 where there is no object.
     overlaps = F.pad(best_overlaps, (0, 0, 0, 1), value=-1.0)[numbers].flatten(1)  # (N, M * M)
@@ -677,27 +669,12 @@ def assign_own_priors(overlap, numbers):
     return own_priors.scatter_(0, owners.flatten(), priors.gather(1, pairs).flatten())[:-1]
 
 
-def find_best_priors(overlap, n):
-    """The n priors that each object overlaps most, falling; of equals, the first one first.
-
-    overlap: (T, P) float32, not negative. Returns (T, n) int64. topk() leaves open which of equals it takes, and
-    its choice depends on n. Equals are common: an object that lies in two priors of one size overlaps both alike.
-    Here the same object gets the same prior in whatever batch it is.
-    """
-    n_priors = overlap.shape[1]
-    places = torch.arange(n_priors, 0, -1, device=overlap.device)
-    # The bits of a float that is not negative, taken as an integer, are in the order of the floats.
-    keys = (overlap.contiguous().view(torch.int32).long() << 32) + places  # (T, P), no two alike in a row
-    return n_priors - (keys.topk(n, dim=1).values & 0xFFFFFFFF)
-
-
 @torch.no_grad()
 def mine_hard_negatives(conf_losses, is_positive, n_negatives):
     """Hard negative mining: the negatives of each image that are furthest from being taken for background.
 
-    conf_losses: (N, P) float, the confidence loss of each prior. is_positive: (N, P) bool.
-    n_negatives: (N, 1) int64, how many to take of each image; all there are, if there are fewer.
-    Returns (N, P) bool. Among equal losses any may be taken.
+    conf_losses: (N, P) float, the confidence loss of each prior. is_positive: (N, P) bool. n_negatives: (N, 1) int64,
+    how many to take of each image; all there are, if there are fewer. Returns (N, P) bool.
     Source: the paper, section 2.2, "Hard negative mining".
     """
     hardest_first = conf_losses.masked_fill(is_positive, -torch.inf).argsort(dim=1, descending=True)  # (N, P)
@@ -729,8 +706,7 @@ class MultiBoxLoss(nn.Module):
     def forward(self, predicted_locs, predicted_scores, boxes, labels):
         """The loss of a batch, a float32 scalar, divided as `compute_divisor()` says.
 
-        predicted_locs: (N, P, 4), gcxgcy form, any float type.
-        predicted_scores: (N, P, C), before the softmax, any float type.
+        predicted_locs: (N, P, 4), gcxgcy form; predicted_scores: (N, P, C), before the softmax; any float type.
         boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
         labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on any device; best on the CPU.
         """
@@ -746,9 +722,7 @@ class MultiBoxLoss(nn.Module):
             scores, true_labels = predicted_scores.flatten(0, 1).float(), objects.labels[matched].flatten()
             conf_losses = F.cross_entropy(scores, true_labels, reduction="none").view_as(loc_losses)  # (N, P)
             has_objects = n_positives > 0  # (N, 1)
-            n_negatives = torch.where(
-                has_objects, n_positives * self.neg_pos_ratio, self.n_negatives_without_objects
-            )  # (N, 1)
+            n_negatives = self.neg_pos_ratio * n_positives + self.n_negatives_without_objects * ~has_objects  # (N, 1)
             counts = is_positive | mine_hard_negatives(conf_losses, is_positive, n_negatives)  # (N, P)
 
             loss = torch.where(counts, conf_losses, 0.0).sum()
@@ -758,20 +732,17 @@ class MultiBoxLoss(nn.Module):
 
 
 def compute_divisor(n_positives, n_negatives_without_objects, neg_pos_ratio):
-    """What the loss is divided by: the number of positives, 1 at least.
+    """What the loss is divided by: the positives, or the negatives of images without objects, if these are more when
+    neg_pos_ratio of them count like one positive; 1 at least. A batch without positives then weighs like any other.
 
-    Negatives of images without objects weigh as they would beside positives, neg_pos_ratio of them like one, so that
-    a batch in which they are more than the positives' share weighs like any other.
-    With several processes (torch.distributed) it is the number of all of them, divided by how many processes there
-    are: the mean over the processes, which DistributedDataParallel takes of the gradients, is then the whole batch's.
+    With several processes (torch.distributed): those of all, divided by how many processes there are. The mean over
+    the processes, which DistributedDataParallel takes of the gradients, is then that of the whole batch.
     """
     counted, n_processes = torch.stack([n_positives, n_negatives_without_objects]).float(), 1  # (2,)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(counted)
         n_processes = torch.distributed.get_world_size()
-    n_positives, n_negatives_without_objects = counted.unbind()
-    divisor = torch.maximum(n_positives, n_negatives_without_objects / (neg_pos_ratio or 1))
-    return divisor.clamp(min=1) / n_processes
+    return torch.maximum(counted[0], counted[1] / (neg_pos_ratio or 1)).clamp(min=1) / n_processes
 
 
 # ----------------------------------------------------------------------------------------------
