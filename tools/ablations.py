@@ -22,7 +22,7 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
 import model  # noqa: E402 (the path to it has to be set first)
-from utils import override_parameters  # noqa: E402
+from utils import find_jaccard_overlap, override_parameters  # noqa: E402
 
 # Data: made where it is missing
 output_folder = "ablations"
@@ -75,8 +75,15 @@ def leave_out_extra_priors():
 
 
 def leave_out_ownership():
-    """A patch: no object owns a prior; those that no prior overlaps by half are background."""
-    model.assign_own_priors = NO_OWNERSHIP
+    """A patch: step 1 of matching gives no prior to an object that it overlaps by less than the threshold."""
+    match_priors = model.match_priors
+
+    def match_without_ownership(objects, priors_xy, threshold):
+        matched = match_priors(objects, priors_xy, threshold)  # (N, P)
+        overlaps = find_jaccard_overlap(objects.boxes_xy, priors_xy).gather(0, matched)  # (N, P)
+        return matched.masked_fill(overlaps < threshold, len(objects.images))
+
+    model.match_priors = match_without_ownership
 
 
 def scale_of_first_map(scale):

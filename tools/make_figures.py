@@ -33,7 +33,7 @@ from scene import CLASS_NAMES, LABEL_MAP, PRIOR_NAMES, Scene, load_picture, pred
 from datasets import transform  # noqa: E402
 from detect import draw_boxes, find_objects  # noqa: E402
 from eval import calculate_mAP  # noqa: E402
-from model import NETWORKS, SSD300, decimate, l2_normalize, load_model, match_priors  # noqa: E402
+from model import NETWORKS, SSD300, decimate, l2_normalize, load_model, match_priors, stack_objects  # noqa: E402
 from utils import (  # noqa: E402
     cxcy_to_gcxgcy,
     cxcy_to_xy,
@@ -153,9 +153,10 @@ def add_arrow(axis, start, end, color=INK, style="-|>", width=2.0):
     axis.add_patch(FancyArrowPatch(start, end, **arrow))
 
 
-def match(boxes_xy, model):
-    """`match_priors()` for one picture: (P,) the object of each prior, -1 for background."""
-    return match_one(boxes_xy, cxcy_to_xy(model.priors_cxcy))
+def match(boxes_xy, labels, priors_cxcy):
+    """`match_priors()` for one picture: (P,) the number of each prior's object, -1 for background."""
+    matched = match_priors(stack_objects([boxes_xy], [labels], boxes_xy.device), cxcy_to_xy(priors_cxcy), 0.5)[0]
+    return matched.masked_fill(matched == len(labels), -1)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -214,7 +215,9 @@ def draw_forms(_model):
     axes[1].set_xlabel(f"(c_x, c_y, w, h)\n({c_x:.3f}, {c_y:.3f}, {w:.3f}, {h:.3f})")
     add_box(axes[2], cxcy_to_xy(prior), BLUE, "prior A", dashed=True, at="bottom")
     offsets = cxcy_to_gcxgcy(xy_to_cxcy(box[None]), prior[None])[0].tolist()
-    axes[2].set_xlabel("(g_c_x, g_c_y, g_w, g_h)\n(" + ", ".join(f"{value:.2f}" for value in offsets) + ")")
+    axes[2].set_xlabel(
+        "(g_c_x, g_c_y, g_w, g_h)\n(" + ", ".join(f"{value:.2f}" for value in offsets).replace("-", "−") + ")"
+    )
     return figure
 
 
@@ -400,7 +403,7 @@ def draw_prediction(_model):
                 )
             )
         add_arrow(axis, (depth / 2, 1.1), (depth / 2, 1.9), FAINT)
-        for i, (name, color) in enumerate(zip(names, colors, strict=True)):
+        for i, color in enumerate(colors):
             for j in range(depth):
                 axis.add_patch(Rectangle((j, 2.2 + i), 0.92, 0.85, color=color, alpha=0.85))
         if depth == 4:
@@ -451,12 +454,11 @@ def draw_smooth_l1(_model):
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="upper center")
     hide(text)
-    text.text(
-        0,
-        0.5,
-        "Below 1 it is a square:\nthe gradient fades out.\n\nBeyond 1 it is a line of slope 1:\nan error of 100 pulls no harder\nthan an error of 1.",
-        va="center",
+    lines = (
+        "Below 1 it is a square:\nthe gradient fades out.\n\n"
+        "Beyond 1 it is a line of slope 1:\nan error of 100 pulls no harder\nthan an error of 1."
     )
+    text.text(0, 0.5, lines, va="center")
     return figure
 
 
@@ -464,7 +466,7 @@ def draw_mining(model):
     """The positives of the scene's picture and its hardest negatives, few of them drawn; the losses, sorted."""
     scene = Scene(predictions={"none": 0})
     _, scores = predict(model, scene.image)
-    matched = match(scene.boxes_xy, model)  # (P,)
+    matched = match(scene.boxes_xy, scene.labels, model.priors_cxcy)  # (P,)
     is_positive = matched >= 0
     labels = torch.where(is_positive, scene.labels[matched], 0)
     losses = F.cross_entropy(scores, labels, reduction="none")  # (P,)
@@ -522,8 +524,9 @@ def draw_augmentation(_model):
     labels = torch.tensor([LABEL_MAP[name] for name in names])
     difficulties = torch.zeros(len(labels), dtype=torch.uint8)
     cases = [
-        ("as it is", (), 0), ("colours", ("distort",), 3), ("colours, again", ("distort",), 8), ("zoomed out", ("zoom_out",), 5),
-        ("cropped", ("crop",), 7), ("flipped", ("flip",), 2), ("all together", None, 27), ("all together", None, 37),
+        ("as it is", (), 0), ("colours", ("distort",), 3), ("colours, again", ("distort",), 8),
+        ("zoomed out", ("zoom_out",), 0), ("cropped", ("crop",), 3), ("flipped", ("flip",), 2),
+        ("all together", None, 27), ("all together", None, 37),
     ]  # fmt: skip
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     for axis, (title, steps, seed) in zip(figure.subplots(2, 4).flat, cases, strict=True):
