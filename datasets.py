@@ -1,21 +1,24 @@
-"""The data set, the batches that it is read in, and what makes a run repeatable.
+"""From image files and data lists to the batches that a network learns from.
 
     dataset = PascalVOCDataset("data", split="TRAIN", keep_difficult=True)
     batches = TrainingBatches(len(dataset), batch_size=32, seed=0, first_iteration=0, last_iteration=120000)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate_fn, num_workers=4)
 
+    1. Image files      any image file as RGB pixels
+    2. The data set     its items, its batches and their order
+    3. Transform        zoom out, crop, flip and resize
+    4. Colours          brightness, contrast, saturation and hue
+
 Reads the lists that create_data_lists.py writes: {TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json and
 label_map.json. Which images make up a batch depends on (seed, iteration) alone, and how an image is augmented
 on (seed, epoch, index) alone: never on the number of workers, nor on what was read before.
-
-Shapes in comments: N images in a batch, M objects in an image.
+Shapes in comments: N images in a batch, M objects in an image, S the network's input size, such as 300.
 """
 
 import contextlib
 import errno
 import functools
 import io
-import json
 import operator
 import os
 import stat
@@ -25,86 +28,204 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset, get_worker_info
 
-from utils import MAX_IMAGE_PIXELS, load_label_map
+from utils import MAX_IMAGE_PIXELS, load_label_map, printable, read_json
 
 try:  # torchvision 0.29 announces that a later version will leave decoding to another package
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:
     decode_jpeg = None  # Pillow decodes instead: the same pixels in twice the time
 
+# ----------------------------------------------------------------------------------------------
+# 1. Image files
+# ----------------------------------------------------------------------------------------------
+
+# What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
+# As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
+MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
+# The longest side that a JPEG can have. (`resize()` makes an image S pixels wide at its full height first.)
+MAX_IMAGE_SIDE = 65_500
+# Errors that say nothing about a file: too many are open, a disk or its network fails, memory is short.
+MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
+# Tags of TIFF and of EXIF data
+WIDTH_TAG, HEIGHT_TAG, ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+
+
+def read_image(path):
+    """Read an image file as it is stored: EXIF orientation is not applied, as in VOC's annotations.
+
+    path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
+    Returns a (3, H, W) uint8 RGB tensor.
+    Raises FileNotFoundError or ValueError, naming the file, if it is missing, unreadable, corrupt,
+    truncated, or larger than `check_image_size()` allows; another OSError if the machine is at fault.
+    """
+    data, image = open_image_file(path)
+    # torchvision decodes usual JPEGs twice as fast as Pillow, which knows Adobe's inverted CMYK.
+    if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):  # unusual, or damaged: Pillow decides
+            return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+    try:
+        return torch.from_numpy(np.array(pil_to_rgb(load_as_stored(image)))).permute(2, 0, 1)
+    except Exception as error:  # decoders raise all kinds of exceptions
+        raise ValueError(f"{path}: a damaged image ({printable(error)})") from None
+
+
+def stored_size_and_orientation(path):
+    """What an image file's header says: ((width, height) of what `read_image()` returns, EXIF orientation).
+
+    The orientation, 1 to 8, says how viewers turn the stored pixels before they show them; 1: not at all.
+    Raises what `read_image()` raises.
+    """
+    image = open_image_file(path)[1]
+    is_tiff = image.format == "TIFF"  # of which Pillow states the size as shown
+    size = (image.tag_v2[WIDTH_TAG], image.tag_v2[HEIGHT_TAG]) if is_tiff else image.size
+    return size, read_orientation(image)
+
+
+def open_image_file(path):
+    """The bytes of an image file, and a PIL image of which Pillow has read the header and no pixels yet."""
+    try:
+        check_image_file(path)
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
+    except (OSError, ValueError) as error:  # a path may have characters that no file name can have
+        if getattr(error, "errno", None) in MACHINE_ERRORS:
+            raise OSError(error.errno, f"{path}: {error.strerror}") from None
+        raise ValueError(f"{path!r}: the image file cannot be read ({error})") from None
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except Exception as error:
+        raise ValueError(f"{path}: not an image that can be read ({printable(error)})") from None
+    check_image_size(*image.size, path)
+    return data, image
+
+
+def check_image_file(path):
+    """Refuse what is not a file, such as a pipe, which would be waited for, and files larger than any image."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a file")
+    if status.st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"it has {status.st_size:,} bytes, more than the {MAX_IMAGE_BYTES:,} allowed")
+
+
+def check_image_size(width, height, name):
+    """Refuse a header that would make the decoder, or `resize()`, allocate gigabytes (a decompression bomb)."""
+    if width * height > MAX_IMAGE_PIXELS or max(width, height) > MAX_IMAGE_SIDE:
+        raise ValueError(
+            f"{name}: its header claims {width} x {height} pixels, more than the {MAX_IMAGE_PIXELS:,} "
+            f"(or {MAX_IMAGE_SIDE:,} a side) allowed; save it smaller, or remove it"
+        )
+
+
+def load_as_stored(image):
+    """Decode a PIL image. Pillow turns TIFF files as their orientation says: they are turned back."""
+    orientation = read_orientation(image) if image.format == "TIFF" else 1
+    image.load()
+    if orientation > 1:  # 6 and 8, quarter turns, undo each other; all others undo themselves
+        image.getexif()[ORIENTATION_TAG] = {6: 8, 8: 6}.get(orientation, orientation)
+        image = ImageOps.exif_transpose(image)
+    return image
+
+
+def read_orientation(image):
+    """The EXIF orientation of a PIL image, 1 to 8; 1 (stored as it is shown) where it has none."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # damaged EXIF data: the pixels are fine
+        orientation = None
+    return orientation if orientation in range(1, 9) else 1
+
+
+def pil_to_rgb(image):
+    """An image of any Pillow mode as RGB: 16 bits become 8, transparency is laid on white.
+
+    Returns the PIL image itself if it is RGB already, else a new one.
+    """
+    if image.mode.startswith("I"):  # 16-bit grey; "I" holds the same values in 32 bits
+        pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+# ----------------------------------------------------------------------------------------------
+# 2. The data set
+# ----------------------------------------------------------------------------------------------
+
+# What `transform()` does to a training image, in this order.
+AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
+# Boxes, labels and difficulties of an image without objects.
+NO_OBJECTS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
+
 
 class PascalVOCDataset(Dataset):
-    """Images and objects of one split of any data set in Pascal VOC's layout.
+    """Images and objects of one split of any data set for which create_data_lists.py wrote lists.
 
-    data_folder: folder with the lists of create_data_lists.py. split: "TRAIN" or "TEST".
+    data_folder: folder with the lists. split: "TRAIN" or "TEST".
     keep_difficult: whether objects marked as difficult are part of the items.
     seed: with the epoch and the index it decides how an image is augmented.
     skip_corrupt: False raises on an image that cannot be decoded; True puts a blank image without objects in
-        its place, which keeps the batch's shape, and adds to the loss what images without objects do: nothing,
-        unless a parameter says otherwise. `skipped_images()` lists them.
-    augment: None augments the "TRAIN" split only; True or False decides for either split.
+        its place, which keeps the batch's shape. `skipped_images()` lists them.
+    augment: names out of AUGMENTATIONS; None: all of them for "TRAIN", none for "TEST".
+    size, antialias: of the items' images, as in `transform()`.
 
     An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image as a
-    (3, 300, 300) uint8 tensor, boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and
+    (3, S, S) uint8 tensor, boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and
     difficulties (M,) uint8; M may be 0.
+    Attributes: label_map; image_paths; sizes (n_images, 2), widths and heights; boxes_xy_pixels, labels and
+    difficulties of all objects, those of image i from starts[i] to starts[i + 1]; from COCO's files, else
+    None, image_ids (list) and areas (of each object, in square pixels).
 
     Raises FileNotFoundError for a list that is missing, and ValueError for one that is malformed, or that
     holds a box that is not finite, has no area or lies beyond its image, or a label without a class.
     """
 
     def __init__(
-        self,
-        data_folder,
-        split,
-        keep_difficult=False,
-        seed=0,
-        skip_corrupt=False,
-        augment=None,
-        size=300,
+        self, data_folder, split, keep_difficult=False, seed=0, skip_corrupt=False, augment=None, size=300,
         antialias=True,
-    ):
+    ):  # fmt: skip
         if split not in ("TRAIN", "TEST"):
             raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
-        self.data_folder = Path(data_folder)
-        self.split = split
-        self.keep_difficult = keep_difficult
-        self.seed = check_seed(seed)
-        self.skip_corrupt = skip_corrupt
-        self.augment = check_augment((AUGMENTATIONS if split == "TRAIN" else ()) if augment is None else augment)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
+        augment = (AUGMENTATIONS if split == "TRAIN" else ()) if augment is None else augment
+        if not isinstance(augment, tuple) or not set(augment) <= set(AUGMENTATIONS):
+            raise ValueError(f"augment is {augment!r}; it must be a tuple of names out of {AUGMENTATIONS}")
+        self.data_folder, self.split, self.keep_difficult = Path(data_folder), split, keep_difficult
+        self.seed, self.skip_corrupt, self.augment = seed, skip_corrupt, augment
         self.size, self.antialias = size, antialias
 
-        self.label_map = load_label_map(self.data_folder)
-        images = read_list(self.data_folder / f"{split}_images.json")
         objects_path = self.data_folder / f"{split}_objects.json"
-        objects = read_list(objects_path)
-        if len(images) != len(objects):
-            raise ValueError(
-                f"{objects_path} describes {len(objects)} images, {split}_images.json beside it lists "
-                f"{len(images)}; run create_data_lists.py again"
-            )
+        try:
+            self.label_map = load_label_map(self.data_folder)
+            images = read_json(self.data_folder / f"{split}_images.json", list)
+            objects = read_json(objects_path, list)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error} (create_data_lists.py writes the lists)") from None
         # A few large arrays, not a Python object for each path and box: a forked worker that only reads a
         # Python object still writes its reference count, and so would copy every page of a long list.
-        self.sizes, starts, boxes, labels, difficulties = pack_objects(
-            images, objects, set(self.label_map.values()) - {0}, objects_path
-        )
-        self.image_paths = np.array(images, dtype=np.str_)
-        # From COCO's files only: the images' ids, and the objects' areas in pixels of the image.
-        self.image_ids = [entry["image_id"] for entry in objects] if objects and "image_id" in objects[0] else None
-        areas = [area for entry in objects for area in entry.get("areas", ())]
-        areas = np.array(areas, dtype=np.float64) if objects and "areas" in objects[0] else None
+        self.sizes, starts, packed = pack_objects(images, objects, len(self.label_map), objects_path)
         if not keep_difficult:
-            kept_before = np.concatenate([[0], np.cumsum(difficulties == 0)])
-            starts = kept_before[starts]
-            areas = areas if areas is None else areas[difficulties == 0]
-            boxes, labels, difficulties = (x[difficulties == 0] for x in (boxes, labels, difficulties))
-        self.starts = starts  # objects of image i: starts[i] to starts[i + 1]
-        self.boxes_xy_pixels = torch.from_numpy(boxes)
-        self.labels = torch.from_numpy(labels)
-        self.difficulties = torch.from_numpy(difficulties)
-        self.areas = areas
+            is_easy = packed["difficulties"] == 0
+            starts = np.concatenate([[0], np.cumsum(is_easy)])[starts]
+            packed = {key: values[is_easy] for key, values in packed.items()}
+        self.starts = starts
+        self.boxes_xy_pixels = torch.from_numpy(packed["boxes"].astype(np.float32))
+        self.labels = torch.from_numpy(packed["labels"].astype(np.int64))
+        self.difficulties = torch.from_numpy(packed["difficulties"].astype(np.uint8))
+        self.areas = packed.get("areas")
+        self.image_paths = np.array(images, dtype=np.str_)
+        image_ids = [entry.get("image_id") for entry in objects]
+        self.image_ids = None if None in image_ids else image_ids
         self.skipped = torch.zeros(len(images), dtype=torch.uint8).share_memory_()  # written by all workers
 
     def __len__(self):
@@ -116,31 +237,24 @@ class PascalVOCDataset(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index}: {self.split} has {len(self)} images")
         index %= len(self)
-        path = str(self.image_paths[index])
-        objects = slice(self.starts[index], self.starts[index + 1])
-        boxes, labels = self.boxes_xy_pixels[objects], self.labels[objects]
-        difficulties = self.difficulties[objects]
         try:
-            image = read_image(path)
-        except FileNotFoundError:
-            raise
+            image = read_image(str(self.image_paths[index]))
         except ValueError:
             if not self.skip_corrupt:
                 raise
             self.skipped[index] = 1
-            return blank_item(self.size)
-        self.check_size(path, image, index)
-        rng = np.random.default_rng((self.seed, epoch, index))
-        return transform(image, boxes, labels, difficulties, "TRAIN", rng, self.size, self.antialias, self.augment)
-
-    def check_size(self, path, image, index):
-        """Refuse an image of another size than the one that its boxes were checked against."""
-        width, height = self.sizes[index].tolist()
-        if (image.shape[2], image.shape[1]) != (width, height):
+            return torch.from_numpy(blank_image(self.size)).permute(2, 0, 1), *NO_OBJECTS
+        (height, width), (listed_width, listed_height) = image.shape[1:], self.sizes[index]
+        if (width, height) != (listed_width, listed_height):  # against which the boxes were checked
             raise ValueError(
-                f"{path} is {image.shape[2]} x {image.shape[1]} pixels, the lists in {self.data_folder} say "
-                f"{width} x {height}; run create_data_lists.py again with check_images on"
+                f"{self.image_paths[index]} is {width} x {height} pixels, the lists in {self.data_folder} say "
+                f"{listed_width} x {listed_height}; run create_data_lists.py again with check_images on"
             )
+        objects = slice(self.starts[index], self.starts[index + 1])
+        boxes, labels, difficulties = self.boxes_xy_pixels[objects], self.labels[objects], self.difficulties[objects]
+        split = "TRAIN" if self.augment else "TEST"
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return transform(image, boxes, labels, difficulties, split, rng, self.size, self.antialias, self.augment)
 
     def image_names(self):
         """Names of the images as Pascal VOC's files have them: without folder and extension."""
@@ -148,14 +262,14 @@ class PascalVOCDataset(Dataset):
 
     def skipped_images(self):
         """Paths of the images that were skipped so far because they could not be decoded, by any worker."""
-        return [str(path) for path in self.image_paths[self.skipped.numpy() != 0]]
+        return self.image_paths[self.skipped.numpy() != 0].tolist()
 
     @staticmethod
     def collate_fn(batch):
         """Make a batch of items whose numbers of objects differ.
 
         batch: list of N items.
-        Returns images (N, 3, 300, 300) uint8, and three lists of N tensors: boxes (M, 4) float32, boundary
+        Returns images (N, 3, S, S) uint8, and three lists of N tensors: boxes (M, 4) float32, boundary
         form, fractional, labels (M,) int64 and difficulties (M,) uint8.
         """
         images, *lists = zip(*batch, strict=True)
@@ -170,8 +284,8 @@ class PascalVOCDataset(Dataset):
             for tensor in (images, *packed):
                 if tensor.numel():
                     tensor.share_memory_()
-        sizes = [[len(tensor) for tensor in tensors] for tensors in lists]
-        return images, *(list(all_.split(n)) for all_, n in zip(packed, sizes, strict=True))
+        counts = [len(boxes) for boxes in lists[0]]
+        return images, *(list(tensor.split(counts)) for tensor in packed)
 
 
 class TrainingBatches:
@@ -179,7 +293,7 @@ class TrainingBatches:
 
     The images are read in an endless sequence of seeded permutations, one for each epoch; iteration i takes
     the batch_size images from position i * batch_size on, so that a batch may straddle two epochs and no
-    image is left out of any. No more than two permutations are computed to get there.
+    image is left out of any.
 
     n_images: in the data set. batch_size: over all ranks. seed: decides the permutations.
     first_iteration, last_iteration: which batches are yielded, as in range(): the last is left out.
@@ -188,6 +302,8 @@ class TrainingBatches:
     """
 
     def __init__(self, n_images, batch_size, seed, first_iteration, last_iteration, rank=0, world_size=1):
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
         if n_images < 1:
             raise ValueError("there is no image to train on; run create_data_lists.py on another folder")
         if not 0 <= rank < world_size <= batch_size:
@@ -195,12 +311,9 @@ class TrainingBatches:
                 f"rank {rank} of {world_size} processes cannot share a batch of {batch_size}; "
                 "batch_size must be at least the number of processes"
             )
-        self.n_images = n_images
-        self.batch_size = batch_size
-        self.seed = check_seed(seed)
+        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
         self.iterations = range(first_iteration, last_iteration)
-        self.rank = rank
-        self.world_size = world_size
+        self.rank, self.world_size = rank, world_size
         self.epoch_and_order = None, None  # the last permutation that was computed
 
     def __len__(self):
@@ -225,222 +338,288 @@ class TrainingBatches:
         return self.epoch_and_order[1]
 
 
-def check_seed(seed):
-    """A seed as numpy wants it; raises ValueError for a negative one."""
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or more")
-    return seed
+def pack_objects(images, objects, n_classes, path):
+    """The objects of all images in a few arrays, checked so that none can hurt the loss.
 
-
-def blank_item(size):
-    """What stands in for an image that cannot be decoded: ImageNet's mean colour, no objects."""
-    image = torch.from_numpy(blank_image(size)).permute(2, 0, 1)  # (3, 300, 300)
-    return image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-
-
-def read_list(path):
-    """The list in one of create_data_lists.py's JSON files; raises naming the file and that script."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            contents = json.load(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); run create_data_lists.py again") from None
-    if not isinstance(contents, list):
-        raise ValueError(f"{path}: holds no list; run create_data_lists.py again")
-    return contents
-
-
-def pack_objects(images, objects, valid_labels, path):
-    """The objects of all images in a few arrays, each checked so that it cannot hurt the loss.
-
-    images: list of paths. objects: list of {"boxes", "labels", "difficulties", "size"}, one for each image.
-    valid_labels: set of the classes' labels. path: the file that an error names.
-    Returns sizes (n_images, 2) int64, starts (n_images + 1,), boxes_xy_pixels (n, 4) float32, labels (n,)
-    int64, difficulties (n,) uint8. Raises ValueError, naming the image.
+    images: list of paths. objects: list of {"boxes", "labels", "difficulties", "size"} and perhaps "areas",
+    one for each image. n_classes: background included. path: of the objects' file.
+    Returns sizes (n_images, 2) int64, starts (n_images + 1,) int64, and a dict of key to float64 array:
+    "boxes" (n, 4), boundary form, in pixels, "labels", "difficulties" and, if all have them, "areas" (n,).
+    Raises ValueError, naming the image and what is wrong.
     """
-    sizes, counts, boxes, labels, difficulties = [], [], [], [], []
-    for image, entry in zip(images, objects, strict=True):
-        problem = find_problem(image, entry, valid_labels)
-        if problem:
-            raise ValueError(f"{path}: {str(image)[:1000]}: {problem[:1000]}; run create_data_lists.py again")
-        sizes.append(entry["size"])
-        counts.append(len(entry["boxes"]))
-        boxes += entry["boxes"]
-        labels += entry["labels"]
-        difficulties += entry["difficulties"]
-    return (
-        np.array(sizes, dtype=np.int64).reshape(-1, 2),
-        np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(labels, dtype=np.int64),
-        np.array(difficulties, dtype=np.uint8),
-    )
 
+    def refuse(index, problem):
+        image = printable(images[index], 1000)
+        raise ValueError(f"{path}: {image}: {printable(problem, 500)}; run create_data_lists.py again")
 
-def find_problem(image, entry, valid_labels):
-    """What is wrong with the entry of one image, in words; None if nothing is."""
-    if not isinstance(image, str) or len(image) > 4096:
-        return "the path is no string, or longer than any path"
-    try:
-        (width, height), boxes = entry["size"], entry["boxes"]
-        labels, difficulties = entry["labels"], entry["difficulties"]
-        if not len(boxes) == len(labels) == len(difficulties):
-            return f"{len(boxes)} boxes, {len(labels)} labels and {len(difficulties)} difficulties"
-        for box, label, difficulty in zip(boxes, labels, difficulties, strict=True):
-            x_min, y_min, x_max, y_max = box
-            if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):  # NaN fails this too
-                return f"the box {box} is not finite, has no area or is beyond the {width} x {height} image"
-            if np.float32(x_min) == np.float32(x_max) or np.float32(y_min) == np.float32(y_max):
-                return f"the box {box} has no area that float32 could tell"
-            if label not in valid_labels:
-                return f"the label {label!r} is not in label_map.json"
-            if difficulty not in (0, 1):
-                return f"the difficulty {difficulty!r} is neither 0 nor 1"
-        whole = type(width) is type(height) is int and min(width, height) >= 1
-        if not whole or width * height > MAX_IMAGE_PIXELS:
-            return f"the size {entry['size']} is not a width and a height in pixels"
-    except (KeyError, TypeError, ValueError):
-        return 'its entry is no {"boxes": [[x_min, y_min, x_max, y_max], ...], "labels", "difficulties", "size"}'
-    return None
+    if len(images) != len(objects):
+        raise ValueError(f"{path} describes {len(objects)} of {len(images)} images; run create_data_lists.py again")
+    # An array for each key of each image, then one for each key.
+    shapes = {"size": (1, 2), "boxes": (-1, 4), "labels": (-1,), "difficulties": (-1,)}
+    if all(isinstance(entry, dict) and "areas" in entry for entry in objects):
+        shapes["areas"] = (-1,)
+    arrays = {key: [np.zeros((0, *shape[1:]))] for key, shape in shapes.items()}
+    for index, entry in enumerate(objects):
+        try:
+            for key, shape in shapes.items():
+                arrays[key].append(np.array(entry[key], dtype=np.float64).reshape(shape))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            refuse(index, f"{key} is missing, or not a list of numbers ({error})")
+        lengths = [len(arrays[key][-1]) for key in shapes if key != "size"]
+        if not isinstance(images[index], str) or len(set(lengths)) > 1:
+            refuse(index, f"the path is not a string, or the lists differ in length: {lengths}")
+    counts = [len(boxes) for boxes in arrays["boxes"][1:]]
+    packed = {key: np.concatenate(rows) for key, rows in arrays.items()}
+    sizes = packed.pop("size")
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    image_of = np.repeat(np.arange(len(images)), counts)  # (n,)
+
+    # The rules for the values, checked for all images at once. NaN breaks each, for no comparison with it holds.
+    is_whole = ((sizes >= 1) & (sizes <= MAX_IMAGE_SIDE) & (sizes % 1 == 0)).all(axis=1)
+    mins, maxs = np.split(packed["boxes"].astype(np.float32), 2, axis=1)  # in float32 small boxes lose their area
+    is_inside = ((mins >= 0) & (mins < maxs) & (maxs <= sizes[image_of])).all(axis=1)
+    rules = {
+        "size": (is_whole & (sizes.prod(axis=1) <= MAX_IMAGE_PIXELS), "not a width and a height in pixels"),
+        "boxes": (is_inside, "not finite, without area (in float32), or beyond the image"),
+        "labels": (np.isin(packed["labels"], np.arange(1, n_classes)), "not a label of label_map.json"),
+        "difficulties": (np.isin(packed["difficulties"], (0, 1)), "neither 0 nor 1"),
+        "areas": (np.isfinite(packed.get("areas", ())), "not a finite number"),
+    }
+    for key, (is_valid, problem) in rules.items():
+        if not is_valid.all():
+            row = is_valid.argmin()
+            index = row if key == "size" else image_of[row]
+            value = sizes[row].tolist() if key == "size" else objects[index][key][row - starts[index]]
+            refuse(index, f"{value} in its {key} is {problem}")
+    return sizes.astype(np.int64), starts, packed
 
 
 # ----------------------------------------------------------------------------------------------
-# Images and augmentations
+# 3. Transform
 # ----------------------------------------------------------------------------------------------
-
-# What transform() does to a training image, in this order; a run may take some of them only.
-AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
-
-# As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
-MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
-
-# Errors that say nothing about a file: too many are open, a disk or its network fails, memory is short.
-MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
-
-# What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-
-# Minimum overlap of the crop with an object, for each sampler. None: the whole image. 0: any crop.
-CROP_SAMPLERS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
+# Six of the seven samplers of crops: the minimum overlap of crop and object. The seventh takes the whole image.
+MIN_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 CROP_TRIES = 50
+
+
+def transform(image, boxes, labels, difficulties, split, rng=None, size=300, antialias=True, augment=AUGMENTATIONS):
+    """A photo and its objects as the network sees them: augmented for training, only resized for testing.
+
+    image: (3, H, W) uint8 RGB tensor, or PIL image; it is not changed.
+    boxes: (n, 4) float tensor, boundary form, pixels, inside the image; n may be 0.
+    labels: (n,) int64 tensor. difficulties: (n,) tensor.
+    split: "TRAIN" or "TEST". rng: numpy Generator for "TRAIN"; None draws a new one.
+    size: S, the width and height of the network's input, in pixels. antialias: as in `resize()`.
+    augment: names out of AUGMENTATIONS, the steps that are taken for "TRAIN".
+    Returns the image as a (3, S, S) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
+    fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
+    Raises ValueError for another split.
+    """
+    if split not in ("TRAIN", "TEST"):
+        raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
+    keep_freed_memory()
+    is_tensor = isinstance(image, torch.Tensor)
+    pixels = image.permute(1, 2, 0).numpy() if is_tensor else np.array(pil_to_rgb(image))
+    height, width, _ = pixels.shape
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+
+    # Draw all that can be done to the image, whether or not it is: leaving a step out changes no other draw.
+    distortion, crop, flip = Distortion(), (0, 0, width, height), False
+    if split == "TRAIN":
+        rng = np.random.default_rng() if rng is None else rng
+        drawn = sample_distortion(rng), sample_zoom_out_box(width, height, rng), rng.random() < 0.5
+        distortion = drawn[0] if "distort" in augment else distortion
+        canvas = drawn[1] if "zoom_out" in augment else crop
+        flip = drawn[2] and "flip" in augment
+        crop = sample_crop_box(canvas, crop, boxes, rng) if "crop" in augment else canvas
+
+    # Zoom, crop, flip and resize are one step: the crop becomes the whole image. Only the pixels of the photo
+    # that lie in it, the source, are read, distorted and resized, once; the zoomed-out canvas is never built.
+    source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
+    place = compute_place(crop, source, size)
+    pixels = distort(pixels[source[1] : source[3], source[0] : source[2]], distortion)
+    pixels = resize(pixels, place[2] - place[0], place[3] - place[1], antialias)
+    if place != (0, 0, size, size):
+        pixels, surviving = blank_image(size), pixels
+        pixels[place[1] : place[3], place[0] : place[2]] = surviving
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, S, S): with four dimensions it flips faster
+    image = (image.flip(3) if flip else image)[0]
+
+    boxes, kept = move_boxes(boxes, crop, source, place, flip, size)
+    return image, boxes, labels[kept], difficulties[kept]
+
+
+def prepare(images, model):
+    """Images as a model's input: resized as its weights want it, normalised, on its device.
+
+    images: list of N PIL images, or (3, H, W) uint8 RGB tensors, of any sizes.
+    Returns an (N, 3, S, S) float32 tensor.
+    """
+    options = {"size": model.input_size, "antialias": model.antialias}
+    pixels = [transform(image, *NO_OBJECTS, "TEST", **options)[0] for image in images]
+    return model.normalize(torch.stack(pixels))
+
+
+def sample_zoom_out_box(width, height, rng):
+    """With probability 1/2 a canvas 1 to 4 times as wide and high as the image, which lies anywhere on it.
+
+    width, height: of the image, in pixels. rng: numpy Generator.
+    Returns the canvas as (x_min, y_min, x_max, y_max), integer pixels of the image: (0, 0, width, height)
+    without zoom, else around it. (Caffe: ExpandImage.)
+    """
+    if rng.random() < 0.5:
+        return 0, 0, width, height
+    ratio = rng.uniform(1, 4)
+    canvas_width, canvas_height = round(ratio * width), round(ratio * height)
+    left = int(rng.integers(canvas_width - width, endpoint=True))
+    top = int(rng.integers(canvas_height - height, endpoint=True))
+    return -left, -top, canvas_width - left, canvas_height - top
+
+
+def sample_crop_box(canvas, image_box, boxes, rng):
+    """Crop by one of the seven samplers that succeed, chosen at random (SSD paper, section 2.2).
+
+    canvas: (x_min, y_min, x_max, y_max) of the zoomed-out image, integer pixels of the image.
+    image_box: the part of the canvas that shows the image, in the same form.
+    boxes: (n, 4) array, boundary form, pixels. rng: numpy Generator.
+    Returns the crop as (x_min, y_min, x_max, y_max), integer pixels, inside the canvas; it holds the centre
+    of an object if there is one, and some of the image if there is none.
+    """
+    # The tries of six samplers at once, those of one after those of another.
+    crops = sample_boxes_inside(canvas, len(MIN_OVERLAPS) * CROP_TRIES, rng)  # (4, 6 * tries)
+    if len(boxes):
+        overlaps, has_center = compare(crops, boxes)
+        success = has_center.any(axis=0) & (overlaps.max(axis=0) >= np.repeat(MIN_OVERLAPS, CROP_TRIES))
+    else:  # show some of the image
+        image_box = np.reshape(image_box, (4, 1))
+        success = ((crops[:2] < image_box[2:]) & (crops[2:] > image_box[:2])).all(axis=0)
+    # Take the first success of a sampler that has one, or, as the seventh sampler does, the whole canvas.
+    success = success.reshape(-1, CROP_TRIES)
+    samplers = success.any(axis=1).nonzero()[0]
+    chosen = rng.integers(len(samplers) + 1)
+    if chosen == len(samplers):
+        return canvas
+    first = samplers[chosen] * CROP_TRIES + success[samplers[chosen]].argmax()
+    return tuple(crops[:, first].astype(int).tolist())
+
+
+def sample_boxes_inside(canvas, n, rng):
+    """Boxes of scale s in [0.3, 1] and aspect ratio r in [max(1/2, s^2), min(2, 1/s^2)], anywhere inside.
+
+    canvas: (x_min, y_min, x_max, y_max), integer pixels. n: how many. rng: numpy Generator.
+    Returns a (4, n) float array, the rows x_min, y_min, x_max and y_max, in whole pixels: the width is
+    s sqrt(r), the height s / sqrt(r) of the canvas'. (Caffe: SampleBBox, sampler.cpp.)
+    """
+    draws = rng.random((4, n))
+    scales = 0.3 + 0.7 * draws[0]
+    lowest = np.maximum(scales * scales, 0.5)  # the highest ratio is 1 / lowest
+    roots = np.sqrt(lowest + (1 / lowest - lowest) * draws[1])
+    canvas = np.array(canvas).reshape(4, 1)
+    canvas_size = canvas[2:] - canvas[:2]  # (2, 1)
+    sizes = canvas_size * np.array([scales * roots, scales / roots])
+    sizes = np.maximum(np.rint(sizes), 1)
+    mins = canvas[:2] + np.floor((canvas_size - sizes + 1) * draws[2:])
+    return np.concatenate([mins, mins + sizes])
+
+
+def compare(crops, boxes):
+    """The overlap of each box with each crop, and whether the crop holds the box's centre: two (n, m) arrays.
+
+    crops: (4, m) array, as `sample_boxes_inside()` returns it. boxes: (n, 4) array, boundary form, pixels.
+    (`find_jaccard_overlap()` on such small tensors would make `transform()` 14% slower.)
+    """
+    crops, boxes = crops[:, None], boxes.T[:, :, None]  # (4, 1, m), (4, n, 1)
+    sides = np.maximum(np.minimum(crops[2:], boxes[2:]) - np.maximum(crops[:2], boxes[:2]), 0)
+    crop_sides, box_sides = crops[2:] - crops[:2], boxes[2:] - boxes[:2]
+    intersections = sides[0] * sides[1]  # (n, m)
+    areas = crop_sides[0] * crop_sides[1] + box_sides[0] * box_sides[1]
+    centers = (boxes[:2] + boxes[2:]) / 2  # (2, n, 1), x and y
+    is_inside = (crops[:2] <= centers) & (centers < crops[2:])  # (2, n, m)
+    return intersections / (areas - intersections), is_inside[0] & is_inside[1]
+
+
+def compute_place(crop, source, size):
+    """Where the source comes to lie on the network's input, in whole pixels.
+
+    crop: (x_min, y_min, x_max, y_max), which becomes the whole S x S image. source: its part that shows
+    the photo, of at least one pixel. Both in integer pixels of the photo. size: S.
+    Returns (x_min, y_min, x_max, y_max), integers in [0, S], at least one pixel wide and high.
+    """
+    place = [0, 0, 0, 0]
+    for axis in range(2):
+        scale = size / (crop[axis + 2] - crop[axis])
+        low = min(round((source[axis] - crop[axis]) * scale), size - 1)
+        high = max(round((source[axis + 2] - crop[axis]) * scale), low + 1)
+        place[axis], place[axis + 2] = low, high
+    return tuple(place)
+
+
+def resize(pixels, width, height, antialias=True):
+    """Bilinear resize of an (h, w, 3) uint8 array; returns a (height, width, 3) array.
+
+    antialias: True: where the image shrinks, a pixel is made of all those that it covers, as Pillow does it.
+        False: of the four that are nearest to its centre, as F.interpolate() does it by default and cv2 by
+        INTER_LINEAR, and so the SSDs of torchvision, amdegroot and lufficc.
+    """
+    # Channels last and contiguous: the fast way.
+    images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)  # (1, 3, h, w)
+    if min(width, pixels.shape[1]) > 1:
+        images = F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)
+    else:  # torch takes bytes of one column for another layout: wrong values, or a crash
+        images = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=antialias)
+        images = images.round().clamp(0, 255).byte()
+    return images[0].permute(1, 2, 0).numpy()
+
+
+def move_boxes(boxes, crop, source, place, flip, size):
+    """Boxes of a photo on the image that shows a part of it.
+
+    boxes: (n, 4) array, boundary form, pixels. crop, source, place, size: as in `compute_place()`.
+    flip: whether the image is mirrored afterwards.
+    Returns (m, 4) float32 boxes, boundary form, fractional, clipped to the surviving part, and the (m,)
+    int64 indices of those kept: the ones whose centre is in the crop.
+    """
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    kept = ((centers >= crop[:2]) & (centers < crop[2:])).all(axis=1).nonzero()[0]
+    # Clip the boxes to the source, and let them follow it to its place.
+    boxes = boxes[kept].reshape(-1, 2, 2)  # (m, min and max, x and y)
+    source, place = np.array([source, place], dtype=np.float64).reshape(2, 2, 2)
+    boxes = np.minimum(np.maximum(boxes, source[0]), source[1])
+    boxes = (place[0] + (boxes - source[0]) * ((place[1] - place[0]) / (source[1] - source[0]))) / size
+    if flip:
+        boxes[:, :, 0] = 1 - boxes[:, ::-1, 0]
+    boxes = boxes.reshape(-1, 4).astype(np.float32)
+    # The rounding can leave a box of less than a millionth of the image without area.
+    has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    return torch.from_numpy(boxes[has_area]), torch.from_numpy(kept[has_area])
+
+
+def blank_image(size):
+    """An (S, S, 3) uint8 array of ImageNet's mean colour."""
+    pixels = np.empty((size, size * 3), dtype=np.uint8)
+    pixels[:] = np.tile(np.array(FILLER, dtype=np.uint8), size)  # row by row: 50 times as fast
+    return pixels.reshape(size, size, 3)
+
+
+@functools.cache
+def keep_freed_memory():
+    """Let glibc's malloc keep what this process frees, so that the next image finds its memory in place.
+
+    By default larger blocks go back to the system, and mapping and clearing them anew takes a third of the
+    time. Freeing one block of 16 MB, never touched, raises the limit (M_MMAP_THRESHOLD in `man mallopt`).
+    """
+    np.empty(2**24, dtype=np.uint8)
+
+
+# ----------------------------------------------------------------------------------------------
+# 4. Colours
+# ----------------------------------------------------------------------------------------------
 
 # Pixels that are distorted at a time: a usual photo at once, a huge one in bounded memory.
 DISTORTED_AT_ONCE = 2**18
-
-
-def read_jpeg_header(data):
-    """Size and number of colour components that a JPEG's frame header states.
-
-    data: bytes of a file.
-    Returns (width, height, components), or None if this is no JPEG with a frame header.
-    """
-    if data[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 10 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            height = int.from_bytes(data[position + 5 : position + 7], "big")
-            width = int.from_bytes(data[position + 7 : position + 9], "big")
-            return width, height, data[position + 9]
-        elif marker == 0xDA:  # the scan begins: no frame header before it
-            return None
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
-
-
-def pil_to_rgb(image):
-    """An image of any Pillow mode as RGB: 16 bits become 8, transparency is laid on white.
-
-    image: PIL image (grey, palette, RGBA, CMYK, 16-bit, ...); it is not changed.
-    Returns a PIL image of mode "RGB".
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey; "I" holds the same values in 32 bits
-        pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def read_image(path):
-    """Read an image file as it is stored: EXIF orientation is not applied, as in VOC's annotations.
-
-    path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
-    Returns a (3, H, W) uint8 RGB tensor.
-    Raises FileNotFoundError or ValueError, naming the file, if it is missing, unreadable, corrupt,
-    truncated, or claims more than MAX_IMAGE_PIXELS; another OSError if the machine is at fault.
-    """
-    try:
-        check_image_file(path)
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
-    except (OSError, ValueError) as error:  # a path may have characters that no file name can have
-        if getattr(error, "errno", None) in MACHINE_ERRORS:
-            raise OSError(error.errno, f"{path}: {error.strerror}") from None
-        raise ValueError(f"{path!r}: the image file cannot be read ({error})") from None
-    return decode_image(data, path)
-
-
-def check_image_file(path):
-    """Refuse what is no file, such as a pipe, which would be waited for, and files larger than any image."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no file")
-    if status.st_size > MAX_IMAGE_BYTES:
-        raise ValueError(f"it has {status.st_size:,} bytes, more than the {MAX_IMAGE_BYTES:,} allowed")
-
-
-def decode_image(data, name):
-    """Decode the bytes of an image file: torchvision for usual JPEGs (twice as fast), Pillow for all others.
-
-    data: bytes. name: what an error calls it.
-    Returns a (3, H, W) uint8 RGB tensor. Raises ValueError as `read_image()` does.
-    """
-    header = read_jpeg_header(data)
-    if header:
-        check_image_size(header[0], header[1], name)
-    if decode_jpeg and header and header[2] in (1, 3):  # CMYK: Pillow knows Adobe's inverted kind
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        with contextlib.suppress(RuntimeError):  # unusual, or damaged: Pillow decides
-            return decode_jpeg(encoded, mode=ImageReadMode.RGB)
-    try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except Exception as error:
-        raise ValueError(describe_damage(name, error)) from None
-    check_image_size(*image.size, name)
-    try:
-        return torch.from_numpy(np.array(pil_to_rgb(image))).permute(2, 0, 1)
-    except Exception as error:
-        raise ValueError(describe_damage(name, error)) from None
-
-
-def describe_damage(name, error):
-    """One line about an image that a decoder refused. Decoders raise all kinds of exceptions."""
-    return f"{name}: not an image that can be read, or a damaged one ({' '.join(str(error).split())[:200]})"
-
-
-def check_image_size(width, height, name):
-    """Refuse a header that would make the decoder allocate gigabytes (a decompression bomb)."""
-    if width * height > MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{name}: its header claims {width} x {height} pixels, more than the {MAX_IMAGE_PIXELS:,} "
-            "allowed; save it smaller, or remove it"
-        )
 
 
 class Distortion(NamedTuple):
@@ -478,23 +657,20 @@ def distort(pixels, distortion):
     pixels: (h, w, 3) uint8 array, RGB; it is not changed. distortion: a Distortion.
     Returns an (h, w, 3) uint8 array: pixels itself if there is nothing to change.
     """
-    rows = max(1, DISTORTED_AT_ONCE // pixels.shape[1])
-    bands = [distort_band(pixels[first : first + rows], distortion) for first in range(0, len(pixels), rows)]
-    return bands[0] if len(bands) == 1 else np.concatenate(bands)
-
-
-def distort_band(pixels, distortion):
-    """`distort()` for a band of rows, with temporary arrays of a few times its size."""
+    n_rows = max(1, DISTORTED_AT_ONCE // pixels.shape[1])
+    if len(pixels) > n_rows:
+        bands = [pixels[first : first + n_rows] for first in range(0, len(pixels), n_rows)]
+        return np.concatenate([distort(band, distortion) for band in bands])
     pixels = add_brightness(pixels, distortion.brightness)
     if distortion.contrast_first:
-        pixels = scale_contrast(pixels, distortion.contrast)
+        pixels = multiply_contrast(pixels, distortion.contrast)
     pixels = distort_color(pixels, distortion.saturation, distortion.hue)
     if not distortion.contrast_first:
-        pixels = scale_contrast(pixels, distortion.contrast)
+        pixels = multiply_contrast(pixels, distortion.contrast)
     return pixels
 
 
-def scale(values, factor):
+def multiply(values, factor):
     """round(values * factor / 256), for uint8 values and a factor (int, or array) in [0, 256]."""
     products = values.astype(np.uint16)
     products *= np.uint16(factor) if isinstance(factor, int) else factor
@@ -505,47 +681,42 @@ def scale(values, factor):
 
 def add_brightness(pixels, brightness):
     """Add a number of levels, of either sign, to uint8 values, kept in [0, 255]."""
-    if brightness > 0:
-        pixels = np.clip(pixels, np.uint8(0), np.uint8(255 - brightness))
-        pixels += np.uint8(brightness)
-    elif brightness < 0:
-        pixels = np.clip(pixels, np.uint8(-brightness), np.uint8(255))
-        pixels -= np.uint8(-brightness)
+    if brightness == 0:
+        return pixels
+    pixels = np.clip(pixels, np.uint8(max(-brightness, 0)), np.uint8(min(255 - brightness, 255)))
+    pixels += np.uint8(brightness % 256)  # bytes wrap round: adding 251 subtracts 5
     return pixels
 
 
-def scale_contrast(pixels, contrast):
+def multiply_contrast(pixels, contrast):
     """Multiply uint8 values by contrast / 256, in [0, 2], kept in [0, 255]."""
-    if contrast > 256:
-        added = scale(pixels, contrast - 256)
-        np.minimum(added, ~pixels, out=added)  # ~pixels = 255 - pixels: up to the end of the range
-        added += pixels
-        return added
-    return scale(pixels, contrast) if contrast < 256 else pixels
+    if contrast <= 256:
+        return multiply(pixels, contrast) if contrast < 256 else pixels
+    added = multiply(pixels, contrast - 256)
+    np.minimum(added, ~pixels, out=added)  # ~pixels = 255 - pixels: up to the end of the range
+    added += pixels
+    return added
 
 
 def distort_color(pixels, saturation, hue):
     """Multiply S and turn H of HSV without leaving RGB.
 
-    In HSV's terms, each channel lies between the lowest of the three and V, the highest, and every pixel's
-    chroma is C = V - lowest. As the hue turns by a sixth of the circle, one channel moves from one end to the
-    other at a steady pace: up while the next channel (in the direction of the turn) is lowest, down while
-    that one is highest. So for a turn by the fraction d of a sixth, with the next channel n of channel x:
+    Each channel lies between the lowest of the three and V, the highest; the chroma is C = V - lowest. As the
+    hue turns by a sixth of the circle, one channel moves from one end to the other at a steady pace: up while
+    the next channel (in the direction of the turn) is lowest, down while that one is highest. So for a turn
+    by the fraction d of a sixth, with the next channel n of channel x:
 
         x + min(max(d C - (n - lowest), 0), V - x) - min(max(d C - (V - n), 0), x - lowest)
 
     Saturation multiplies each channel's distance below V by its factor, but by no more than V / C, where the
     lowest channel reaches 0 (S ends at 1). The two commute; in this order each is rounded only once.
 
-    pixels: (h, w, 3) uint8 array, RGB. saturation: factor of S, in 256ths, in [0, 512]. hue: added to H, in
-    256ths of a sixth of the circle, in [-256, 256].
-    Returns an (h, w, 3) uint8 array.
+    pixels: (h, w, 3) uint8 array, RGB. saturation, hue: as in `Distortion`.
     """
     if saturation == 256 and hue == 0:
         return pixels
     height, width = pixels.shape[:2]
-    # One plane for each channel; and the last one's next, R, as a fourth. For a negative turn, where the next
-    # is the one before, B G R B.
+    # A plane for each channel, then the first again: R G B R, or for a negative turn B G R B.
     order = (2, 1, 0) if hue < 0 else (0, 1, 2)
     planes = np.empty((4, height, width), dtype=np.uint8)
     for plane, channel in zip(planes, order, strict=False):
@@ -559,7 +730,7 @@ def distort_color(pixels, saturation, hue):
     below = highest - planes  # distances below V
     if hue != 0:
         above = np.subtract(planes, lowest, out=planes)
-        turn = scale(chroma, abs(hue))
+        turn = multiply(chroma, abs(hue))
         rise = np.maximum(above[1:], turn) - above[1:]  # max(turn - above, 0): uint8 cannot go below 0
         fall = np.maximum(below[1:], turn) - below[1:]
         np.minimum(rise, below[:3], out=rise)
@@ -568,236 +739,17 @@ def distort_color(pixels, saturation, hue):
         below[:3] += fall
     below = below[:3]
     if saturation < 256:
-        below -= scale(below, 256 - saturation)
+        below -= multiply(below, 256 - saturation)
     elif saturation > 256:
         # V / C - 1 = lowest / C. (np.clip with scalars of the array's type is much faster than np.maximum.)
         gain = lowest.astype(np.float32)
         gain /= np.clip(chroma, np.uint8(1), np.uint8(255)).astype(np.float32)
         np.clip(gain, np.float32(0), np.float32(saturation / 256 - 1), out=gain)
         gain *= np.float32(256)
-        below += scale(below, gain.astype(np.uint16))
+        below += multiply(below, gain.astype(np.uint16))
 
     planes = np.subtract(highest, below, out=below).reshape(3, height, width)
     result = np.empty((height, width, 3), dtype=np.uint8)
     for plane, channel in zip(planes, order, strict=True):
         result[:, :, channel] = plane
     return result
-
-
-def sample_zoom_out_box(width, height, rng):
-    """With probability 1/2 a canvas 1 to 4 times as wide and high as the image, which lies anywhere on it.
-
-    width, height: of the image, in pixels. rng: numpy Generator.
-    Returns the canvas as (x_min, y_min, x_max, y_max), integer pixels of the image: (0, 0, width, height)
-    without zoom, else around it. (Caffe: ExpandImage.)
-    """
-    if rng.random() < 0.5:
-        return 0, 0, width, height
-    ratio = rng.uniform(1, 4)
-    canvas_width, canvas_height = round(ratio * width), round(ratio * height)
-    left = int(rng.integers(canvas_width - width, endpoint=True))
-    top = int(rng.integers(canvas_height - height, endpoint=True))
-    return -left, -top, canvas_width - left, canvas_height - top
-
-
-def sample_crop_box(canvas, image_box, boxes, rng):
-    """Crop by one of the seven samplers that succeed, chosen at random (SSD paper, section 2.2).
-
-    Taking the first success of the samplers in a random order is the same choice, and tries fewer boxes.
-
-    canvas: (x_min, y_min, x_max, y_max) of the zoomed-out image, integer pixels of the image.
-    image_box: the part of the canvas that shows the image, in the same form.
-    boxes: (n, 4) array, boundary form, pixels. rng: numpy Generator.
-    Returns the crop as (x_min, y_min, x_max, y_max), integer pixels, inside the canvas; it holds the centre
-    of an object if there is one, and some of the image if there is none.
-    """
-    for sampler in rng.permutation(len(CROP_SAMPLERS)):
-        min_overlap = CROP_SAMPLERS[sampler]
-        if min_overlap is None:
-            break
-        mins, maxs = sample_boxes_inside(canvas, CROP_TRIES, rng)  # (2, tries), x and y
-        if len(boxes):
-            success = find_centers_inside(mins, maxs, boxes).any(axis=1)
-            if min_overlap > 0:
-                success &= (find_overlaps(mins, maxs, boxes) >= min_overlap).any(axis=1)
-        else:
-            image_box = np.array(image_box)
-            success = ((mins < image_box[2:, None]) & (maxs > image_box[:2, None])).all(axis=0)
-        first = success.argmax()
-        if success[first]:
-            return tuple(int(side) for side in (*mins[:, first], *maxs[:, first]))
-    return canvas
-
-
-def sample_boxes_inside(canvas, n, rng):
-    """Boxes of scale s in [0.3, 1] and aspect ratio r in [max(1/2, s^2), min(2, 1/s^2)], anywhere inside.
-
-    canvas: (x_min, y_min, x_max, y_max), integer pixels. n: how many. rng: numpy Generator.
-    Returns two (2, n) float arrays, x and y of the lower and of the upper corners, in whole pixels: the width
-    is s sqrt(r), the height s / sqrt(r) of the canvas'. (Caffe: SampleBBox, sampler.cpp.)
-    """
-    draws = rng.random((4, n))
-    scales = 0.3 + 0.7 * draws[0]
-    lowest = np.maximum(scales * scales, 0.5)  # the highest ratio is 1 / lowest
-    roots = np.sqrt(lowest + (1 / lowest - lowest) * draws[1])
-    canvas = np.array(canvas).reshape(4, 1)
-    canvas_size = canvas[2:] - canvas[:2]  # (2, 1)
-    sizes = canvas_size * np.array([scales * roots, scales / roots])
-    sizes = np.maximum(np.rint(sizes), 1)
-    mins = canvas[:2] + np.floor((canvas_size - sizes + 1) * draws[2:])
-    return mins, mins + sizes
-
-
-def find_centers_inside(mins, maxs, boxes):
-    """Which boxes have their centre in which crops.
-
-    mins, maxs: (2, m) arrays, x and y of the crops' corners, pixels. boxes: (n, 4) array, boundary form,
-    pixels. Returns an (m, n) bool array.
-    """
-    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).T[:, None]  # (2, 1, n)
-    inside = (mins[:, :, None] <= centers) & (centers < maxs[:, :, None])  # (2, m, n)
-    return inside[0] & inside[1]
-
-
-def find_overlaps(mins, maxs, boxes):
-    """`find_jaccard_overlap()` in numpy, for crops and boxes as in `find_centers_inside()`: an (m, n) array."""
-    corners = boxes.T[:, None]  # (4, 1, n)
-    sides = np.minimum(maxs[:, :, None], corners[2:]) - np.maximum(mins[:, :, None], corners[:2])  # (2, m, n)
-    sides = np.maximum(sides, 0)
-    intersections = sides[0] * sides[1]
-    crop_sides, box_sides = maxs - mins, corners[2:] - corners[:2]
-    areas = (crop_sides[0] * crop_sides[1])[:, None] + box_sides[0] * box_sides[1]  # (m, n)
-    return intersections / (areas - intersections)
-
-
-def find_place(crop, source, size=300):
-    """Where the surviving pixels come to lie on the 300 x 300 image, in whole pixels.
-
-    crop: (x_min, y_min, x_max, y_max), which becomes the whole 300 x 300 image. source: its part that shows
-    the photo, of at least one pixel. Both in integer pixels of the photo.
-    Returns (x_min, y_min, x_max, y_max), integers in [0, 300], at least one pixel wide and high.
-    """
-    place = [0, 0, 0, 0]
-    for axis in range(2):
-        scale = size / (crop[axis + 2] - crop[axis])
-        low = min(round((source[axis] - crop[axis]) * scale), size - 1)
-        high = max(round((source[axis + 2] - crop[axis]) * scale), low + 1)
-        place[axis], place[axis + 2] = low, high
-    return tuple(place)
-
-
-def resize(pixels, width, height, antialias=True):
-    """Bilinear and antialiased resize of an (h, w, 3) uint8 array; returns a (height, width, 3) array."""
-    images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, h, w), channels last: the fast way
-    images = F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)
-    return images[0].permute(1, 2, 0).numpy()
-
-
-def prepare(images, model):
-    """Images as the input of a model: resized as its weights want it, normalised, on its device.
-
-    images: list of N PIL images, or (3, H, W) uint8 tensors, of any sizes.
-    Returns an (N, 3, S, S) float32 tensor.
-    """
-    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-    size, antialias = getattr(model, "input_size", 300), getattr(model, "antialias", True)
-    pixels = [transform(image, *nothing, "TEST", None, size, antialias)[0] for image in images]
-    return model.normalize(torch.stack(pixels))
-
-
-def check_augment(augment):
-    """The names of augmentations as a tuple; raises ValueError for another."""
-    unknown = [name for name in augment if name not in AUGMENTATIONS]
-    if unknown or isinstance(augment, str):
-        raise ValueError(f"augment is {augment!r}; it must be a tuple of names out of {AUGMENTATIONS}")
-    return tuple(augment)
-
-
-def transform(image, boxes, labels, difficulties, split, rng=None, size=300, antialias=True, augment=AUGMENTATIONS):
-    """A photo and its objects as the network sees them: augmented for training, only resized for testing.
-
-    Zoom, crop, flip and resize are one map: the crop is found first, then only its pixels are read, distorted
-    and resized, once. A canvas is never built.
-
-    image: (3, H, W) uint8 RGB tensor, or PIL image; it is not changed.
-    boxes: (n, 4) float tensor, boundary form, pixels, inside the image; n may be 0.
-    labels: (n,) int64 tensor. difficulties: (n,) tensor.
-    split: "TRAIN" or "TEST". rng: numpy Generator for "TRAIN"; None draws a new one.
-    Returns the image as a (3, 300, 300) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
-    fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
-    Raises ValueError for another split.
-    """
-    if split not in ("TRAIN", "TEST"):
-        raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
-    if isinstance(image, Image.Image):
-        image = torch.from_numpy(np.array(pil_to_rgb(image))).permute(2, 0, 1)
-    pixels = image.permute(1, 2, 0).numpy()  # (H, W, 3)
-    keep_freed_memory()
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    height, width = pixels.shape[:2]
-    crop = 0, 0, width, height
-    distortion, flip = Distortion(), False
-    if split == "TRAIN":
-        rng = np.random.default_rng() if rng is None else rng
-        if "distort" in augment:
-            distortion = sample_distortion(rng)
-        canvas = sample_zoom_out_box(width, height, rng) if "zoom_out" in augment else crop
-        crop = sample_crop_box(canvas, crop, boxes, rng) if "crop" in augment else canvas
-        flip = "flip" in augment and rng.random() < 0.5
-
-    source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-    place = find_place(crop, source, size)
-    pixels = distort(pixels[source[1] : source[3], source[0] : source[2]], distortion)
-    pixels = resize(pixels, place[2] - place[0], place[3] - place[1], antialias)
-    if place != (0, 0, size, size):
-        surviving = pixels
-        pixels = blank_image(size)
-        pixels[place[1] : place[3], place[0] : place[2]] = surviving
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, 300, 300)
-    image = (image.flip(3) if flip else image)[0]
-    boxes, keep = map_boxes(boxes, crop, source, place, flip, size)
-    return image, boxes, labels[keep], difficulties[keep]
-
-
-@functools.cache
-def keep_freed_memory():
-    """Let glibc's malloc keep what this process frees, so that the next image finds its memory in place.
-
-    By default it returns every larger block to the system at once, and each image would then wait for
-    hundreds of pages to be mapped and cleared: a third of the time. Freeing one block of 16 MB, never
-    touched, raises the size from which on it does so (M_MMAP_THRESHOLD in mallopt's manual page); other
-    allocators take no notice.
-    """
-    np.empty(2**24, dtype=np.uint8)
-
-
-def blank_image(size):
-    """A (300, 300, 3) uint8 array of ImageNet's mean colour."""
-    pixels = np.empty((size, size * 3), dtype=np.uint8)
-    pixels[:] = np.tile(np.array(FILLER, dtype=np.uint8), size)  # row by row: 50 times as fast
-    return pixels.reshape(size, size, 3)
-
-
-def map_boxes(boxes, crop, source, place, flip, size=300):
-    """Boxes of a photo on the image that shows a part of it.
-
-    boxes: (n, 4) array, boundary form, pixels. crop, source, place: as in `find_place()`.
-    flip: whether the image is mirrored afterwards.
-    Returns (m, 4) float32 boxes, boundary form, fractional, clipped to the surviving part, and the (m,)
-    int64 indices of those kept: the ones whose centre is in the crop.
-    """
-    crop, source, place = np.array([crop, source, place], dtype=np.float64).reshape(3, 2, 2)  # min and max of each
-    keep = find_centers_inside(crop[0, :, None], crop[1, :, None], boxes)[0].nonzero()[0]
-    boxes = boxes[keep].reshape(-1, 2, 2)  # (m, min and max, x and y)
-    boxes = np.minimum(np.maximum(boxes, source[0]), source[1])
-    scale_xy = (place[1] - place[0]) / (source[1] - source[0])
-    boxes = (place[0] + (boxes - source[0]) * scale_xy) / size
-    if flip:
-        boxes[:, :, 0] = 1 - boxes[:, ::-1, 0]
-    boxes = boxes.reshape(-1, 4)
-    boxes = boxes.astype(np.float32)
-    # The rounding can leave a box of less than a millionth of the image without area.
-    lasting = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    if not lasting.all():
-        boxes, keep = boxes[lasting], keep[lasting]
-    return torch.from_numpy(boxes), torch.from_numpy(keep)

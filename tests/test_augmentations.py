@@ -9,7 +9,7 @@ from PIL import Image
 
 import datasets
 import model
-from datasets import CROP_SAMPLERS, FILLER, Distortion, read_image, transform
+from datasets import FILLER, MIN_OVERLAPS, Distortion, read_image, transform
 
 NOTHING = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
 
@@ -134,9 +134,9 @@ def is_half(hits):
 def test_scale_is_exact_for_every_value_and_factor():
     values = np.arange(256, dtype=np.uint8)
     for factor in range(257):
-        assert np.abs(datasets.scale(values, factor) - values * (factor / 256)).max() <= 0.5
+        assert np.abs(datasets.multiply(values, factor) - values * (factor / 256)).max() <= 0.5
     factors = np.arange(256, dtype=np.uint16)
-    assert np.abs(datasets.scale(values, factors) - values * (factors / 256)).max() <= 0.5
+    assert np.abs(datasets.multiply(values, factors) - values * (factors / 256)).max() <= 0.5
 
 
 @pytest.mark.parametrize("brightness", [-32, -7, 0, 1, 32])
@@ -150,7 +150,7 @@ def test_brightness_is_added_and_kept_in_range(brightness):
 def test_contrast_multiplies_about_zero(contrast):
     values = np.arange(256, dtype=np.uint8)
     expected = np.minimum(np.arange(256) * contrast / 256, 255)
-    assert np.abs(datasets.scale_contrast(values, contrast) - expected).max() <= 0.5
+    assert np.abs(datasets.multiply_contrast(values, contrast) - expected).max() <= 0.5
 
 
 def test_hand_computed_colors():
@@ -271,9 +271,9 @@ def test_crops_are_distributed_as_by_seven_samplers_one_try_at_a_time():
     assert largest_gap(np.sqrt((fast[:, 2] - fast[:, 0]) * (fast[:, 3] - fast[:, 1])), wrong) > limit
 
 
-@pytest.mark.parametrize("min_overlap", [m for m in CROP_SAMPLERS if m is not None])
+@pytest.mark.parametrize("min_overlap", MIN_OVERLAPS)
 def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
-    monkeypatch.setattr(datasets, "CROP_SAMPLERS", (min_overlap,))
+    monkeypatch.setattr(datasets, "MIN_OVERLAPS", (min_overlap,))
     canvas, image_box = (-100, -50, 700, 500), (0, 0, 500, 375)
     boxes = np.array([[-80.0, -40, 600, 460], [450, 300, 470, 330]])
     rng = np.random.default_rng(1)
@@ -282,7 +282,7 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
         crop = datasets.sample_crop_box(canvas, image_box, boxes, rng)
         assert canvas[0] <= crop[0] < crop[2] <= canvas[2] and canvas[1] <= crop[1] < crop[3] <= canvas[3]
         if crop == canvas:
-            continue  # none of 50 tries succeeded
+            continue  # the sampler of the whole image, or none of 50 tries succeeded
         cropped += 1
         overlaps = [plain_overlap(crop, box) for box in boxes]
         inside = [
@@ -292,7 +292,7 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
         assert any(inside)
         w, h = (crop[2] - crop[0]) / 800, (crop[3] - crop[1]) / 550
         assert 0.297 < (w * h) ** 0.5 <= 1 and 0.49 < w / h < 2.04  # whole pixels: a little off
-    assert cropped > 100
+    assert cropped > 30
 
 
 def test_an_image_without_objects_is_cropped_freely_but_never_out_of_sight():
@@ -305,9 +305,9 @@ def test_an_image_without_objects_is_cropped_freely_but_never_out_of_sight():
 
 
 def test_place_is_in_whole_pixels_and_fills_the_image_without_zoom():
-    assert datasets.find_place((10, 20, 110, 220), (10, 20, 110, 220)) == (0, 0, 300, 300)
-    assert datasets.find_place((-100, -50, 500, 250), (0, 0, 300, 250)) == (50, 50, 200, 300)
-    assert datasets.find_place((0, 0, 100_000, 100_000), (5, 99_999, 6, 100_000)) == (0, 299, 1, 300)
+    assert datasets.compute_place((10, 20, 110, 220), (10, 20, 110, 220), 300) == (0, 0, 300, 300)
+    assert datasets.compute_place((-100, -50, 500, 250), (0, 0, 300, 250), 300) == (50, 50, 200, 300)
+    assert datasets.compute_place((0, 0, 100_000, 100_000), (5, 99_999, 6, 100_000), 300) == (0, 299, 1, 300)
 
 
 def test_boxes_stay_on_the_pixels_that_they_marked():
@@ -353,11 +353,11 @@ def replay(pixels, boxes, seed):
     height, width = pixels.shape[:2]
     distortion = datasets.sample_distortion(rng)
     canvas = datasets.sample_zoom_out_box(width, height, rng)
-    crop = datasets.sample_crop_box(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
     flip = rng.random() < 0.5
+    crop = datasets.sample_crop_box(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
     distorted = plain_distort(pixels, distortion)
     source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-    place = datasets.find_place(crop, source)
+    place = datasets.compute_place(crop, source, 300)
     image = np.empty((300, 300, 3))
     image[:] = FILLER
     image[place[1] : place[3], place[0] : place[2]] = plain_resize(
