@@ -4,25 +4,30 @@
     python tools/export.py --save_to=ssd300.pt2                         for torch.export.load()
     python tools/export.py --find_objects=True --images="photos/*.jpg"  boxes, labels and scores come out
 
-Reads a checkpoint. The suffix of `save_to` is the format. ONNX needs what requirements-dev.txt lists; to load a
-.pt2 file that finds objects, `import torchvision` first (its nms is called).
+Reads a checkpoint of any of the networks. The suffix of `save_to` is the format. ONNX needs what
+requirements-dev.txt lists; to load a .pt2 file that finds objects, `import torchvision` first (its nms is called).
 Any parameter below can be overridden on the command line with --name=value.
 
-What goes in and comes out (N images, P = 8732 priors, C classes, background = 0 included):
+What goes in and comes out (N images, S the side of the input, P priors, C classes, background = 0 included):
 
-    images   (N, 3, 300, 300)  RGB: uint8; or float32, normalised by the model's mean and deviation
+    images   (N, 3, S, S)      RGB: uint8; or float32, normalised by the model's mean and deviation
     offsets  (N, P, 4)         float32, from the priors        }
     scores   (N, P, C)         float32, before the softmax     }  without find_objects
     boxes    (N, top_k, 4)     float32, boundary form, fractional, not clipped to the image  }
     labels   (N, top_k)        int64; 0 where no object is left: box and score are 0, too    }  with it
     scores   (N, top_k)        float32, falling                                              }
 
-The label map goes along, as JSON: an ONNX file has it in its metadata as "label_map", a .pt2 file as the extra
-file "label_map.json".
+What is needed to use them goes along, as JSON: label_map, network, input_size, antialias (whether images are shrunk
+with antialiasing), mean and std (of RGB in [0, 1]), and for decoding the offsets priors_cxcy, center_variance,
+size_variance and max_size_offset (the highest offset of a size, null: any). In an ONNX file these are keys of its
+metadata, in a .pt2 file extra files named "label_map.json" and so on. A box is
+
+    center = offset * center_variance * prior's size + prior's center;  size = exp(offset * size_variance) * prior's size
 """
 
 import functools
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -39,10 +44,18 @@ sys.path.insert(0, str(REPO / "tools"))
 
 from make_sample import draw_sample  # noqa: E402
 
-from datasets import transform  # noqa: E402
-from detect import list_images, open_image  # noqa: E402 (the paths to them have to be set first)
+from datasets import prepare  # noqa: E402 (the paths to them have to be set first)
+from detect import list_images, open_image  # noqa: E402
 from model import load_model  # noqa: E402
-from utils import cxcy_to_xy, exit_with_message, gcxgcy_to_cxcy, override_parameters  # noqa: E402
+from utils import (  # noqa: E402
+    CENTER_VARIANCE,
+    SIZE_VARIANCE,
+    cxcy_to_xy,
+    exit_with_message,
+    gcxgcy_to_cxcy,
+    override_parameters,
+    write_file,
+)
 
 checkpoint = "checkpoint_ssd300.pth.tar"
 save_to = "ssd300.onnx"  # a file that ends in .onnx or .pt2
@@ -66,22 +79,25 @@ MIN_FOUND = 0.99  # objects that have to be the same: an overlap of just max_ove
 def main():
     check_parameters()
     model = load_model(checkpoint).to(memory_format=torch.contiguous_format)  # no runtime needs channels last
-    pixels = read_images(images)
+    inputs = prepare(read_images(images), model)
     network = Network(model, uint8_input, make_detector(Path(save_to).suffix) if find_objects else None)
-    export(network, save_to, batch_size)
-    megabytes, taken = Path(save_to).stat().st_size / 1e6, "uint8" if uint8_input else "normalised float32"
-    print(f"{save_to}: {megabytes:.0f} MB, takes {taken} images, {batch_size or 'any number'} at a time")
+    contents = export(network, Path(save_to).suffix, batch_size)
+    report = check(network, load_exported(contents, Path(save_to).suffix), inputs, batch_size, tolerance)
     try:
-        print(check(network, load_exported(save_to), pixels, batch_size, tolerance))
-    except ValueError:
-        Path(save_to).unlink()  # nobody should use it
-        raise
+        write_file(save_to, contents)
+    except OSError as error:
+        raise OSError(f"{save_to}: could not be written ({error})") from error
+    taken = "uint8" if uint8_input else "normalised float32"
+    print(f"{save_to}: {len(contents) / 1e6:.0f} MB, takes {taken} images, {batch_size or 'any number'} at a time")
+    print(report)
 
 
 def check_parameters():
     """Refuse parameters that are out of range."""
     if Path(save_to).suffix not in (".onnx", ".pt2"):
         raise ValueError(f"save_to is {save_to!r}; its suffix is the format, .onnx or .pt2")
+    if not Path(save_to).parent.is_dir():
+        raise FileNotFoundError(f"save_to={save_to}: there is no folder {Path(save_to).parent}; make it first")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if Path(save_to).suffix == ".onnx" and missing:
         raise ValueError(
@@ -204,17 +220,18 @@ def make_detector(suffix):
 
 
 @torch.no_grad()
-def export(network, path, batch_size):
-    """Write a Network, on the CPU, to a file whose suffix is the format; batch_size 0: for any number of images."""
-    dtype = torch.uint8 if network.takes_bytes else torch.float32
-    example = torch.zeros(batch_size or 2, 3, 300, 300, dtype=dtype)
+def export(network, suffix, batch_size):
+    """A Network, on the CPU, as the bytes of a file of one of the formats; batch_size 0: for any number of images."""
+    size, dtype = network.model.input_size, torch.uint8 if network.takes_bytes else torch.float32
+    example = torch.zeros(batch_size or 2, 3, size, size, dtype=dtype)
     shapes = {"images": {0: torch.export.Dim("n_images")}} if batch_size == 0 else None
-    label_map = json.dumps(network.model.label_map)
+    metadata = {name: json.dumps(value) for name, value in describe(network.model).items()}
     network.eval()
-    if Path(path).suffix == ".pt2":
-        program = torch.export.export(network, (example,), dynamic_shapes=shapes)
-        torch.export.save(program, path, extra_files={"label_map.json": label_map})
-        return
+    if suffix == ".pt2":
+        program, buffer = torch.export.export(network, (example,), dynamic_shapes=shapes), io.BytesIO()
+        extra_files = {f"{name}.json": value for name, value in metadata.items()}
+        torch.export.save(program, buffer, extra_files=extra_files)
+        return buffer.getvalue()
     is_detector = network.detector is not None
     program = torch.onnx.export(
         network,
@@ -227,8 +244,24 @@ def export(network, path, batch_size):
         dynamo=True,
         verbose=False,
     )
-    program.model.metadata_props["label_map"] = label_map
-    program.save(path, external_data=False)
+    program.model.metadata_props.update(metadata)
+    return program.model_proto.SerializeToString()
+
+
+def describe(model):
+    """What goes along with a network: see the top of this file."""
+    return {
+        "label_map": model.label_map,
+        "network": model.network,
+        "input_size": model.input_size,
+        "antialias": model.antialias,
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "priors_cxcy": model.priors_cxcy.tolist(),
+        "center_variance": CENTER_VARIANCE,
+        "size_variance": SIZE_VARIANCE,
+        "max_size_offset": model.max_size_offset,
+    }
 
 
 # ----------------------------------------------------------------------------------------------
@@ -237,45 +270,42 @@ def export(network, path, batch_size):
 
 
 def read_images(images):
-    """Images as the network sees them, (n, 3, 300, 300) uint8: those that a path or pattern names, or a sample."""
+    """The pictures to check on, as PIL images: those that a path or pattern names, or four generated ones."""
     if images:
-        pictures = [open_image(path) for path in list_images(images)]
-    else:
-        pictures = [draw_sample(np.random.default_rng((0, number)))[0] for number in range(4)]
-    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
-    return torch.stack([transform(picture, *nothing, split="TEST")[0] for picture in pictures])
+        return [open_image(path) for path in list_images(images)]
+    return [draw_sample(np.random.default_rng((0, number)))[0] for number in range(4)]
 
 
-def load_exported(path):
-    """Load an exported network, as a function from a tensor of images to a list of tensors."""
-    if Path(path).suffix == ".pt2":
-        return torch.export.load(path).module()
+def load_exported(contents, suffix):
+    """Load an exported network from the bytes of its file, as a function from a tensor of images to tensors."""
+    if suffix == ".pt2":
+        return torch.export.load(io.BytesIO(contents)).module()
     import onnxruntime  # needed for ONNX only
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(contents, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
 
 
 @torch.no_grad()
-def check(network, exported, pixels, batch_size, tolerance):
+def check(network, exported, inputs, batch_size, tolerance):
     """Compare an exported network with the model that it was made from.
 
-    network: the Network. exported: from `load_exported()`. pixels: (n, 3, 300, 300) uint8.
+    network: the Network. exported: from `load_exported()`. inputs: (n, 3, S, S) float32, from `prepare()`.
     Returns a sentence that says how far they are apart; raises ValueError if that is too far.
     """
     model, detector = network.model, network.detector
     comparisons = []
-    for batch in split_batches(pixels, batch_size):
-        normalized = model.normalize(batch)
-        theirs = exported(batch if network.takes_bytes else normalized)
-        ours = model(normalized)
+    for batch in split_batches(inputs, batch_size):
+        pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
+        theirs = exported(pixels if network.takes_bytes else batch)
+        ours = model(batch)
         if detector is None:
             comparisons.append([relative_difference(*pair) for pair in zip(ours, theirs, strict=True)])
         else:
             found = model.detect_objects(*ours, detector.min_score, detector.max_overlap, detector.top_k)
             pairs = zip(zip(*found, strict=True), zip(*theirs, strict=True), strict=True)  # image by image
             comparisons += [count_same(ours, theirs, tolerance) for ours, theirs in pairs]
-    columns = list(zip(*comparisons[: len(pixels)], strict=True))  # without images that fill up a batch
+    columns = list(zip(*comparisons[: len(inputs)], strict=True))  # without images that fill up a batch
     if detector is None:
         offsets, scores = map(max, columns)
         report = f"offsets differ from the model's by {offsets:.1e} at most, scores by {scores:.1e}"
@@ -284,18 +314,18 @@ def check(network, exported, pixels, batch_size, tolerance):
         n_same, n_ours, n_theirs = map(sum, columns)
         report = f"it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
         agrees = n_same >= MIN_FOUND * max(n_ours, n_theirs)
-    report = f"checked on {len(pixels)} images: {report}"
+    report = f"checked on {len(inputs)} images: {report}"
     if not agrees:
-        raise ValueError(f"the exported network is not the model: {report}")
+        raise ValueError(f"the exported network is not the model, and was not written: {report}")
     return report
 
 
-def split_batches(pixels, batch_size):
+def split_batches(inputs, batch_size):
     """Batches to check on: of a fixed size, filled up with the last image; or else one image, then several."""
     if batch_size:
-        n_missing = -len(pixels) % batch_size
-        return torch.cat([pixels, pixels[-1:].expand(n_missing, -1, -1, -1)]).split(batch_size)
-    return [pixels[:1], *(batch for batch in pixels[1:].split(4) if len(batch))]
+        n_missing = -len(inputs) % batch_size
+        return torch.cat([inputs, inputs[-1:].expand(n_missing, -1, -1, -1)]).split(batch_size)
+    return [inputs[:1], *(batch for batch in inputs[1:].split(4) if len(batch))]
 
 
 def relative_difference(ours, theirs):
