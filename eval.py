@@ -78,9 +78,8 @@ def main():
     if metric == "coco" and dataset.image_ids is None:
         overlaps += ", difficult objects as crowds"
     verb = "read" if read_detections_from else "detected"
-    print(
-        f"{metric}, {overlaps}; {len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
-    )
+    rate = f"{len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
+    print(f"{metric}, {overlaps}; {rate}")
 
 
 def check_parameters():
@@ -127,8 +126,10 @@ def detect_all(test_loader, model):
     """
     dataset, device = test_loader.dataset, model.mean.device
     if model.label_map != dataset.label_map:
-        known, wanted = (printable(", ".join(names)) for names in (model.label_map, dataset.label_map))
-        raise ValueError(f"the model knows the classes {known}; the data set has {wanted}: evaluate on its own classes")
+        known, wanted = (
+            f"{len(names)} labels ({printable(', '.join(names))})" for names in (model.label_map, dataset.label_map)
+        )
+        raise ValueError(f"the model knows {known}, the data set has {wanted}: evaluate on the model's classes")
     memory_format = fastest_memory_format(device, model.network)
     model.eval()
     detections = [], [], []  # boxes, labels, scores
@@ -366,8 +367,6 @@ def write_detections(path, dataset, detections=None):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             for name, text in texts.items():
-                if (folder / name).is_dir():
-                    raise IsADirectoryError(f"{folder / name} is a folder")
                 utils.write_file(Path(unfinished, name), text)
             for name in texts if detections else ():
                 os.replace(Path(unfinished, name), folder / name)
@@ -398,16 +397,14 @@ def read_detections(path, dataset):
     if not str(path).endswith(".json"):
         return read_voc_detections(path, dataset.image_names(), dataset.label_map)
     images, classes = coco_ids(dataset)
-    number_of = {image: number for number, image in enumerate(images)}
     label_of = {category_id: label for label, category_id in classes.items()}
 
     def parse(entry):
         x, y, width, height = map(float, entry["bbox"])
-        image, label = number_of[entry["image_id"]], label_of[entry["category_id"]]
+        image, label = images[entry["image_id"]], label_of[entry["category_id"]]
         return image, label, float(entry["score"]), x, y, x + width, y + height
 
-    ids = f'"image_id": {json.dumps(images[0])}, "category_id": {json.dumps(next(iter(label_of)))}' if images else ""
-    form = f'{{{ids}, "bbox": [x, y, width, height], "score": 0.5}}'
+    form = '{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], "score": ...}'
     entries = ((f"{path}, entry {number}", entry) for number, entry in enumerate(utils.read_json(path, list), start=1))
     return _parse(entries, parse, form, len(images))
 
@@ -423,7 +420,6 @@ def read_voc_detections(folder, image_names, label_map):
     the classes in one of the images.
     """
     images, classes = voc_names(image_names, label_map)
-    number_of = {name: number for number, name in enumerate(images)}
 
     def lines():
         for label, file_name in classes.items():
@@ -437,7 +433,7 @@ def read_voc_detections(folder, image_names, label_map):
         line, label = line_and_label
         name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
         score, x_min, y_min, x_max, y_max = map(float, numbers)
-        return number_of[name.strip()], label, score, x_min - 1, y_min - 1, x_max, y_max
+        return images[name.strip()], label, score, x_min - 1, y_min - 1, x_max, y_max
 
     return _parse(lines(), parse, "`image score x_min y_min x_max y_max`", len(images))
 
@@ -464,32 +460,32 @@ def _parse(entries, parse, form, n_images):
 
 
 def voc_names(image_names, label_map):
-    """The names of images and classes in Pascal VOC's format: a list, and a dict of label to file name.
+    """The names of images and classes in Pascal VOC's format: a dict of image to number, one of label to file.
 
     Raises ValueError for an image whose name a line cannot hold, or that another one has, in another folder.
     """
-    seen = set()
-    for name in image_names:
-        if name in seen or re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name):
-            problem = f"{'two images are' if name in seen else 'an image is'} named '{printable(name)}'"
+    images = {}
+    for number, name in enumerate(image_names):
+        if name in images or re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name):
+            problem = f"{'two images are' if name in images else 'an image is'} named '{printable(name)}'"
             raise ValueError(f"{problem}, which files in VOC's format cannot hold; a .json file can")
-        seen.add(name)
+        images[name] = number
     unsafe = re.compile(r"[%/\\\0\ud800-\udfff]")  # what no file name can have becomes %2F
     safe_names = {label: unsafe.sub(lambda found: f"%{ord(found[0]):02X}", name) for name, label in label_map.items()}
-    return image_names, {label: f"comp4_det_test_{name}.txt" for label, name in safe_names.items() if label > 0}
+    return images, {label: f"comp4_det_test_{name}.txt" for label, name in safe_names.items() if label > 0}
 
 
 def coco_ids(dataset):
-    """The ids of images and classes in COCO's format: a list, and a dict of label to id.
+    """The ids of images and classes in COCO's format: a dict of image to number, one of label to category.
 
     They are those of the COCO file that the lists come from, or else 1, 2, ... and the labels.
     """
     labels = {name: label for name, label in dataset.label_map.items() if label > 0}
     path = dataset.data_folder / "category_ids.json"
     ids_by_name = utils.read_json(path, dict) if path.exists() else labels
-    images = dataset.image_ids or list(range(1, len(dataset) + 1))
+    images = {image_id: number for number, image_id in enumerate(dataset.image_ids or range(1, len(dataset) + 1))}
     classes = {label: ids_by_name.get(name) for name, label in labels.items()}
-    if len(set(images)) < len(images) or len({None, *classes.values()}) <= len(classes):
+    if len(images) < len(dataset) or len({None, *classes.values()}) <= len(classes):
         raise ValueError(f"{path.parent}: two images, or two classes, have one id of COCO's, or one has none")
     return images, classes
 

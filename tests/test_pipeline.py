@@ -43,7 +43,7 @@ def test_lists_train_resume_eval_detect(tmp_path):
     evaluation = {"data_folder": "lists", "batch_size": 2, "workers": 0}
     scored = run("eval.py", tmp_path, write_detections_to="found", **evaluation)
     mean = next(line for line in scored.splitlines() if line.startswith("mean"))
-    assert "finding objects" in scored and "a second" in scored
+    assert "a second" in scored
     rescored = run("eval.py", tmp_path, read_detections_from="found", **evaluation)
     assert mean in rescored  # the files hold the same detections
 
