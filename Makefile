@@ -1,23 +1,29 @@
 # Each target is one or two plain commands that can be typed as well; the README shows them.
-# `make demo` and `make test` make the virtual environment themselves, in .venv.
+# Targets make the virtual environment themselves, in .venv, where they need it.
 
 PYTHON = .venv/bin/python
+SOURCES = *.py tools tests notebooks
+DEMO =  # parameters of tools/demo.py, such as DEMO="--minutes=1"
+GPU_CHECK =  # parameters of tools/gpu_check.py, such as GPU_CHECK="--parts=tests,benchmark"
 
 demo: .venv/installed
-	$(PYTHON) tools/demo.py
+	$(PYTHON) tools/demo.py $(DEMO)
 
 test: .venv/installed-dev lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed-dev
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check $(SOURCES)
+	$(PYTHON) -m ruff format --check $(SOURCES)
 
 figures: .venv/installed
 	$(PYTHON) tools/make_figures.py
 
 benchmark: .venv/installed
 	$(PYTHON) tools/benchmark.py
+
+gpu-check: .venv/installed-dev
+	$(PYTHON) tools/gpu_check.py $(GPU_CHECK)
 
 .venv/installed: requirements.txt
 	python3 -m venv .venv
@@ -28,4 +34,4 @@ benchmark: .venv/installed
 	$(PYTHON) -m pip install -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test lint figures benchmark
+.PHONY: demo test lint figures benchmark gpu-check

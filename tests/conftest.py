@@ -1,17 +1,10 @@
-"""The fixtures of all test files, the repo on the import path, one torch thread (the files run side by side)."""
+"""The fixtures of all test files; one thread for each process (the tests run side by side)."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts that the tests start, too
 import torch
-
-REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "tools")]
-
 from helpers import run_script, training
 from make_sample import make_sample
 
@@ -19,6 +12,7 @@ from create_data_lists import create_data_lists
 from model import SSD300, model_state
 from utils import load_label_map, save_checkpoint
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""What several test files use and is not a fixture: runs of the scripts, a model that finds what it is told, odd files."""
+"""What several test files use: runs of the scripts, a model that finds what it is told, odd files."""
 
 import csv
 import os

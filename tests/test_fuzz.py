@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import standin
 import torch
+from helpers import LABEL_MAP, FakeModel
 from make_sample import draw_sample
 from PIL import Image
-from test_detect import FakeModel
 
 import model
 import train
@@ -32,11 +31,10 @@ from annotations import parse_annotation
 from datasets import PascalVOCDataset, read_image
 from detect import detect
 from eval import calculate_mAP, read_voc_detections
-from utils import load_checkpoint, override_parameters, script_parameters
+from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters
 
 SECONDS = 60  # for one input; none takes one, but the machine may be busy
 KILOBYTES = 2_000_000
-LABEL_MAP = {"background": 0, "cat": 1, "dog": 2}
 
 
 class Hang(BaseException):
@@ -272,20 +270,30 @@ def test_parameters():
 
 @pytest.fixture
 def small_run(tmp_path, monkeypatch):
-    """train.py's module with the stand-in network, and the bytes of a checkpoint of it."""
-    for name in ("SOURCE_MAPS", "VGGBase", "AuxiliaryConvolutions", "l2_normalize"):
-        monkeypatch.setattr(model, name, getattr(model, name))  # the stand-in's go when the test ends
-    monkeypatch.setattr(model.SSD300, "__init__", model.SSD300.__init__)
-    standin.shrink_network()
-    for name, value in {"pretrained": "", "checkpoint": "", "save_to": str(tmp_path / "c.pth.tar")}.items():
+    """train.py's module set to resume a run of ssd300_tiny; the path of its checkpoint."""
+    path = tmp_path / "c.pth.tar"
+    for name, value in {"network": "ssd300_tiny", "pretrained": "", "save_to": str(path), "log_file": ""}.items():
         monkeypatch.setattr(train, name, value)
-    network, optimizer, *_ = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
+    monkeypatch.setattr(train, "say", lambda text: None)
+    network, optimizer, _ = resume()
+    save_checkpoint(
+        {
+            **model.model_state(network), "optimizer": optimizer.state_dict(), "iteration": 3, "best_map": 0.5,
+            "rng": {"cpu": torch.get_rng_state(), "cuda": []}, "parameters": script_parameters(vars(train)),
+        },
+        path,
+    )  # fmt: skip
+    monkeypatch.setattr(train, "checkpoint", str(path))
+    return path
+
+
+def resume():
+    """Start or resume, and take one step."""
+    network, optimizer, begin = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    train.save(train.save_to, network, optimizer, 3, 0.5)
-    monkeypatch.setattr(train, "checkpoint", train.save_to)
-    return Path(train.save_to)
+    return network, optimizer, begin
 
 
 def damage_archive(data, rng):
@@ -306,8 +314,7 @@ def damage_archive(data, rng):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_checkpoints(small_run, monkeypatch):
-    monkeypatch.setattr(train, "say", lambda text: None)
+def test_checkpoints(small_run):
     rng, original = random.Random(5), small_run.read_bytes()
     contents = load_checkpoint(small_run)
     nasty = [*nasty_values(), *nasty_tensors()]
@@ -324,11 +331,8 @@ def test_checkpoints(small_run, monkeypatch):
 
     def act(data):
         small_run.write_bytes(data)
-        network, optimizer, start, best_map, _ = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
-        assert type(start) is int and type(best_map) is float
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
+        *_, begin = resume()
+        assert type(begin.iteration) is int and type(begin.best_map) is float
 
     outcomes = fuzz(150, make, act, lambda: [str(small_run)])
     assert min(outcomes.values()) > 0.05 * sum(outcomes.values())

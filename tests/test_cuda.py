@@ -1,0 +1,379 @@
+"""What runs on CUDA, checked without a GPU: devices, waits, compilation. Last, what needs a real one.
+
+The scripts' own functions run on a pretended GPU: tensors of "cuda" have shapes, types and devices but no values
+(torch's FakeTensorMode), those of the CPU are real. So an operation on tensors of two devices is an error, and a place
+where the host would have to wait for the GPU's values is seen: MAY_WAIT lists those that are meant to.
+"""
+
+import contextlib
+import signal
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import REPO, assert_same_state, finish, run_script, script, start, training
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader
+
+import eval as evaluation
+import train
+from datasets import PascalVOCDataset, TrainingBatches
+from model import NETWORKS, SSD300, MultiBoxLoss
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+aten = torch.ops.aten
+
+
+def counts(n, turn):
+    """What detection reads in a round: an object in each image, and rows that go on in every other round."""
+    return [1] * (n // 3) + [1 - turn % 2] * (n - n // 3)  # numbers of two an image, then of four rows each
+
+
+# Where the host may wait for the GPU (file, function), why, and the value that it is given there.
+MAY_WAIT = {
+    ("train.py", "flush"): 0.5,  # the losses, for the log and the check that they are finite: every `log_every`
+    ("train.py", "save"): True,  # whether the weights are finite, before a checkpoint is written
+    ("train.py", "<genexpr>"): True,  # the same
+    ("model.py", "model_state"): 0.5,  # mean and deviation of the input, for a checkpoint
+    ("model.py", "_detect_among"): counts,  # once a round: how many objects each image has, and which rows go on
+    ("eval.py", "detect_all"): None,  # the detections of a batch, for the metric
+}
+
+
+class PretendedGPU(TorchDispatchMode):
+    """Runs what has to do with "cuda" on fake tensors; `waits` collects (file, function, line, what) of each wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.fake, self.waits = FakeTensorMode(allow_non_fake_inputs=True), []
+
+    def wait(self, what):
+        """Note a wait; returns the value that the host is given, None where it is not meant to wait."""
+        frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).parent == REPO]
+        if not frames:  # a test puts something on the device
+            return None
+        site = Path(frames[-1].filename).name, frames[-1].name
+        self.waits.append((*site, frames[-1].line, what))
+        return MAY_WAIT.get(site)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        device = kwargs.get("device") or CPU
+        if func is aten._pin_memory.default:
+            return pin(args[0].clone())
+        if func is aten.is_pinned.default:
+            return is_pinned(args[0])
+        if not any(isinstance(tensor, FakeTensor) for tensor in tensors) and torch.device(device).type == "cpu":
+            return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and func.namespace == "aten":  # which brings composed operations here
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func is aten._to_copy.default and isinstance(args[0], FakeTensor) and kwargs.get("device") == CPU:
+            self.wait("copied to the CPU")
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func is aten._to_copy.default or func is aten.copy_.default:
+            source = args[0] if func is aten._to_copy.default else args[1]
+            quick = is_pinned(source) and (kwargs.get("non_blocking") or True in args[2:])
+            if not isinstance(source, FakeTensor) and source.ndim and not quick:
+                self.wait("copied to the GPU from memory that is not pinned, or blocking")
+        elif any(not isinstance(tensor, FakeTensor) and tensor.ndim for tensor in tensors):
+            self.wait(f"{func} gets a tensor of the CPU")
+        if "index_put" in func.name() and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            self.wait("a boolean mask as an index")
+        if func.name().startswith("aten::_fused_"):  # optimizers; some have no fake version
+            assert all(tensor.device == CUDA for tensor in tensors)
+            return None
+        try:
+            with self.fake:
+                return func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            value = self.wait(str(func))
+            if value is None or func is not aten._local_scalar_dense.default:
+                raise
+            return value
+
+
+def pin(tensor):
+    tensor.pretends_to_be_pinned = True
+    return tensor
+
+
+def is_pinned(tensor):
+    return hasattr(tensor, "pretends_to_be_pinned")
+
+
+def backward(loss):
+    """loss.backward(), node by node: autograd's engine asks a real GPU for its streams."""
+    gradients = {loss.grad_fn: [torch.ones_like(loss)]}
+    with torch.no_grad():
+        while gradients:
+            node = max(gradients, key=lambda node: node._sequence_nr())  # the last one that was made
+            results = node(*gradients.pop(node))
+            results = results if isinstance(results, tuple) else (results,)
+            for (parent, slot), gradient in zip(node.next_functions, results, strict=True):
+                if parent is None or gradient is None:
+                    continue
+                expected = parent._input_metadata[slot]
+                assert gradient.device == expected.device
+                gradient = gradient.sum_to_size(expected.shape).to(expected.dtype)  # as the engine does
+                if hasattr(parent, "variable"):
+                    parameter = parent.variable
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                else:
+                    slots = gradients.setdefault(parent, [None] * len(parent._input_metadata))
+                    slots[slot] = gradient if slots[slot] is None else slots[slot] + gradient
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A PretendedGPU that is in use; what would ask for a real one is replaced."""
+    if torch.cuda.is_available():
+        pytest.skip("a real GPU is there")
+    if hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+        torch._C._ensureCUDADeviceGuardSet()
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    pretended, to_list, iterate = PretendedGPU(), torch.Tensor.tolist, DataLoader.__iter__
+
+    def list_of(tensor):  # one wait, where a fake tensor asks for its values one by one
+        if not isinstance(tensor, FakeTensor):
+            return to_list(tensor)
+        value = pretended.wait("tolist")
+        turn = sum(wait[3] == "tolist" for wait in pretended.waits) - 1
+        return value(len(tensor), turn) if callable(value) else [value] * len(tensor)
+
+    def batches(loader):
+        for batch in iterate(loader):
+            yield tree_map(lambda part: pin(part) if loader.pin_memory else part, batch)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", list_of)
+    monkeypatch.setattr(DataLoader, "__iter__", batches)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    lifts = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is made on the CPU and copied
+    replaces = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a real parameter by a fake one
+    with pretended, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'pin_memory' argument")
+        yield pretended
+    torch._C._set_only_lift_cpu_tensors(lifts)
+    torch.__future__.set_overwrite_module_params_on_conversion(replaces)
+
+
+@pytest.mark.parametrize(
+    ("action", "waits"),
+    [
+        (lambda x: x.sum().item(), True),
+        (lambda x: x.tolist(), True),
+        (lambda x: bool((x > 0).any()), True),
+        (lambda x: x[x > 0], True),
+        (lambda x: x.nonzero(), True),
+        (lambda x: x.cpu(), True),
+        (lambda x: x.index_put_((x > 0,), torch.ones((), device=CUDA)), True),
+        (lambda x: torch.tensor([1, 2], device=CUDA), True),
+        (lambda x: torch.ones(3).to(CUDA), True),
+        (lambda x: torch.ones(3).to(CUDA, non_blocking=True), True),
+        (lambda x: x[torch.tensor([1, 2])], True),
+        (lambda x: x + torch.ones(3), True),
+        (lambda x: torch.ones(3).pin_memory().to(CUDA, non_blocking=True), False),
+        (lambda x: torch.where(x > 0, x, 0) + torch.arange(3, device=CUDA) * 2.5, False),
+        (lambda x: x.topk(2).values.cumsum(0), False),
+    ],
+)
+def test_a_wait_or_a_wrong_device_is_seen(gpu, monkeypatch, action, waits):
+    """The check itself. Nobody may wait here."""
+    monkeypatch.setattr("test_cuda.REPO", Path(__file__).parent)
+    x = torch.zeros(3, device=CUDA)
+    with contextlib.suppress(RuntimeError, TypeError):
+        assert action(x) is not None
+    assert bool(gpu.waits) == waits, gpu.waits
+
+
+def check_waits(gpu):
+    unexpected = [wait for wait in gpu.waits if wait[:2] not in MAY_WAIT]
+    assert not unexpected, "the host waits for the GPU in\n" + "\n".join(map(str, unexpected))
+
+
+@pytest.mark.parametrize("optimizer_name", ["sgd", "adamw"])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_training_and_evaluation(gpu, monkeypatch, lists, tmp_path, network, bf16, optimizer_name):
+    """train.py's own loop on the pretended GPU, with log, checkpoint and evaluation."""
+    settings = {
+        "network": network, "data_folder": str(lists), "pretrained": "", "bf16": bf16, "optimizer_name": optimizer_name,
+        "batch_size": 3, "iterations": 2, "workers": 0, "log_every": 2, "evaluate_every": 2, "grad_clip": 1.0,
+        "compile_model": False, "save_to": str(tmp_path / "c.pth.tar"), "log_file": "",
+    }  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr(train, "save_checkpoint", lambda state, path: None)
+    monkeypatch.setattr(train, "start_process", lambda: CUDA)
+    monkeypatch.setattr(evaluation, "bf16", bf16)
+    seen = []
+    normalize = SSD300.normalize
+
+    def watched(model, images):
+        seen.append((model, images.shape))
+        return normalize(model, images)
+
+    monkeypatch.setattr(SSD300, "normalize", watched)
+    train.main()
+    check_waits(gpu)
+    places = [wait[1] for wait in gpu.waits if wait[3] in ("tolist", "copied to the CPU")]
+    assert places.count("flush") == 1  # every `log_every`
+    assert places.count("_detect_among") == 4  # batches of the evaluation, two rounds each
+    assert places.count("detect_all") == 6  # boxes, labels, scores of each batch
+    size = NETWORKS[network].input_size
+    assert [shape[0] for _, shape in seen] == [3, 3, 3, 1] and all(shape[1:] == (3, size, size) for _, shape in seen)
+    model = seen[0][0]
+    for name, parameter in model.named_parameters():
+        assert parameter.device == parameter.grad.device == CUDA and parameter.grad.dtype == torch.float32, name
+    assert model.base.parameters().__next__().is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("n_objects", [(0, 0), (1, 3), (0, 5)])
+def test_loss_never_waits(gpu, n_objects):
+    """Forward and backward, also of images without objects, lists on the CPU."""
+    model = SSD300(5, network="ssd300_tiny")
+    locs = torch.zeros(2, 8732, 4, device=CUDA, requires_grad=True)
+    scores = torch.zeros(2, 8732, 5, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
+    boxes = [torch.tensor([[0.1, 0.1, 0.5, 0.5]]).repeat(n, 1) for n in n_objects]
+    criterion = MultiBoxLoss(model.priors_cxcy, n_negatives_without_objects=5).to(CUDA)
+    gpu.waits.clear()
+    backward(criterion(locs, scores, boxes, [torch.ones(n, dtype=torch.int64) for n in n_objects]))
+    assert gpu.waits == []
+    assert locs.grad.shape == locs.shape and scores.grad.dtype == scores.dtype
+
+
+# ----------------------------------------------------------------------------------------------
+# Compilation
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_graph_for_the_whole_run(network):
+    """As train.py compiles it: no break in the graph, and none anew after an evaluation.
+
+    Batches have one size: `TrainingBatches` gives no shorter one (see the next test), and evaluation, whose last batch
+    may be shorter, takes the model as it is. On the device "meta", which has no values: nothing can depend on them.
+    """
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    size = NETWORKS[network].input_size
+    model = SSD300(5, network=network).to("meta").train()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for _ in range(2):
+        for _ in range(2):
+            locs, scores = compiled(torch.zeros(2, 3, size, size, device="meta"))
+            (locs.sum() + scores.sum()).backward()
+        model.eval()
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, size, size, device="meta"))
+        model.train()
+    assert counter.frame_count == 1
+
+
+def test_all_batches_have_one_size():
+    batches = list(TrainingBatches(10, 4, seed=0, start=0, stop=7))
+    assert [len(batch) for batch in batches] == [4] * 7
+
+
+# ----------------------------------------------------------------------------------------------
+# On a real GPU: `make gpu-check`
+# ----------------------------------------------------------------------------------------------
+
+real_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: `make gpu-check` where one is")
+
+
+@pytest.fixture
+def predictions(lists):
+    """A model of random weights and its predictions for a batch, on the CPU, with the true boxes and labels."""
+    torch.manual_seed(0)
+    dataset = PascalVOCDataset(lists, "TEST")
+    images, boxes, labels, _ = dataset.collate_fn([dataset[i] for i in range(4)])
+    model = SSD300(5, network="ssd300_tiny").eval()
+    with torch.inference_mode():
+        return model, model(model.normalize(images)), images, boxes, labels
+
+
+@real_gpu
+def test_network_loss_and_detection_are_those_of_the_cpu(predictions, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    model, (locs, scores), images, boxes, labels = predictions
+    loss = MultiBoxLoss(model.priors_cxcy)(locs, scores, boxes, labels)
+    found = model.detect_objects(locs, scores, 0.01, 0.45, 200)
+    criterion, model = MultiBoxLoss(model.priors_cxcy).to(CUDA), model.to(CUDA)
+    with torch.inference_mode():
+        for mine, theirs in zip((locs, scores), model(model.normalize(images)), strict=True):
+            torch.testing.assert_close(theirs.cpu(), mine, rtol=1e-3, atol=1e-3)
+    locs, scores = locs.to(CUDA), scores.to(CUDA)
+    torch.testing.assert_close(criterion(locs, scores, boxes, labels).cpu(), loss, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(found, model.detect_objects(locs, scores, 0.01, 0.45, 200), strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(other.cpu().float(), one.float(), rtol=1e-4, atol=1e-5)
+
+
+@real_gpu
+def test_the_step_never_waits(lists):
+    """torch's own check of what the pretended GPU found above."""
+    torch.manual_seed(0)
+    model = SSD300(5, network="ssd300_tiny").to(CUDA)
+    criterion = MultiBoxLoss(model.priors_cxcy).to(CUDA)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+    images = torch.zeros(2, 3, 300, 300, dtype=torch.uint8).pin_memory()
+    boxes, labels = [torch.tensor([[0.1, 0.1, 0.5, 0.5]])] * 2, [torch.tensor([1])] * 2
+    for turn in range(3):
+        if turn:  # the first one sets up the libraries
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss = criterion(*model(model.normalize(images)), boxes, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+@real_gpu
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_short_run_of_each_network(lists, tmp_path, network):
+    settings = {"network": network, "iterations": 4, "evaluate_every": 4, "compile_model": network == "ssd300_tiny"}
+    run_script(training(lists, **settings), tmp_path)
+    run_script(script("eval.py", data_folder=lists, checkpoint="last.pth.tar", workers=0), tmp_path)
+
+
+@real_gpu
+@pytest.mark.parametrize("settings", [{}, {"optimizer_name": "adamw"}, {"freeze_base": True, "iterations": 4}])
+def test_a_run_resumes(lists, tmp_path, settings):
+    """On the GPU, as far as it goes, and then on the CPU; a base that was frozen has no momentum yet."""
+    settings = {"compile_model": False, **settings}
+    run_script(training(lists, **{"iterations": 8, **settings}), tmp_path)
+    again = {**settings, "checkpoint": "last.pth.tar", "freeze_base": False}
+    run_script(training(lists, **{**again, "iterations": 10}), tmp_path)
+    run_script(["env", "CUDA_VISIBLE_DEVICES=", *training(lists, **{**again, "iterations": 12})], tmp_path)
+    (tmp_path / "copy.pth.tar").write_bytes((tmp_path / "last.pth.tar").read_bytes())
+    assert_same_state(tmp_path / "last.pth.tar", tmp_path / "copy.pth.tar")
+
+
+@real_gpu
+def test_out_of_memory_says_what_to_change(lists, tmp_path):
+    code = "import torch, sys, runpy; torch.cuda.set_per_process_memory_fraction(0.0005); sys.argv = sys.argv[1:]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    python, *arguments = training(lists, batch_size=512, compile_model=False)
+    code, output = finish(start([python, "-c", code, *arguments], tmp_path))
+    assert code == 1 and "--batch_size" in output and "Traceback" not in output, output
