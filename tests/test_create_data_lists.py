@@ -658,13 +658,13 @@ def test_the_table_of_overlaps_counts_by_class_and_size():
         record.size = size
         return record
 
-    # The prior of conv11_2, 0.9 of a 100 x 200 image: (5, 10) to (95, 190), and 0.3 of its height, which is 0.3 of it.
-    wide = record((100, 200), ("cat", (5, 10, 95, 190)), ("cat", (5, 83, 95, 117)), ("dog", (0, 0, 4, 8)))
+    # In a 100 x 200 image: the prior of conv11_2, 0.9 of both sides; as wide, but flatter than any prior; a tiny one.
+    wide = record((100, 200), ("cat", (5, 10, 95, 190)), ("cat", (5, 95, 95, 105)), ("dog", (0, 0, 4, 8)))
     rows = overlap_rows({"background": 0, "cat": 1, "dog": 2}, wide, record((50, 50)))
     assert rows["0-16"] == ["0-16", "16-32", "32-64", "64-128", "128-300", "all"]
-    assert rows["cat"] == ["-", "-", "-", "1", "0%", "1", "100%", "2", "50%"]
+    assert rows["cat"] == ["-", "-", "1", "0%", "-", "1", "100%", "2", "50%"]
     assert rows["dog"] == ["1", "0%", "-", "-", "-", "-", "1", "0%"]
-    assert rows["all, ssd300_vgg16 (300)"] == ["1", "0%", "-", "-", "1", "0%", "1", "100%", "3", "33%"]
+    assert rows["all, ssd300_vgg16 (300)"] == ["1", "0%", "-", "1", "0%", "-", "1", "100%", "3", "33%"]
     assert "all, ssd512_vgg16 (512)" in rows and "all, ssd300_tiny (300)" not in rows
 
 
