@@ -132,7 +132,10 @@ def plain_multibox_loss(
     n_negatives[n_positives == 0] = n_negatives_without_objects
     hardest = torch.arange(n_priors).expand_as(negative_losses) < n_negatives.unsqueeze(1)
     conf_loss = conf_losses[positives].sum() + negative_losses[hardest].sum()
-    return (conf_loss + alpha * loc_loss) / max(1, int(n_positives.sum()))
+    # Negatives of images without objects weigh as much as those beside positives.
+    n_without = int(n_negatives[n_positives == 0].clamp(max=n_priors).sum())
+    divisor = max(1, int(n_positives.sum()), n_without / (neg_pos_ratio or 1))
+    return (conf_loss + alpha * loc_loss) / divisor
 
 
 def plain_match(boxes_xy, priors_cxcy, threshold):
