@@ -303,10 +303,10 @@ def restore_training_state(saved, optimizer):
     """
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
+        if any(set(state) != STATE_OF_OPTIMIZER[optimizer_name] for state in saved["optimizer"]["state"].values()):
+            raise ValueError(f"it was not saved by {optimizer_name}")
         optimizer.load_state_dict(saved["optimizer"])
         for parameter, state in optimizer.state.items():
-            if set(state) != STATE_OF_OPTIMIZER[optimizer_name]:
-                raise ValueError(f"it was not saved by {optimizer_name}")
             for name, value in state.items():
                 if name != "step":  # in the memory format of this machine, not of the one that saved it
                     state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
@@ -489,7 +489,7 @@ class Run:
         if rank() == 0:
             # This process's share of a batch: as much as fits into its memory.
             loader = make_test_loader(data_folder, -(-batch_size // n_processes()), workers, self.model, skip_corrupt)
-            loader.worker_init_fn = ignore_signals
+            loader.worker_init_fn, loader.generator = ignore_signals, torch.Generator()  # as in make_train_loader()
             _, mean_ap = evaluate(loader, self.model)
             self.model.train()
             skipped = loader.dataset.skipped_images()
