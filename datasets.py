@@ -389,8 +389,8 @@ def pack_objects(images, objects, n_classes, path):
         if not is_valid.all():
             row = is_valid.argmin()
             index = row if key == "size" else image_of[row]
-            value = sizes[row].tolist() if key == "size" else objects[index][key][row - starts[index]]
-            refuse(index, f"{value} in its {key} is {problem}")
+            value = sizes[row] if key == "size" else packed[key][row]
+            refuse(index, f"{value.tolist()} in its {key} is {problem}")
     return sizes.astype(np.int64), starts, packed
 
 

@@ -1,16 +1,25 @@
 """The data set and its batches: items, order, resume, workers, and lists or images that are at fault."""
 
 import json
+import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import datasets
-from datasets import FILLER, PascalVOCDataset, TrainingBatches
+from create_data_lists import create_data_lists
+from datasets import (
+    AUGMENTATIONS,
+    FILLER,
+    PascalVOCDataset,
+    TrainingBatches,
+    read_image,
+    stored_size_and_orientation,
+)
 
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2}
 N_IMAGES = 7
@@ -75,15 +84,7 @@ def test_test_items_hold_all_objects_in_fractions(folder):
 
 def test_difficult_objects_are_left_out_unless_asked_for(folder):
     dataset = PascalVOCDataset(folder, "TEST")
-    assert [dataset[index][2].tolist() for index in range(N_IMAGES)] == [
-        [1],
-        [2],
-        [1, 1],
-        [],
-        [1],
-        [2, 2],
-        [1],
-    ]
+    assert [dataset[index][2].tolist() for index in range(N_IMAGES)] == [[1], [2], [1, 1], [], [1], [2, 2], [1]]
     assert all((item[3] == 0).all() for item in dataset)
     torch.testing.assert_close(dataset[2][1][:, 0], torch.tensor([0, 4 / 60]))
 
@@ -107,9 +108,29 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(folder):
 def test_augment_can_be_chosen_for_either_split(folder):
     plain = PascalVOCDataset(folder, "TEST")
     assert same(PascalVOCDataset(folder, "TRAIN", augment=())[1, 2], plain[2])
-    augmented = PascalVOCDataset(folder, "TEST", augment=datasets.AUGMENTATIONS)
+    augmented = PascalVOCDataset(folder, "TEST", augment=AUGMENTATIONS)
     assert same(augmented[1, 2], PascalVOCDataset(folder, "TRAIN")[1, 2])
     assert same(plain[5, 2], plain[2])
+    flipping = PascalVOCDataset(folder, "TRAIN", augment=("flip",))
+    pairs = [(flipping[epoch, index][0], plain[index][0]) for epoch in range(3) for index in range(N_IMAGES)]
+    kept = [torch.equal(image, expected) for image, expected in pairs]
+    flipped = [torch.equal(image.flip(2), expected) for image, expected in pairs]
+    assert all(np.add(kept, flipped) == 1) and any(kept) and any(flipped)
+    for augment in (("blur",), "flip", True):
+        with pytest.raises(ValueError, match="augment is"):
+            PascalVOCDataset(folder, "TRAIN", augment=augment)
+
+
+def test_items_of_another_size(folder):
+    (folder / "image 6.jpg").write_bytes(b"no image")
+    dataset = PascalVOCDataset(folder, "TRAIN", size=512, antialias=False, skip_corrupt=True)
+    images, boxes, *_ = dataset.collate_fn([dataset[index] for index in (0, 5, 6)])
+    assert images.shape == (3, 3, 512, 512) and len(boxes[2]) == 0
+    assert (images[2] == torch.tensor(FILLER)[:, None, None]).all()
+    plain = PascalVOCDataset(folder, "TEST", size=512, antialias=False)
+    pixels = read_image(folder / "image 1.jpg")[None].float()
+    expected = F.interpolate(pixels, (512, 512), mode="bilinear", align_corners=False, antialias=False)[0]
+    assert (plain[1][0] - expected).abs().max() <= 1
 
 
 def test_indices_end_where_the_data_set_ends(folder):
@@ -240,61 +261,49 @@ def test_label_maps_without_background_or_with_gaps_are_refused(folder, label_ma
 
 
 NAN, INFINITY = float("nan"), float("inf")
+NOT_BOXES = [
+    [NAN, 1, 20, 30], [1, NAN, 20, 30], [1, 1, NAN, 30], [1, 1, 20, NAN], [1, 1, INFINITY, 30], [-INFINITY, 1, 20, 30],
+    [20, 1, 20, 30], [1, 30, 20, 30], [20, 1, 10, 30], [-0.5, 1, 20, 30], [1, -1, 20, 30], [1, 1, 60.5, 30],
+    [1, 1, 20, 41], [20, 1, 20.0000001, 30], [1, 1, 20], [1, 1, 20, 30, 40], [1, 1, 10**400, 30], "box", None, 7,
+]  # fmt: skip
+FAULTS = [
+    *(("boxes", [box]) for box in NOT_BOXES),
+    *(("boxes", boxes) for boxes in ([], None, 7)),
+    *(("labels", labels) for labels in ([0], [3], [1.5], ["cat"], [NAN], [1, 1], None)),
+    *(("difficulties", difficulties) for difficulties in ([2], [None], [], "easy")),
+    *(("size", size) for size in ([0, 40], [60], None, [60.5, 40], [1, 70_000], [9000, 9000], [NAN, 40])),
+    *(("areas", areas) for areas in ([NAN], [1, 2], ["large"])),
+]
 
 
-@pytest.mark.parametrize(
-    ("part", "value"),
-    [
-        *(
-            ("boxes", [box])
-            for box in (
-                [NAN, 1, 20, 30],
-                [1, NAN, 20, 30],
-                [1, 1, NAN, 30],
-                [1, 1, 20, NAN],
-                [1, 1, INFINITY, 30],
-                [-INFINITY, 1, 20, 30],
-                [20, 1, 20, 30],
-                [1, 30, 20, 30],
-                [20, 1, 10, 30],
-                [-0.5, 1, 20, 30],
-                [1, -1, 20, 30],
-                [1, 1, 60.5, 30],
-                [1, 1, 20, 41],
-                [1, 1, 20],
-                [1, 1, 20, 30, 40],
-                "box",
-                None,
-                7,
-            )
-        ),
-        ("boxes", []),
-        ("boxes", None),
-        ("labels", [0]),
-        ("labels", [3]),
-        ("labels", [1.5]),
-        ("labels", ["cat"]),
-        ("labels", [1, 1]),
-        ("difficulties", [2]),
-        ("difficulties", [None]),
-        ("difficulties", []),
-        ("size", [0, 40]),
-        ("size", [60]),
-        ("size", None),
-    ],
-)
+@pytest.mark.parametrize(("part", "value"), FAULTS)
 def test_faulty_objects_are_refused_and_their_image_named(folder, part, value):
-    entries = make_entries()
-    entries[4] = {
-        "boxes": [[1, 1, 20, 30]],
-        "labels": [1],
-        "difficulties": [0],
-        "size": [60, 40],
-        part: value,
-    }
+    entries = [{**entry, "areas": [9] * len(entry["labels"])} for entry in make_entries()]
+    fault = {"boxes": [[1, 1, 20, 30]], "labels": [1], "difficulties": [0], "size": [60, 40], "areas": [9], part: value}
+    entries[4] = fault
     (folder / "TRAIN_objects.json").write_text(json.dumps(entries))
-    with pytest.raises(ValueError, match=r"TRAIN_objects\.json.*image 4\.jpg.*create_data_lists\.py"):
+    with pytest.raises(ValueError, match=r"TRAIN_objects\.json.*image 4\.jpg.*create_data_lists\.py") as caught:
         PascalVOCDataset(folder, "TRAIN")
+    assert part in str(caught.value) or "length" in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+def test_ids_and_areas_of_coco_files_follow_their_objects(folder):
+    entries = make_entries()
+    dataset = PascalVOCDataset(folder, "TEST")
+    assert dataset.image_ids is None and dataset.areas is None
+    for index, entry in enumerate(entries):
+        entry["image_id"], entry["areas"] = f"id {index}", [10 * index + i for i in range(len(entry["labels"]))]
+    (folder / "TEST_objects.json").write_text(json.dumps(entries))
+    dataset = PascalVOCDataset(folder, "TEST", keep_difficult=True)
+    assert dataset.image_ids == [f"id {index}" for index in range(N_IMAGES)]
+    assert dataset.areas[dataset.starts[2] : dataset.starts[3]].tolist() == [20, 21, 22]
+    dataset = PascalVOCDataset(folder, "TEST")
+    assert dataset.areas[dataset.starts[2] : dataset.starts[3]].tolist() == [20, 22]  # object 1 is difficult
+    del entries[5]["image_id"], entries[5]["areas"]  # lists of two sources
+    (folder / "TEST_objects.json").write_text(json.dumps(entries))
+    dataset = PascalVOCDataset(folder, "TEST")
+    assert dataset.image_ids is None and dataset.areas is None
 
 
 def test_lists_of_other_shapes_are_refused(folder):
@@ -377,12 +386,65 @@ def test_a_data_set_can_be_sent_to_another_process(folder):
     assert same(pickle.loads(pickle.dumps(dataset))[1, 2], dataset[1, 2])
 
 
-def test_lists_as_long_as_vocs(folder):
-    entries = make_entries() * 2365
-    paths = [f"/data/VOCdevkit/VOC2012/JPEGImages/2008_{index:06}.jpg" for index in range(len(entries))]
+# Orientation
+
+
+ANNOTATION = """<annotation><filename>{name}</filename><size><width>{width}</width><height>{height}</height></size>
+<object><name>cat</name><difficult>0</difficult><bndbox><xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x_max}</xmax>
+<ymax>{y_max}</ymax></bndbox></object></annotation>"""
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("drawn_on", ["stored", "shown"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_boxes_stay_on_the_pixels_of_photos_with_an_orientation(tmp_path, suffix, orientation, drawn_on):
+    """A white rectangle, drawn on the photo as stored or as viewers turn it, through the data lists to an item."""
+    pixels = np.zeros((40, 64, 3), dtype=np.uint8)
+    pixels[8:24, 16:24] = 255
+    stored = Image.fromarray(pixels)
+    turn = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE}
+    turn[8] = Image.Transpose.ROTATE_90
+    shown = stored.transpose(turn[orientation]) if orientation > 1 else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    path = tmp_path / f"JPEGImages/photo{suffix}"
+    stored.save(path, exif=exif, **({"quality": 100} if suffix == ".jpg" else {}))
+    drawn = stored if drawn_on == "stored" else shown
+    x, y, x_max, y_max = drawn.getbbox()
+    text = ANNOTATION.format(
+        name=path.name, width=drawn.width, height=drawn.height, x=x + 1, y=y + 1, x_max=x_max, y_max=y_max
+    )
+    (tmp_path / "Annotations/photo.xml").write_text(text)
+    for split in ("trainval", "test"):
+        (tmp_path / f"ImageSets/Main/{split}.txt").write_text("photo\n")
+
+    create_data_lists(train_data=str(tmp_path), output_folder=str(tmp_path / "lists"))
+    dataset = PascalVOCDataset(tmp_path / "lists", "TEST")
+    assert stored_size_and_orientation(path) == ((64, 40), orientation)
+    assert np.abs(read_image(path).permute(1, 2, 0).numpy().astype(int) - pixels).max() < 9
+    image, boxes, *_ = dataset[0]
+    x_min, y_min, x_max, y_max = (300 * boxes[0]).round().int().tolist()
+    assert image[:, y_min + 4 : y_max - 4, x_min + 4 : x_max - 4].float().mean() > 250
+    assert image.float().sum() < 1.1 * 255 * 3 * (x_max - x_min) * (y_max - y_min)  # and nothing beyond the box
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (read_image, stored_size_and_orientation):
+        with pytest.raises(ValueError, match=r"pipe\.jpg.*not a file"):
+            read(tmp_path / "pipe.jpg")
+
+
+def test_lists_as_long_as_cocos(folder):
+    entries = make_entries() * 16_898
+    paths = [f"/data/coco/train2017/{index:012}.jpg" for index in range(len(entries))]
     (folder / "TRAIN_objects.json").write_text(json.dumps(entries))
     (folder / "TRAIN_images.json").write_text(json.dumps(paths))
     dataset = PascalVOCDataset(folder, "TRAIN", keep_difficult=True)
-    assert len(dataset) == len(entries) == 16_555
+    assert len(dataset) == len(entries) == 118_286
     assert len(dataset.labels) == sum(len(entry["labels"]) for entry in entries)
-    assert str(dataset.image_paths[16_554]) == paths[-1]
+    assert str(dataset.image_paths[118_285]) == paths[-1] and dataset.image_names()[1] == "000000000001"
+    held = [dataset.image_paths, dataset.sizes, dataset.starts, dataset.boxes_xy_pixels, dataset.labels]
+    assert sum(array.nbytes for array in held) < 40e6  # shared by all workers; no Python object for a path or box
