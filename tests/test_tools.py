@@ -1,15 +1,17 @@
-"""The demo and the benchmark, as far as they can be tried in seconds."""
+"""The demo and the benchmark, as far as they can be tried in seconds; lint among what scripts leave behind."""
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import demo
+import gpu_check
 import pytest
 import torch
-from conftest import REPO
+from helpers import REPO, run_script, script
 
 from utils import override_parameters
 
@@ -18,10 +20,10 @@ from utils import override_parameters
 def test_commands_of_the_demo_are_understood(monkeypatch, on_gpu):
     commands = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
-    monkeypatch.setattr(demo, "iterations_in", lambda minutes, batch_size: 39)
-    monkeypatch.setattr(demo, "fullest_image", lambda data: Path("fullest.jpg"))
+    monkeypatch.setattr(demo, "fullest_picture", lambda data: Path("fullest.jpg"))
     monkeypatch.setattr(demo, "sum_up", lambda *_: None)
-    monkeypatch.setattr(demo.subprocess, "run", lambda command, **_: commands.append(command[1:]))
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(demo.subprocess, "run", lambda command, **_: commands.append(command[1:]) or done)
     demo.main()
     scripts = ["make_sample", "create_data_lists", "train", "eval", "detect"]
     assert [Path(script).stem for script, *_ in commands] == scripts
@@ -32,11 +34,58 @@ def test_commands_of_the_demo_are_understood(monkeypatch, on_gpu):
         assert arguments and any(after[name] != before[name] for name in before)
 
 
+def test_a_step_of_the_demo_that_fails_ends_it_with_its_own_words(tmp_path, capfd):
+    """As train.py does where torch.compile finds no C compiler: its advice, not a traceback of the demo."""
+    with pytest.raises(SystemExit) as caught:
+        demo.run("train.py", data_folder=tmp_path / "nothing here")
+    output = capfd.readouterr().err
+    assert caught.value.code == 1 and output.startswith("error: ") and "Traceback" not in output
+
+
+def test_the_demo_in_short(tmp_path):
+    """All its steps; twice, since the second one replaces the first."""
+    for _ in range(2):
+        output = run_script(script("tools/demo.py", folder=tmp_path, minutes=0.01, n_train=8, n_test=2), tmp_path)
+    assert "Next, your own photos" in output and list((tmp_path / "detections").glob("*.jpg"))
+
+
 def test_benchmark_of_the_loss(tmp_path):
-    command = [sys.executable, REPO / "tools" / "benchmark.py", "--only=loss", "--repeats=1"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert process.returncode == 0, process.stderr
-    report = json.loads((tmp_path / "benchmark.json").read_text())
-    case = report["cases"][0]
-    assert "MultiBoxLoss" in case["median_ms"] and len(case["median_ms"]) == 3
-    assert "plain, image by image" in process.stdout
+    run_script(script("tools/benchmark.py", only="loss", repeats=1), tmp_path)
+    case = json.loads((tmp_path / "benchmark.json").read_text())["cases"][0]
+    assert "MultiBoxLoss" in case["median_ms"] and len(case["median_ms"]) == 4
+
+
+def test_gpu_check_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA GPU"):
+        gpu_check.main()
+
+
+def test_gpu_check_reports_where_the_time_goes(monkeypatch):
+    """On the CPU: the parts are measured alike."""
+    monkeypatch.setattr(gpu_check, "batch_size", 2)
+    monkeypatch.setattr(gpu_check, "n_steps", 1)
+    lines = gpu_check.time_training("ssd300_tiny", torch.device("cpu"))
+    assert "images a second" in lines[0] and all(f"{part} " in lines[1] for part in gpu_check.PARTS_OF_A_STEP)
+
+
+def test_what_scripts_leave_behind_does_not_change_lint(tmp_path):
+    """Folders named like modules, data, a virtual environment of any name with anything in it."""
+    makefile = (REPO / "Makefile").read_text()
+    sources = makefile.partition("SOURCES = ")[2].partition("\n")[0]
+    assert f"ruff check $(SOURCES)\n" in makefile and "ruff format --check $(SOURCES)\n" in makefile
+    for path in [*REPO.glob("*.py"), REPO / "pyproject.toml"]:
+        shutil.copy(path, tmp_path)
+    for name in ("tools", "tests", "notebooks"):
+        shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def lint():
+        command = f'"{sys.executable}" -m ruff check --no-cache --output-format=concise {sources}'
+        return subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout
+
+    before = lint()
+    for name in ("demo", "make_sample", "helpers", "data", "onnx", "torch", "env/lib/python3/site-packages/pytest"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "__init__.py").write_text("import sys, os\n")
+    (tmp_path / "train_log.csv").write_text("iteration\n")
+    assert lint() == before

@@ -4,11 +4,11 @@
     python tools/benchmark.py --only=metric --repeats=15
     SSD_TEST_DATA=../shared/data python tools/benchmark.py       on real detections and photos
 
-Sections: data (JPEG to augmented image), loss, network (forward pass and training step), training (train.py
-as a whole), detection, metric. Small operations are timed with one thread, the network with all cores.
-The versions of a case take turns, so that whatever else the machine does falls on all of them alike. The
-table gives medians, and how many times as long as this code each version takes: look at these ratios, not at
-the milliseconds, which are the machine's. Any parameter below can be overridden with --name=value.
+Sections: data (JPEG to augmented image), loss, network (forward pass and training step of each network, SSDLite
+beside torchvision's own), training (train.py as a whole), detection, metric. Small operations are timed with one
+thread, the network with all cores. The versions of a case take turns, so that whatever else the machine does falls
+on all of them alike. The table gives medians, and how many times as long as this code each version takes: look at
+these ratios, not at the milliseconds, which are the machine's. Any parameter below can be overridden with --name=value.
 """
 
 import ctypes
@@ -22,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -31,21 +32,25 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from benchmark_plain import plain_calculate_mAP, plain_detect_objects, plain_multibox_loss, plain_transform
+from convert_weights import convert_state
 from make_sample import make_sample
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import tv_tensors
-from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.models.detection.ssd import SSD
+from torchvision.ops import box_iou
 from torchvision.transforms import v2
 
 import create_data_lists
+import datasets
 import train
 import utils
 from annotations import parse_annotation
 from datasets import FILLER, read_image, resize, transform
 from eval import calculate_mAP, read_voc_detections
-from model import SSD300, MultiBoxLoss, detect_objects, has_bf16_units
+from model import NETWORKS, SSD300, MultiBoxLoss, detect_objects, fastest_memory_format, has_bf16_units
 from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, make_label_map, override_parameters
 
 only = ""  # sections to run, such as "loss,metric"; "": all
@@ -54,6 +59,7 @@ network_repeats = 3  # the same, for the network on a CPU, where it takes second
 threads = 1  # of PyTorch, on the CPU; the network has one for each core
 n_photos = 20  # that the data section prepares
 batch_size = 0  # images of a training step; 0: 32 on a GPU, 8 on a CPU
+networks = ()  # those to time; (): all
 write_json_to = "benchmark.json"  # "": not written
 
 
@@ -221,12 +227,12 @@ def make_torchvision_transform():
 
 def time_parts(function):
     """Which share of a call of `function` is spent in which part of the preparation of images."""
-    seconds, originals = {}, {name: getattr(utils, name) for name in ("decode_image", "distort", "resize")}
+    seconds, originals = {}, {name: getattr(datasets, name) for name in ("distort", "resize")}
 
     def timed(name, original):
-        def wrapper(*args):
+        def wrapper(*args, **keywords):
             started = time.perf_counter()
-            result = original(*args)
+            result = original(*args, **keywords)
             seconds[name] = seconds.get(name, 0) + time.perf_counter() - started
             return result
 
@@ -235,13 +241,13 @@ def time_parts(function):
     function()  # warms up
     try:
         for name, original in originals.items():
-            setattr(utils, name, timed(name, original))
+            setattr(datasets, name, timed(name, original))
         started = time.perf_counter()
         function()
         all_seconds = time.perf_counter() - started
     finally:
         for name, original in originals.items():
-            setattr(utils, name, original)
+            setattr(datasets, name, original)
     shares = {f"{name}()": value / all_seconds for name, value in seconds.items()}
     return {**shares, "the rest": 1 - sum(shares.values())}
 
@@ -252,13 +258,13 @@ def time_parts(function):
 
 
 def benchmark_loss():
-    """MultiBoxLoss forward and backward, batch of 32, beside a plain one and the log-softmax alone."""
+    """MultiBoxLoss forward and backward, batch of 32, beside torchvision's, a plain one and a log-softmax alone."""
     priors_cxcy = SSD300.create_prior_boxes()
     cases = []
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         locs, scores = (part.to(device).requires_grad_() for part in trained_like_predictions(32, priors_cxcy))
         boxes, labels = make_up_objects(32)
-        criterion = MultiBoxLoss(priors_cxcy).to(device)
+        criterion, theirs = MultiBoxLoss(priors_cxcy).to(device), TorchvisionLoss(priors_cxcy.to(device))
 
         def run(loss_of, locs=locs, scores=scores):
             locs.grad = scores.grad = None
@@ -266,6 +272,7 @@ def benchmark_loss():
 
         versions = {
             "MultiBoxLoss": lambda: run(lambda: criterion(locs, scores, boxes, labels)),  # noqa: B023
+            "torchvision": lambda: run(lambda: theirs(locs, scores, boxes, labels)),  # noqa: B023
             "plain, image by image": lambda: run(lambda: plain_multibox_loss(locs, scores, boxes, labels, priors_cxcy)),  # noqa: B023
             "floor: log-softmax alone": lambda: F.log_softmax(scores.detach(), dim=2),  # noqa: B023
         }
@@ -273,6 +280,23 @@ def benchmark_loss():
             del versions["plain, image by image"]  # it is written for the CPU
         cases.append(compare(f"loss: forward and backward, batch of 32, {device}", versions))
     return cases
+
+
+class TorchvisionLoss:
+    """torchvision's matching and SSD.compute_loss(): an object may lose its best prior to another."""
+
+    def __init__(self, priors_cxcy):
+        self.anchors = cxcy_to_xy(priors_cxcy)
+        self.box_coder, self.matcher = BoxCoder((10.0, 10.0, 5.0, 5.0)), SSDMatcher(0.5)
+        self.neg_to_pos_ratio = 3
+
+    def __call__(self, locs, scores, boxes, labels):
+        objects = [
+            {"boxes": b.to(locs.device), "labels": n.to(locs.device)} for b, n in zip(boxes, labels, strict=True)
+        ]
+        matched = [self.matcher(box_iou(image["boxes"], self.anchors)) for image in objects]
+        outputs = {"bbox_regression": locs, "cls_logits": scores}
+        return sum(SSD.compute_loss(self, objects, outputs, [self.anchors] * len(boxes), matched).values())
 
 
 def make_up_objects(n_images, seed=0):
@@ -294,79 +318,133 @@ def make_up_objects(n_images, seed=0):
 
 
 def benchmark_network():
-    """Forward pass and training step as train.py takes them, beside float32; and the machine's matmul peak."""
+    """Forward pass and training step of each network as train.py takes them; SSDLite beside torchvision's."""
     device = train.set_up_device()
     torch.set_num_threads(os.cpu_count())
-    n_images, n_times = images_of_a_step(device), None if device.type == "cuda" else network_repeats
-    half = {"dtype": torch.bfloat16, "memory_format": torch.channels_last, "is_compiled": device.type == "cuda"}
-    single = {"dtype": torch.float32, "memory_format": torch.contiguous_format, "is_compiled": False}
-    forms = {"bfloat16, channels last": half, "float32, contiguous": single}
-    if device.type == "cuda":  # one change at a time
-        eager = {**half, "is_compiled": False}
-        forms = {
-            "bfloat16, channels last, compiled": half,
-            "bfloat16, channels last": eager,
-            "TF32, contiguous": single,
-        }
-    elif not has_bf16_units(device):  # then train.py computes in float32; emulated bfloat16 takes minutes
-        forms = {
-            "float32, contiguous": single,
-            "float32, channels last": {**single, "memory_format": torch.channels_last},
-        }
-    forms = {name: make_steps(device, n_images, **form) for name, form in forms.items()}
+    n_images, n_times = images_of_a_step(), None if device.type == "cuda" else network_repeats
     peak = measure_matmul_peak(device)
     cases = []
-    for i, (what, passes) in enumerate((("forward pass", 1), ("training step", 3))):
-        n_flops = passes * count_flops_of_image() * n_images
-        versions = {name: steps[i] for name, steps in forms.items()}
-        case = compare(f"network: {what}, batch of {n_images}, {device.type}", versions, n_times=n_times)
-        case["tflops"], case["matmul_tflops"] = {}, peak
-        for name, median in case["median_ms"].items():
-            rate = n_flops / median / 1e9  # TFLOP/s
-            best = peak["bfloat16" if name.startswith("bfloat16") else "float32"]
-            case["tflops"][name] = rate
-            print(
-                f"  {name}: {1000 * n_images / median:.1f} img/s, {rate:.3g} TFLOP/s, "
-                f"{100 * rate / best:.0f}% of the {best:.3g} of a large matrix product"
+    for name in networks or NETWORKS:
+        forms = {"as train.py does it": {}}
+        if device.type == "cuda":  # one change at a time
+            forms |= {
+                "not compiled": {"is_compiled": False},
+                "TF32, not compiled": {"is_compiled": False, "bf16": False},
+            }
+        steps = {form: Step(name, device, **changes) for form, changes in forms.items()}
+        first = steps["as train.py does it"]
+        for what, passes in (("forward pass", 1), ("training step", 3)):
+            versions = {form: step.predict if passes == 1 else step for form, step in steps.items()}
+            case = compare(f"network: {name}, {what}, batch of {n_images}, {device.type}", versions, n_times=n_times)
+            n_flops, best = (
+                passes * count_flops_of_image(name) * n_images,
+                peak["bfloat16" if first.bf16 else "float32"],
             )
-        if device.type == "cuda":
-            case["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-            print(f"  GPU memory in use at most, all versions together: {case['peak_memory_gb']:.1f} GiB")
-        cases.append(case)
+            median = next(iter(case["median_ms"].values()))
+            case |= {"images_per_second": 1000 * n_images / median, "tflops": n_flops / median / 1e9}
+            case["matmul_tflops"] = best
+            print(f"  {case['images_per_second']:.1f} img/s, {case['tflops']:.3g} TFLOP/s, ", end="")
+            print(f"{100 * case['tflops'] / best:.0f}% of the {best:.3g} of a large matrix product")
+            cases.append(case)
+        case["shares"], case["peak_memory_gb"] = first.measure_shares()
+        print("  of the step: " + ", ".join(f"{part} {100 * share:.0f}%" for part, share in case["shares"].items()))
+        if case["peak_memory_gb"]:
+            print(f"  GPU memory in use at most: {case['peak_memory_gb']:.2f} GiB")
+        del steps, first, versions
+    if not networks or "ssdlite320_mobilenet_v3_large" in networks:
+        cases.append(compare_ssdlite(device, n_images, n_times))
     torch.set_num_threads(threads)
     return cases
 
 
-def images_of_a_step(device):
-    return batch_size or (32 if device.type == "cuda" else 8)
+class Step:
+    """A training step of a network as train.py takes it, on made-up images; `predict()` is the forward pass alone."""
+
+    def __init__(self, name, device, is_compiled=True, bf16=True):
+        self.device, self.bf16 = device, bf16 and has_bf16_units(device)
+        self.memory_format = fastest_memory_format(device, name)
+        self.model = SSD300(21, name).to(device, memory_format=self.memory_format)
+        self.network = torch.compile(self.model) if is_compiled and device.type == "cuda" else self.model
+        self.criterion = MultiBoxLoss(self.model.priors_cxcy).to(device)
+        self.optimizer = train.make_optimizer(self.model, device)
+        self.objects = make_up_objects(images_of_a_step())
+        size = self.model.input_size
+        pixels = torch.randint(256, (images_of_a_step(), 3, size, size), dtype=torch.uint8)
+        self.pixels = pixels.pin_memory() if device.type == "cuda" else pixels
+
+    def normalize(self):
+        return self.model.normalize(self.pixels).contiguous(memory_format=self.memory_format)
+
+    def forward(self, images):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.network(images)
+
+    @torch.inference_mode()
+    def predict(self):
+        return self.forward(self.normalize())
+
+    def __call__(self, mark=lambda part: None):
+        self.optimizer.zero_grad()
+        mark("start")
+        images = self.normalize()
+        mark("normalise")
+        predictions = self.forward(images)
+        mark("forward")
+        loss = self.criterion(*predictions, *self.objects)
+        mark("loss")
+        loss.backward()
+        mark("backward")
+        self.optimizer.step()
+        mark("optimiser")
+
+    def measure_shares(self):
+        """The share of each part in a step, which is waited for after each; and GPU memory in GiB at most, or None."""
+        marks = []
+
+        def mark(part):
+            synchronize()
+            marks.append((part, time.perf_counter()))
+
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self(mark)
+        seconds = {part: now - before for (_, before), (part, now) in pairwise(marks)}
+        memory = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
+        return {part: value / sum(seconds.values()) for part, value in seconds.items()}, memory
 
 
-def make_steps(device, n_images, dtype, memory_format, is_compiled):
-    """Two functions: a forward pass for evaluation, and a training step."""
-    model = SSD300(n_classes=21).to(device, memory_format=memory_format)
-    network = torch.compile(model) if is_compiled else model
-    criterion, optimizer = MultiBoxLoss(model.priors_cxcy).to(device), train.make_optimizer(model, device)
-    boxes, labels = make_up_objects(n_images)
-    pixels = torch.randint(256, (n_images, 3, 300, 300), dtype=torch.uint8)
-    pixels = pixels.pin_memory() if device.type == "cuda" else pixels
+@torch.inference_mode()
+def compare_ssdlite(device, n_images, n_times):
+    """Our SSDLite and torchvision's on the same (random) weights and images of 320 x 320: raw outputs."""
+    theirs = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91).eval()
+    ours = convert_state(theirs.state_dict(), "torchvision").eval()
+    memory_format = fastest_memory_format(device, ours.network)
+    ours, theirs = ours.to(device, memory_format=memory_format), theirs.to(device, memory_format=memory_format)
+    images = torch.rand(n_images, 3, 320, 320, device=device).contiguous(memory_format=memory_format)
 
-    def predict():
-        images = model.normalize(pixels).contiguous(memory_format=memory_format)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return network(images)
+    def run_theirs():
+        outputs = theirs.head(list(theirs.backbone(images).values()))
+        return outputs["bbox_regression"], outputs["cls_logits"]
 
-    def step():
-        optimizer.zero_grad()
-        criterion(*predict(), boxes, labels).backward()
-        optimizer.step()
+    for our, their in zip(ours(images), run_theirs(), strict=True):
+        difference = float((our - their).abs().max())
+        assert difference < 1e-3 * float(their.abs().max()), difference
+    versions = {"SSD300(network='ssdlite320...')": lambda: ours(images), "torchvision's": run_theirs}
+    case = compare(f"network: SSDLite and torchvision's, batch of {n_images}, {device.type}", versions, n_times=n_times)
+    case["images_per_second"] = {name: 1000 * n_images / median for name, median in case["median_ms"].items()}
+    print("  " + ", ".join(f"{name} {rate:.1f} img/s" for name, rate in case["images_per_second"].items()))
+    return case
 
-    return torch.inference_mode()(predict), step
+
+def images_of_a_step():
+    return batch_size or (32 if torch.cuda.is_available() else 8)
 
 
-def count_flops_of_image():
+def count_flops_of_image(name):
     """Floating-point operations of the forward pass of one image; a multiplication and an addition are two."""
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        SSD300(n_classes=21)(torch.empty(1, 3, 300, 300))
+        size = NETWORKS[name].input_size
+        SSD300(21, name).eval()(torch.empty(1, 3, size, size))
     return counter.get_total_flops()
 
 
@@ -390,7 +468,7 @@ def measure_matmul_peak(device):
 def benchmark_training():
     """Images a second of train.py as a user runs it, on generated pictures, with all that it does."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    n_images, n_iterations = images_of_a_step(device), 400 if device.type == "cuda" else 6
+    n_images, n_iterations = images_of_a_step(), 400 if device.type == "cuda" else 6
     n_workers = max(1, min(16, os.cpu_count() - 1))
     with tempfile.TemporaryDirectory() as folder:
         make_sample(Path(folder, "sample"), 40 if device.type == "cpu" else 1000, 10, seed=0)
