@@ -104,11 +104,7 @@ def evaluate(test_loader, model):
 
 
 def make_test_loader(data_folder, batch_size, workers, model, skip_corrupt=False):
-    """Read the TEST lists in order, difficult objects included, the images as the model wants them.
-
-    data_folder, skip_corrupt: as for `PascalVOCDataset`. batch_size: images that this process takes at a time.
-    workers: processes that read images. model: an SSD300.
-    """
+    """Read the TEST lists in order, with difficult objects, the images as the model wants them."""
     as_model_wants = {"size": model.input_size, "antialias": model.antialias}
     dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True, skip_corrupt=skip_corrupt, **as_model_wants)
     pin_memory = model.mean.device.type == "cuda"
@@ -148,10 +144,7 @@ def detect_all(test_loader, model):
 
 
 def score(detections, dataset):
-    """Score detections, three lists as from `detect_all()`, on a data set with the metric at the top of this file.
-
-    Returns a dict of class name to average precision, and a dict of the numbers that sum it up, the mean first.
-    """
+    """Average precision of each class, and the numbers that sum it up, the mean first: two dicts of name to number."""
     if metric == "coco":
         return calculate_coco(*detections, dataset)
     counts = np.diff(dataset.starts).tolist()
@@ -169,7 +162,7 @@ def print_table(average_precisions, summary):
 
 
 # ----------------------------------------------------------------------------------------------
-# The metric of Pascal VOC
+# The metrics of Pascal VOC and COCO
 # ----------------------------------------------------------------------------------------------
 
 # As in the Python ports of the development kit: 3, 6 and 7 tenths come out a little above 0.3, 0.6 and 0.7, so
@@ -247,10 +240,9 @@ def _concatenate(n_labels, boxes, labels, values):
 
 
 def _find_best_objects(det_boxes, det_groups, true_boxes, groups):
-    """For each detection the object that it overlaps most, of those in its group.
+    """For each detection the object of its group that it overlaps most, the first one of equals, and that overlap.
 
-    det_boxes (D, 4), true_boxes (T, 4): boundary form. det_groups (D,), groups (T,): ints from 0.
-    Returns its index (D,), the first one of equals, and the overlap (D,); -1 and 0 if it overlaps none.
+    Boxes are float64 tensors, groups arrays of ints. Returns two (D,) arrays; -1 and 0 where it overlaps none.
     """
     best_objects, best_overlaps = np.full(len(det_groups), -1), np.zeros(len(det_groups))
     by_group = np.argsort(groups, kind="stable")  # objects, group by group
@@ -267,10 +259,9 @@ def _find_best_objects(det_boxes, det_groups, true_boxes, groups):
 
 
 def _average_precision(objects, is_easy, n_easy, metric):
-    """Average precision of a class, NaN without an easy object.
+    """Average precision of one class, NaN if no object of it is easy.
 
-    objects: (n,) for each detection, by falling score, the object that it is near to, or -1.
-    is_easy: (T,) of all objects of all classes. n_easy: how many of this class are.
+    objects: for each detection, by falling score, the object that it is near to, or -1. is_easy: of all objects.
     """
     if n_easy == 0:
         return math.nan
@@ -289,10 +280,6 @@ def _average_precision(objects, is_easy, n_easy, metric):
     return float(np.sum(np.diff(recall, prepend=0.0) * highest_from))
 
 
-# ----------------------------------------------------------------------------------------------
-# The metric of COCO
-# ----------------------------------------------------------------------------------------------
-
 COCO_NUMBERS = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
     "AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large",
@@ -303,12 +290,12 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
     """COCO's average precision of each class and its twelve numbers, by pycocotools, the reference itself.
 
     AP is the mean over 101 points of recall and the overlaps 0.50, 0.55, ... 0.95; AR the recall with at most 1, 10
-    or 100 detections of a class in an image (AP takes 100). Small objects have up to 32 x 32 pixels of the original
-    image, large ones 96 x 96 or more, by COCO's `area` or else the box's. Crowds are ignored as COCO does it; in
-    lists that come from no COCO file, difficult objects count as crowds.
+    or 100 detections of a class in an image (AP takes 100). Sizes are those of the original image, by COCO's `area`
+    or else the box's: small up to 32 x 32 pixels, large from 96 x 96. Crowds are ignored as COCO does it; in lists
+    that come from no COCO file, difficult objects count as crowds.
 
     det_boxes, det_labels, det_scores: as from `detect_all()`. dataset: a `PascalVOCDataset` with difficult objects.
-    Returns a dict of class name to average precision, and a dict of COCO_NUMBERS; NaN where there is no object.
+    Returns a dict of class name to average precision, and one of COCO_NUMBERS; NaN where there is no object.
     """
     from pycocotools.coco import COCO  # only who wants these numbers needs it
     from pycocotools.cocoeval import COCOeval
@@ -352,12 +339,11 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
 
 
 def write_detections(path, dataset, detections=None):
-    """Write detections on a data set: all files, or none.
+    """Write detections on a data set, three lists as from `detect_all()`: all files or none.
 
-    path: a .json file gets the format of COCO's results, a list of {"image_id", "category_id", "bbox", "score"}. In
-        a folder each class gets a file comp4_det_test_<class>.txt, as Pascal VOC's development kit reads it. A line
-        is `image score x_min y_min x_max y_max`, in pixels that count from 1 and include both ends.
-    detections: three lists as from `detect_all()`; None only tries whether they could be written.
+    A .json file gets the format of COCO's results: a list of {"image_id", "category_id", "bbox", "score"}. In a folder
+    each class gets a file comp4_det_test_<class>.txt, as Pascal VOC's development kit reads it: lines of `image score
+    x_min y_min x_max y_max`, in pixels that count from 1 and include both ends. None only tries whether it can be done.
     Raises OSError, naming the path; ValueError for names or ids that the format cannot hold.
     """
     path = Path(path)
@@ -393,19 +379,19 @@ def _to_texts(path, dataset, boxes, labels, scores):
 
 
 def read_detections(path, dataset):
-    """Read what `write_detections()`, or another program, wrote: as `read_voc_detections()` does, of both formats."""
+    """Read the detections of any detector, from a .json file or a folder: see `read_voc_detections()`."""
     if not str(path).endswith(".json"):
         return read_voc_detections(path, dataset.image_names(), dataset.label_map)
     images, classes = coco_ids(dataset)
     label_of = {category_id: label for label, category_id in classes.items()}
 
-    def parse(entry):
+    def parse(entry, _):
         x, y, width, height = map(float, entry["bbox"])
         image, label = images[entry["image_id"]], label_of[entry["category_id"]]
         return image, label, float(entry["score"]), x, y, x + width, y + height
 
     form = '{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], "score": ...}'
-    entries = ((f"{path}, entry {number}", entry) for number, entry in enumerate(utils.read_json(path, list), start=1))
+    entries = (((path, f"entry {number}"), entry) for number, entry in enumerate(utils.read_json(path, list), start=1))
     return _parse(entries, parse, form, len(images))
 
 
@@ -413,46 +399,40 @@ def read_voc_detections(folder, image_names, label_map):
     """Read detections from a folder in Pascal VOC's format.
 
     Returns three lists with a tensor for each of `image_names`: boxes (n, 4) float64, boundary form, in
-    continuous pixels, labels (n,) int64 and scores (n,) float64. In an image they keep the order of the lines.
+    continuous pixels, labels (n,) and scores (n,) float64. In an image they keep the order of the lines.
     (`calculate_mAP()` then ranks equal scores by image first, the development kit by line alone; the two differ
     only where a file is not in the order of the images.)
-    Raises FileNotFoundError for a missing file; ValueError, naming the place, for what is not a detection of one of
-    the classes in one of the images.
+    Raises FileNotFoundError or ValueError, naming file and line, for what is missing or not a detection.
     """
     images, classes = voc_names(image_names, label_map)
+    paths = {os.path.join(folder, name): label for label, name in classes.items()}
 
     def lines():
-        for label, file_name in classes.items():
-            path = os.path.join(folder, file_name)
+        for path in paths:
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                yield from ((f"{path}, line {number}", (line, label)) for number, line in enumerate(file, start=1))
+                yield from (((path, f"line {number}"), line) for number, line in enumerate(file, start=1))
 
-    def parse(line_and_label):
-        line, label = line_and_label
+    def parse(line, path):
         name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
         score, x_min, y_min, x_max, y_max = map(float, numbers)
-        return images[name.strip()], label, score, x_min - 1, y_min - 1, x_max, y_max
+        return images[name.strip()], paths[path], score, x_min - 1, y_min - 1, x_max, y_max
 
     return _parse(lines(), parse, "`image score x_min y_min x_max y_max`", len(images))
 
 
 def _parse(entries, parse, form, n_images):
-    """Boxes, labels and scores, lists with a tensor an image, of (place, entry) pairs that should have this form.
-
-    parse: function of an entry that returns the number of its image, label, score and box.
-    """
+    """Boxes, labels and scores, lists with a tensor an image, from (place, entry) pairs that should have this form."""
     rows = []
-    for place, entry in entries:
+    for (path, place), entry in entries:
         try:
-            rows.append(parse(entry))
+            rows.append(parse(entry, path))
             if not math.isfinite(sum(rows[-1])):
                 raise ValueError("not finite")
         except (KeyError, OverflowError, TypeError, ValueError):
-            entry = printable(entry[0] if isinstance(entry, tuple) else entry)
-            rest = "with finite numbers, an image and a class of the TEST lists"
-            raise ValueError(f"{place}: '{entry}' is not {form} {rest}") from None
+            form += " with finite numbers, an image and a class of the TEST lists"
+            raise ValueError(f"{path}, {place}: '{printable(entry)}' is not {form}") from None
     rows = np.array(rows, dtype=np.float64).reshape(-1, 7)
     rows = torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
     counts = rows[:, 0].long().bincount(minlength=n_images).tolist()
@@ -460,10 +440,7 @@ def _parse(entries, parse, form, n_images):
 
 
 def voc_names(image_names, label_map):
-    """The names of images and classes in Pascal VOC's format: a dict of image to number, one of label to file.
-
-    Raises ValueError for an image whose name a line cannot hold, or that another one has, in another folder.
-    """
+    """A dict of image name to number, and one of label to file name; ValueError for images that VOC cannot name."""
     images = {}
     for number, name in enumerate(image_names):
         if name in images or re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name):
@@ -476,10 +453,7 @@ def voc_names(image_names, label_map):
 
 
 def coco_ids(dataset):
-    """The ids of images and classes in COCO's format: a dict of image to number, one of label to category.
-
-    They are those of the COCO file that the lists come from, or else 1, 2, ... and the labels.
-    """
+    """A dict of image id to number, and one of label to category id: COCO's, or else 1, 2, ... and the labels."""
     labels = {name: label for name, label in dataset.label_map.items() if label > 0}
     path = dataset.data_folder / "category_ids.json"
     ids_by_name = utils.read_json(path, dict) if path.exists() else labels
