@@ -55,7 +55,6 @@ INK, FAINT, GRID = "#1f2328", "#6e7781", "#d0d7de"
 PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # behind a text on a photo
 BLUE, RED, GREEN, AMBER, PURPLE = "#0969da", "#cf222e", "#1a7f37", "#bc4c00", "#8250df"
 CLASS_COLORS = dict(zip(sorted(LABEL_MAP.keys() - {"background"}), (AMBER, BLUE, GREEN, PURPLE), strict=True))
-HERO_PICTURES = (3, 10, 17, 36, 62, 88)  # of the demo's 100 test pictures
 
 matplotlib.rcParams.update({"font.size": 12, "text.color": INK, "axes.edgecolor": GRID, "figure.facecolor": "#fcfcfa"})
 
@@ -165,18 +164,19 @@ def match(boxes_xy, labels, priors_cxcy):
 
 
 def draw_hero(model):
-    """Six test pictures with what the network finds in them."""
+    """What the network finds in the first six test pictures that are wide and have two objects or more."""
     cells = []
-    for number in HERO_PICTURES:
-        image, _, _ = load_picture(number)
-        annotated = draw_boxes(image, *find_objects(image, min_score=0.4, model=model), CLASS_COLORS)
-        scale = max(390 / annotated.width, 300 / annotated.height)
-        annotated = annotated.resize((round(annotated.width * scale), round(annotated.height * scale)))
-        left, top = (annotated.width - 390) // 2, (annotated.height - 300) // 2
-        cells.append(annotated.crop((left, top, left + 390, top + 300)))
-    sheet = Image.new("RGB", (3 * 400 - 10, 2 * 310 - 10), "white")
-    for place, cell in enumerate(cells):
-        sheet.paste(cell, (400 * (place % 3), 310 * (place // 3)))
+    for number in range(1, 101):
+        image, boxes_xy, _ = load_picture(number)
+        if len(cells) < 6 and len(boxes_xy) >= 2 and image.width > 1.2 * image.height:
+            annotated = draw_boxes(image, *find_objects(image, min_score=0.4, model=model), CLASS_COLORS)
+            cells.append(annotated.resize((390, round(390 * annotated.height / annotated.width))))
+    rows = [cells[:3], cells[3:]]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (3 * 400 - 10, sum(heights) + 10), "white")
+    for row, top in zip(rows, (0, heights[0] + 10), strict=True):
+        for place, cell in enumerate(row):
+            sheet.paste(cell, (400 * place, top))
     return sheet
 
 
@@ -494,22 +494,20 @@ def draw_mining(model):
 
 
 def draw_nms(_model):
-    """Suppression of the scene's five candidates, step by step, with the overlaps."""
+    """Suppression of the scene's five candidates, step by step: thin green boxes have been kept before."""
     scene = Scene()
     boxes_xy, labels, scores = scene_module.candidates(scene)
     steps = scene_module.suppression_steps(scene)
-    n = len(steps)
-    figure, axes = panels(n, 2.9)
-    state = {}
+    kept = []
+    figure, axes = panels(len(steps), 2.9)
     for axis, (i, rival, overlap, stays) in zip(axes, steps, strict=True):
-        state[i] = stays
         show_photo(axis, scene.image)
-        axis.set(xlim=(0.0, 0.62), ylim=(0.68, 0.08))
-        for j, box in enumerate(boxes_xy):
-            color = FAINT if j not in state else GREEN if state[j] else RED
-            if j not in state or state[j] or j == i:
-                add_box(axis, box, color, scene_module.CANDIDATE_NAMES[j], 2.6 if j == i else 1.2, j not in state,
-                        at=("top", "left", "right", "bottom", "inside")[j])  # fmt: skip
+        axis.set(xlim=(0.08, 0.6), ylim=(0.62, 0.14))
+        for j in kept:
+            add_box(axis, boxes_xy[j], GREEN, width=1.2)
+        add_box(axis, boxes_xy[i], GREEN if stays else RED, width=2.6)
+        if stays:
+            kept.append(i)
         name = f"{scene_module.CANDIDATE_NAMES[i]}: {CLASS_NAMES[int(labels[i])]} {float(scores[i]):.2f}"
         reason = "no rival" if rival is None else f"overlap with {scene_module.CANDIDATE_NAMES[rival]}: {overlap:.2f}"
         axis.set_title(name, fontsize=10)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torchvision.ops import batched_nms
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
@@ -22,7 +23,7 @@ sys.path[:0] = [str(REPO), str(REPO / "tools")]
 from make_sample import CLASSES, draw_sample  # noqa: E402 (the path to it has to be set first)
 
 from datasets import prepare  # noqa: E402
-from model import SSD300, MultiBoxLoss, detect_objects  # noqa: E402
+from model import SSD300, MultiBoxLoss  # noqa: E402
 from utils import (  # noqa: E402
     CENTER_VARIANCE,
     SIZE_VARIANCE,
@@ -48,7 +49,8 @@ MAX_OVERLAP = 0.45
 def load_picture(number):
     """A picture of the sample's test split: PIL image, boxes_xy (n, 4) fractional, list of n class names."""
     image, objects = draw_sample(np.random.default_rng((0, 1, number)))
-    boxes_xy = torch.tensor([item["box_xy_pixels"] for item in objects]) / torch.tensor([*image.size, *image.size])
+    boxes = [item["box_xy_pixels"] for item in objects]
+    boxes_xy = torch.tensor(boxes).reshape(-1, 4) / torch.tensor([*image.size, *image.size])
     return image, boxes_xy, [item["name"] for item in objects]
 
 
@@ -136,9 +138,9 @@ def write_scene(model):
 
 
 def choose_candidates(locs, scores, scene):
-    """Five priors whose best class is an object, by falling score: the star's best, and four of the rectangle's.
+    """Five priors whose best class is an object, by falling score: the star's best, and four that say "rectangle".
 
-    Of the rectangle's: the best two, the one that overlaps the best one least, and one of those between.
+    Of these: the best two, one from the middle, and the one that overlaps the best one least.
     """
     probabilities = F.softmax(scores, dim=1)  # (8732, C)
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, scene.all_priors_cxcy))
@@ -300,13 +302,12 @@ def suppression_table(scene):
 
 
 def check_suppression(scene):
-    """Raise ValueError if `detect_objects()` keeps other candidates than the table says."""
-    priors = scene.all_priors_cxcy[scene.predictions["candidate_priors"]]
-    predictions = (torch.tensor(scene.predictions[f"candidate_{key}"])[None] for key in ("locs", "scores"))
-    (boxes,), _, _ = detect_objects(*predictions, priors, 0.1, MAX_OVERLAP, 200)
-    n_kept = sum(stays for *_, stays in suppression_steps(scene))
-    if len(boxes) != n_kept:
-        raise ValueError(f"detect_objects() keeps {len(boxes)} candidates, the table {n_kept}")
+    """Raise ValueError if torchvision's suppression keeps other candidates than the table says."""
+    boxes_xy, labels, scores = candidates(scene)
+    kept = sorted(batched_nms(boxes_xy, scores, labels, MAX_OVERLAP).tolist())
+    ours = [i for i, _, _, stays in suppression_steps(scene) if stays]
+    if kept != ours:
+        raise ValueError(f"torchvision keeps the candidates {kept}, the table {ours}")
 
 
 TABLES = {
