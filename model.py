@@ -70,6 +70,7 @@ class Network(NamedTuple):
     last_scale: float = 1.0  # follows the last map's scale, for its extra square prior
     divisor: int = 1  # the layers have so many times fewer channels than the paper's
     is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image, no L2 norm
+    init_std: float = 0.0  # of the new layers' weights; 0: Xavier's
     mean: tuple = IMAGENET_MEAN  # of the input, until weights are loaded that were trained with another
     std: tuple = IMAGENET_STD
 
@@ -118,7 +119,7 @@ NETWORKS = {
     "ssd300_vgg16_bn": Network(300, "vgg16_bn", SSD300_SOURCES),
     "ssd300_tiny": Network(300, "vgg16_bn", EIGHTH, divisor=8),
     "ssdlite320_mobilenet_v3_large": Network(
-        320, "mobilenet_v3_large", SSDLITE_SOURCES, is_lite=True, mean=HALF, std=HALF
+        320, "mobilenet_v3_large", SSDLITE_SOURCES, is_lite=True, init_std=0.03, mean=HALF, std=HALF
     ),
     "ssd300_vgg16_coco": Network(300, "vgg16", COCO300, last_scale=1.05),
     "ssd512_vgg16_coco": Network(512, "vgg16", COCO512, last_scale=1.06),
@@ -158,11 +159,11 @@ LITE_NORM = partial(BatchNorm, eps=0.001, momentum=0.03)
 LiteConvolution = partial(Conv2dNormActivation, norm_layer=LITE_NORM, activation_layer=nn.ReLU6)
 
 
-def init_convolutions(module, is_lite=False):
-    """Xavier's uniform weights, as the Caffe code starts all that it adds to VGG (SSDLite: normal); biases 0."""
+def init_convolutions(module, std=None):
+    """Normal weights of a deviation, or Xavier's, as the Caffe code starts all that it adds to VGG; biases 0."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
-            nn.init.normal_(conv.weight, std=0.03) if is_lite else nn.init.xavier_uniform_(conv.weight)
+            nn.init.normal_(conv.weight, std=std) if std else nn.init.xavier_uniform_(conv.weight)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
@@ -215,7 +216,7 @@ class MobileNetBase(nn.Module):
         super().__init__()
         reduced_tail = network.sources[1].channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LITE_NORM, reduced_tail=reduced_tail).features
-        init_convolutions(self, is_lite=True)
+        init_convolutions(self, network.init_std)
 
     def forward(self, images):
         blocks = list(self.features)
@@ -229,7 +230,11 @@ class MobileNetBase(nn.Module):
         return c4, x  # c5: (N, 480, 10, 10)
 
 
-BASES = {"vgg16": VGGBase, "vgg16_bn": VGGBase, "mobilenet_v3_large": MobileNetBase}
+BASES = {  # the class, and torchvision's ImageNet weights for it
+    "vgg16": (VGGBase, torchvision.models.VGG16_Weights),
+    "vgg16_bn": (VGGBase, torchvision.models.VGG16_BN_Weights),
+    "mobilenet_v3_large": (MobileNetBase, torchvision.models.MobileNet_V3_Large_Weights),
+}
 
 # ----------------------------------------------------------------------------------------------
 # Auxiliary and prediction convolutions
@@ -245,7 +250,7 @@ class AuxiliaryConvolutions(nn.Module):
 
     def __init__(self, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
-        batch_norm, channels = network.base == "vgg16_bn", network.sources[1].channels
+        channels = network.sources[1].channels
         for source in network.sources[2:]:
             middle = source.middle
             size = {"kernel_size": source.kernel, "stride": source.stride, "padding": source.padding}
@@ -253,13 +258,13 @@ class AuxiliaryConvolutions(nn.Module):
                 first = LiteConvolution(channels, middle, 1)
                 depthwise = LiteConvolution(middle, middle, groups=middle, **size)
                 second = nn.Sequential(depthwise, LiteConvolution(middle, source.channels, 1))
-            else:
-                first = Convolution(channels, middle, 1, batch_norm)
-                second = Convolution(middle, source.channels, batch_norm=batch_norm, **size)
+            else:  # without batch normalisation: a small batch has too few values in maps of 3 x 3 and 1 x 1
+                first = Convolution(channels, middle, 1)
+                second = Convolution(middle, source.channels, **size)
             self.add_module(source.name[:-1] + "1", first)  # conv8_1
             self.add_module(source.name, second)  # conv8_2
             channels = source.channels
-        init_convolutions(self, network.is_lite)
+        init_convolutions(self, network.init_std)
 
     def forward(self, x):
         source_maps = []
@@ -288,7 +293,8 @@ class PredictionConvolutions(nn.Module):
                 else:
                     head = nn.Conv2d(source.channels, source.n_priors * size, 3, padding=1)
                 self.add_module(f"{kind}_{source.name}", head)
-        init_convolutions(self, network.is_lite)
+        # Behind batch normalisation weights of 0.01 learn faster than Xavier's.
+        init_convolutions(self, 0.01 if network.base == "vgg16_bn" else network.init_std)
 
     def forward(self, source_maps):
         locs, scores = [], []
@@ -341,12 +347,14 @@ class SSD300(nn.Module):
 
     def build(self, row):
         """Make the layers of a row of the table, with random weights."""
-        self.base = BASES[row.base](row)
+        self.base = BASES[row.base][0](row)
         self.aux_convs = AuxiliaryConvolutions(row)
         self.pred_convs = PredictionConvolutions(self.n_classes, row)
         # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by
-        # a factor for each channel, which is learned from a start at 20 (the paper, section 3.1; ParseNet).
-        factors = None if row.is_lite else nn.Parameter(torch.full((1, row.sources[0].channels, 1, 1), 20.0))
+        # a factor for each channel, which is learned from a start at 20 (the paper, section 3.1; ParseNet):
+        # 0.88 on average. It takes less for fewer channels.
+        start = torch.full((1, row.sources[0].channels, 1, 1), 20 / row.divisor**0.5)
+        factors = None if row.is_lite else nn.Parameter(start)
         self.register_parameter("rescale_factors", factors)
         self.frozen_layers = []  # see freeze_base()
 
@@ -749,15 +757,9 @@ def compute_divisor(n_positives, n_negatives_without_objects, neg_pos_ratio):
 # What is read from files: pretrained bases, checkpoints
 # ----------------------------------------------------------------------------------------------
 
-PRETRAINED = {
-    "vgg16": torchvision.models.VGG16_Weights,
-    "vgg16_bn": torchvision.models.VGG16_BN_Weights,
-    "mobilenet_v3_large": torchvision.models.MobileNet_V3_Large_Weights,
-}
-
 
 def load_pretrained(model, weights):
-    """Start the base from a network that was trained to classify ImageNet; take over its input's mean and std.
+    """Start the base from a network that was trained to classify ImageNet; take over its mean and std.
 
     weights: a name of torchvision's weights, such as "IMAGENET1K_V1", downloaded once and cached; or a file, a state
     dict as torchvision names it. (VGG-16: `features.*` alone will do; "IMAGENET1K_FEATURES" was trained with Caffe.)
@@ -766,10 +768,12 @@ def load_pretrained(model, weights):
     row = NETWORKS[model.network]
     if row.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
-    state = read_pretrained(weights, PRETRAINED[row.base].__members__)
+    state = read_pretrained(weights, BASES[row.base][1].__members__)
     try:
         fit_tail(model, state.get("features.16.0.weight"))
-        entries = vgg16_entries(model.base, state) if isinstance(model.base, VGGBase) else features_of(state)
+        entries = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+        if not row.is_lite:
+            entries = vgg16_entries(model.base, entries, state)
         check_finite(entries)
         model.base.load_state_dict(entries)
     except (RuntimeError, ValueError) as error:
@@ -800,38 +804,28 @@ def read_pretrained(weights, known):
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
         raise ValueError(f"{weights}: not a state dict of tensors: {printable(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    is_dict = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not is_dict or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{weights}: not a state dict of tensors, such as torchvision's networks have")
     return state
 
 
-def features_of(state):
-    """The entries of the convolutions of a torchvision network, without those of its classifier."""
-    return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-
-
-def vgg16_entries(base, state):
+def vgg16_entries(base, features, state):
     """A VGG-16's entries under the names of our base; conv6 and conv7 from fc6 and fc7 if they are usable."""
-    names, index = {}, 0  # torchvision numbers all layers: convolution, batch normalisation if any, ReLU, ..., pooling
+    names, index = {}, 0  # in `features` each convolution is followed by its normalisation, if any, and a ReLU
     for name, layer in base.named_children():
-        names[f"features.{index}"] = name
-        if isinstance(layer, Convolution):
-            has_norm = layer.norm is not None
-            if has_norm:
-                names[f"features.{index + 1}"] = f"{name}.norm"
-            index += 1 + has_norm
-        index += 1
+        names[str(index)], names[str(index + 1)] = name, f"{name}.norm"
+        index += 1 if isinstance(layer, nn.MaxPool2d) else 2 if layer.norm is None else 3
     entries = {}
-    for entry, tensor in features_of(state).items():
-        layer, _, kind = entry.rpartition(".")
-        entries[f"{names.get(layer, layer)}.{kind}"] = tensor
+    for entry, tensor in features.items():
+        _, number, kind = entry.split(".")
+        entries[f"{names.get(number, number)}.{kind}"] = tensor
     # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
-    fc = [state.get(f"classifier.{i}.{kind}", torch.tensor(torch.nan)) for i in (0, 3) for kind in ("weight", "bias")]
+    fc = [state.get(f"classifier.{i}.{kind}", torch.tensor(torch.nan)) for kind in ("bias", "weight") for i in (0, 3)]
     if all(bool(tensor.isfinite().all()) for tensor in fc):
-        entries["conv6.weight"] = decimate(fc[0].view(4096, 512, 7, 7), steps=(4, None, 3, 3))
-        entries["conv6.bias"] = decimate(fc[1], steps=(4,))
-        entries["conv7.weight"] = decimate(fc[2].view(4096, 4096, 1, 1), steps=(4, 4, None, None))
-        entries["conv7.bias"] = decimate(fc[3], steps=(4,))
+        entries["conv6.bias"], entries["conv7.bias"] = (decimate(bias, steps=(4,)) for bias in fc[:2])
+        entries["conv6.weight"] = decimate(fc[2].view(4096, 512, 7, 7), steps=(4, None, 3, 3))
+        entries["conv7.weight"] = decimate(fc[3].view(4096, 4096, 1, 1), steps=(4, 4, None, None))
     else:
         init_convolutions(base.conv6)
         init_convolutions(base.conv7)
@@ -840,19 +834,12 @@ def vgg16_entries(base, state):
 
 
 def decimate(tensor, steps):
-    """Keep every `step`-th entry along each dimension, the first one included.
-
-    tensor: of any shape; steps: one int for each dimension, None where all entries stay.
-    Source: the paper, section 3 ("subsample parameters from fc6 and fc7"), after DeepLab.
-    """
+    """Keep every `step`-th entry along each dimension, from the first on; None: all (the paper, section 3)."""
     return tensor[tuple(slice(None, None, step) for step in steps)]
 
 
 def fit_tail(model, last_weight):
-    """Rebuild an SSDLite for a tail of another width: ImageNet's is not reduced, that of torchvision's COCO weights is.
-
-    last_weight: of the last convolution of MobileNet; None for other bases.
-    """
+    """Rebuild an SSDLite whose weights have a tail of another width, by the weight of MobileNet's last convolution."""
     row = NETWORKS[model.network]
     if row.is_lite and last_weight is not None and len(last_weight) != row.sources[1].channels:
         c4, c5, *others = row.sources
@@ -941,12 +928,8 @@ def model_from_checkpoint(saved, name):
 
 
 def load_model(path, device="cpu"):
-    """Read a model, with its label map, from a checkpoint to a device, in evaluation mode.
-
-    Raises as `load_checkpoint()` and `model_from_checkpoint()` do.
-    """
-    model = model_from_checkpoint(load_checkpoint(path), path)
-    device = torch.device(device)
+    """Read a model, with its label map, from a checkpoint to a device, in evaluation mode; ValueError if it is none."""
+    model, device = model_from_checkpoint(load_checkpoint(path), path), torch.device(device)
     return model.to(device, memory_format=fastest_memory_format(device, model.network)).eval()
 
 
@@ -961,9 +944,8 @@ def has_bf16_units(device):
 def fastest_memory_format(device, network):
     """The order of images in memory in which a device trains a network fastest.
 
-    Channels last is what GPUs and the bfloat16 units of CPUs compute in, and what batch normalisation likes (measured
-    with AVX512, float32: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite). Other CPUs go back through
-    VGG-16's contiguous convolutions 1.6 times as fast (measured on an AVX2 machine).
+    Channels last: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite (AVX512, float32). CPUs without bfloat16
+    units go back through VGG-16's contiguous convolutions 1.6 times as fast (measured on an AVX2 machine).
     """
     is_plain_vgg = NETWORKS[network].base == "vgg16"
     return torch.contiguous_format if is_plain_vgg and not has_bf16_units(device) else torch.channels_last
