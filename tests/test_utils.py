@@ -1,0 +1,381 @@
+"""utils.py: boxes, label maps and colours, files and checkpoints, messages, parameters."""
+
+import colorsys
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import REPO, Payload
+
+import train
+from model import SSD300
+from utils import (
+    class_colors,
+    cxcy_to_gcxgcy,
+    cxcy_to_xy,
+    find_intersection,
+    find_jaccard_overlap,
+    find_paired_overlap,
+    gcxgcy_to_cxcy,
+    load_checkpoint,
+    load_label_map,
+    make_label_map,
+    override_parameters,
+    printable,
+    read_json,
+    remove_leftovers,
+    save_checkpoint,
+    script_parameters,
+    voc_labels,
+    write_file,
+    xy_to_cxcy,
+)
+
+CONTENTS = {"iteration": 3, "label_map": {"background": 0, "cat": 1}, "model": {"w": torch.arange(5.0)}}
+
+# ----------------------------------------------------------------------------------------------
+# Boxes
+# ----------------------------------------------------------------------------------------------
+
+
+def random_boxes_xy(n, seed=0, dtype=torch.float32):
+    """n boxes of positive area inside the image."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = 0.02 + 0.6 * torch.rand(n, 2, generator=generator, dtype=dtype)
+    mins = torch.rand(n, 2, generator=generator, dtype=dtype) * (1 - sizes)
+    return torch.cat([mins, mins + sizes], dim=1)
+
+
+def slow_overlap(box_1, box_2):
+    """Overlap of two boxes, lists of four numbers in boundary form, in Python's float64."""
+    width = min(box_1[2], box_2[2]) - max(box_1[0], box_2[0])
+    height = min(box_1[3], box_2[3]) - max(box_1[1], box_2[1])
+    shared = max(width, 0) * max(height, 0)
+    area_1 = (box_1[2] - box_1[0]) * (box_1[3] - box_1[1])
+    area_2 = (box_2[2] - box_2[0]) * (box_2[3] - box_2[1])
+    return shared / (area_1 + area_2 - shared)
+
+
+def test_boundary_and_center_size_form_by_hand():
+    boxes_xy = torch.tensor([[0.25, 0.5, 0.75, 0.625], [0, 0, 1, 1], [10, 20, 40, 100]])
+    boxes_cxcy = torch.tensor([[0.5, 0.5625, 0.5, 0.125], [0.5, 0.5, 1, 1], [25, 60, 30, 80]])
+    assert torch.equal(xy_to_cxcy(boxes_xy), boxes_cxcy)
+    assert torch.equal(cxcy_to_xy(boxes_cxcy), boxes_xy)
+
+
+def test_forms_keep_leading_dimensions_and_dtype():
+    for shape in ((4,), (0, 4), (2, 3, 4)):
+        boxes = torch.rand(shape, dtype=torch.float64)
+        assert cxcy_to_xy(boxes).shape == xy_to_cxcy(boxes).shape == shape
+        assert cxcy_to_xy(boxes).dtype == xy_to_cxcy(boxes).dtype == torch.float64
+        torch.testing.assert_close(xy_to_cxcy(cxcy_to_xy(boxes)), boxes)
+
+
+def test_offsets_by_hand():
+    # The centre is half a prior's width to the right of the prior's, and as high; it is twice as wide, a
+    # fourth as high: (0.5 / 0.1, 0, ln 2 / 0.2, ln 0.25 / 0.2).
+    prior_cxcy = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
+    box_cxcy = torch.tensor([[0.6, 0.5, 0.4, 0.1]])
+    offsets = torch.tensor([[5.0, 0.0, math.log(2) / 0.2, math.log(0.25) / 0.2]])
+    torch.testing.assert_close(cxcy_to_gcxgcy(box_cxcy, prior_cxcy), offsets)
+    torch.testing.assert_close(gcxgcy_to_cxcy(offsets, prior_cxcy), box_cxcy)
+
+
+def test_a_prior_has_no_offset_from_itself():
+    priors_cxcy = SSD300.create_prior_boxes()
+    assert torch.equal(cxcy_to_gcxgcy(priors_cxcy, priors_cxcy), torch.zeros(8732, 4))
+    assert torch.equal(gcxgcy_to_cxcy(torch.zeros(2, 8732, 4), priors_cxcy), priors_cxcy.expand(2, -1, -1))
+
+
+def test_encoding_and_decoding_undo_each_other():
+    priors_cxcy = SSD300.create_prior_boxes()
+    boxes_cxcy = xy_to_cxcy(random_boxes_xy(3 * 8732).view(3, 8732, 4))
+    offsets = cxcy_to_gcxgcy(boxes_cxcy, priors_cxcy)
+    torch.testing.assert_close(gcxgcy_to_cxcy(offsets, priors_cxcy), boxes_cxcy, rtol=1e-5, atol=1e-6)
+    offsets = 3 * torch.randn(3, 8732, 4, generator=torch.Generator().manual_seed(1))
+    again = cxcy_to_gcxgcy(gcxgcy_to_cxcy(offsets, priors_cxcy), priors_cxcy)
+    torch.testing.assert_close(again, offsets, rtol=1e-5, atol=1e-4)
+
+
+def test_encoding_is_finite_and_undone_at_the_extremes_of_float32():
+    tiny = torch.finfo(torch.float32).tiny  # 1.2e-38
+    smallest_subnormal = tiny * torch.finfo(torch.float32).eps  # 1.4e-45: the smallest number above 0
+    above_half = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)).item()
+    boxes_xy = torch.tensor(
+        [
+            [0.0, 0.0, 1.0, 1.0],
+            [0.0, 0.0, tiny, tiny],
+            [0.0, 0.0, smallest_subnormal, 1.0],
+            [0.5, 0.5, above_half, above_half],
+            [1 - 2**-24, 0.0, 1.0, 1.0],
+            [0.0, 0.0, 1e4, 1e4],
+        ]
+    )
+    assert (boxes_xy[:, 2:] > boxes_xy[:, :2]).all()  # the numbers survived float32
+    priors_cxcy = SSD300.create_prior_boxes()[::97]
+    boxes_cxcy = xy_to_cxcy(boxes_xy)[:, None].expand(-1, len(priors_cxcy), -1)
+    offsets = cxcy_to_gcxgcy(boxes_cxcy, priors_cxcy)
+    assert offsets.isfinite().all()
+    decoded = gcxgcy_to_cxcy(offsets, priors_cxcy)
+    # A relative error of 6e-8 in ln(size / prior), 104 at most, is 6e-6 in the size.
+    normal = boxes_cxcy[..., 2:] >= tiny
+    torch.testing.assert_close(decoded[..., 2:][normal], boxes_cxcy[..., 2:][normal], rtol=3e-5, atol=0)
+    torch.testing.assert_close(decoded[..., :2], boxes_cxcy[..., :2], rtol=1e-6, atol=1e-7)
+
+
+def test_overlap_by_hand():
+    box = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
+    others = torch.tensor(
+        [
+            [0.0, 0.0, 4.0, 2.0],  # the same: 8 / 8
+            [2.0, 0.0, 6.0, 2.0],  # shifted by half its width: 4 / (8 + 8 - 4)
+            [1.0, 0.5, 3.0, 1.5],  # inside: 2 / 8
+            [4.0, 0.0, 8.0, 2.0],  # shares an edge
+            [4.0, 2.0, 5.0, 3.0],  # shares a corner
+            [9.0, 9.0, 10.0, 10.0],  # far away in both directions: two negative sides are no area
+        ]
+    )
+    assert find_intersection(box, others).tolist() == [[8, 4, 2, 0, 0, 0]]
+    torch.testing.assert_close(find_jaccard_overlap(box, others), torch.tensor([[1, 1 / 3, 1 / 4, 0, 0, 0]]))
+
+
+def test_overlap_of_boxes_without_area_is_zero():
+    point, line = [0.5, 0.5, 0.5, 0.5], [0.2, 0.5, 0.8, 0.5]
+    boxes = torch.tensor([point, line, [0.0, 0.0, 1.0, 1.0]])
+    assert find_jaccard_overlap(boxes, boxes).tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert find_jaccard_overlap(boxes, torch.zeros(0, 4)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_overlap_against_a_slow_reference(dtype):
+    boxes_1, boxes_2 = random_boxes_xy(40, 1, dtype), random_boxes_xy(50, 2, dtype)
+    overlap = find_jaccard_overlap(boxes_1, boxes_2)
+    expected = [[slow_overlap(b1, b2) for b2 in boxes_2.tolist()] for b1 in boxes_1.tolist()]
+    assert overlap.dtype == dtype
+    torch.testing.assert_close(overlap, torch.tensor(expected, dtype=dtype), rtol=1e-5, atol=1e-6)
+    assert (overlap > 0.5).any() and (overlap == 0).any()
+
+
+def test_overlap_of_batches():
+    boxes_1, boxes_2 = random_boxes_xy(30, 3).view(2, 3, 5, 4), random_boxes_xy(42, 4).view(2, 3, 7, 4)
+    overlap = find_jaccard_overlap(boxes_1, boxes_2)
+    assert overlap.shape == (2, 3, 5, 7)
+    for i in range(2):
+        for j in range(3):
+            assert torch.equal(overlap[i, j], find_jaccard_overlap(boxes_1[i, j], boxes_2[i, j]))
+    # One set may serve all of a batch, as the priors do.
+    shared = find_jaccard_overlap(boxes_1, boxes_2[0, 0])
+    assert torch.equal(shared[1, 2], find_jaccard_overlap(boxes_1[1, 2], boxes_2[0, 0]))
+
+
+def test_overlap_of_pairs_is_that_of_all_pairs_and_leaves_its_arguments_alone():
+    boxes_1, boxes_2 = random_boxes_xy(40, 5), random_boxes_xy(40, 6)
+    copies = boxes_1.clone(), boxes_2.clone()
+    assert torch.equal(find_paired_overlap(boxes_1, boxes_2), find_jaccard_overlap(boxes_1, boxes_2).diagonal())
+    assert torch.equal(boxes_1, copies[0]) and torch.equal(boxes_2, copies[1])
+
+
+# ----------------------------------------------------------------------------------------------
+# Labels and colours
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [(), "dog", ["a", "a"], ["background"], ["a", " "], ["a", 3]])
+def test_bad_class_names_are_refused(names):
+    with pytest.raises(ValueError, match=r"class|name"):
+        make_label_map(names)
+
+
+def test_colors_are_bright_apart_and_do_not_depend_on_later_classes():
+    label_map = make_label_map(voc_labels)
+    colors = class_colors(label_map)
+    assert list(colors) == list(voc_labels) and make_label_map(voc_labels)["tvmonitor"] == 20
+    hues = sorted(colorsys.rgb_to_hsv(*bytes.fromhex(color[1:]))[0] for color in colors.values())
+    gaps = [b - a for a, b in zip(hues, [*hues[1:], hues[0] + 1], strict=True)]
+    assert min(gaps) > 0.6 / 20 and max(gaps) < 2 / 20  # about evenly spaced
+    assert class_colors(make_label_map(voc_labels[:2])) == {name: colors[name] for name in voc_labels[:2]}
+    assert len(class_colors(make_label_map([f"c{i}" for i in range(5000)]))) == 5000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{}", '{"cat": 1}', '{"background": 0}', '{"background": 0, "cat": 2}',
+             '{"background": 0, "cat": true}', '{"background": 1, "cat": 0}', "[" * 10_000],
+)  # fmt: skip
+def test_a_bad_label_map_names_its_file(tmp_path, text):
+    (tmp_path / "label_map.json").write_text(text)
+    with pytest.raises(ValueError, match=r"label_map\.json"):
+        load_label_map(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------
+# Files and messages
+# ----------------------------------------------------------------------------------------------
+
+
+def test_json_is_read_from_regular_files_only(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')  # with a byte order mark
+    assert read_json(tmp_path / "a.json", dict) == {"a": 1}
+    os.mkfifo(tmp_path / "pipe.json")  # reading it would wait for ever
+    for name, error in (("gone.json", FileNotFoundError), ("pipe.json", ValueError), ("a.json", ValueError)):
+        with pytest.raises(error, match=name):
+            read_json(tmp_path / name, list)
+
+
+@pytest.mark.parametrize("contents", [b"caf\xc3\xa9", "café", lambda file: file.write(b"caf\xc3\xa9")])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, contents):
+    def write_half(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    path = tmp_path / "file"
+    write_file(path, contents)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, write_half)
+    assert path.read_text(encoding="utf-8") == "café" and list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_files_of_dead_processes_go_those_of_living_ones_stay(tmp_path):
+    """Two runs may write the same file."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    code = "import os, sys, utils; utils.write_file(sys.argv[1], lambda file: os.kill(os.getpid(), 9))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "c.tar")], cwd=REPO)
+    (left,) = (path.name for path in tmp_path.iterdir())  # a run that was killed while it wrote
+    assert left.startswith("c.tar.") and left.endswith(".tmp")
+    host = left.split(".")[2:-2]
+    alive = ".".join(["c.tar", *host, str(os.getppid()), "tmp"])
+    for name in (alive, "other.tar.1.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    remove_leftovers(tmp_path / "c.tar")
+    assert {path.name for path in tmp_path.iterdir()} == {alive, "other.tar.1.tmp"}
+    save_checkpoint(CONTENTS, tmp_path / "c.tar")
+    assert {path.name for path in tmp_path.iterdir()} == {"c.tar", alive, "other.tar.1.tmp"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("traffic light", "traffic light"), ("a\n b\tc", "a b c"), ("\x1b[2Jcat", r"\x1b[2Jcat"), ("Käfer 狗", "Käfer 狗"),
+     ("\udcff", r"\udcff"), ("x\u202ey", r"x\u202ey"), ("x" * 300, "x" * 197 + "..."), (KeyError(), "KeyError")],
+)  # fmt: skip
+def test_strings_from_files_are_shown_safely(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_checkpoint_comes_back(tmp_path):
+    save_checkpoint(CONTENTS, tmp_path / "c.pth.tar")
+    loaded = load_checkpoint(tmp_path / "c.pth.tar")
+    assert loaded["iteration"] == 3 and loaded["label_map"] == CONTENTS["label_map"]
+    assert torch.equal(loaded["model"]["w"], CONTENTS["model"]["w"])
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pth.tar"]  # no temporary file stays
+    with pytest.raises(FileNotFoundError, match=r"nothing\.tar"):
+        load_checkpoint(tmp_path / "nothing.tar")
+    with pytest.raises(OSError, match="no_such_folder"):
+        save_checkpoint(CONTENTS, tmp_path / "no_such_folder" / "c.pth.tar")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_named(tmp_path, share):
+    path = tmp_path / "c.pth.tar"
+    save_checkpoint(CONTENTS, path)
+    contents = path.read_bytes()
+    path.write_bytes(contents[: int(share * len(contents))])
+    with pytest.raises(ValueError, match=r"c\.pth\.tar: truncated"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("contents", [{"state_dict": {}}, [1, 2], torch.zeros(3), {"format": "other/1"}, b"<html>"])
+def test_another_programs_file_is_named(tmp_path, contents):
+    path = tmp_path / "foreign.pth"
+    path.write_bytes(contents) if isinstance(contents, bytes) else torch.save(contents, path)
+    with pytest.raises(ValueError, match=r"foreign\.pth: .*not a checkpoint of this repo.*tools/convert_weights\.py"):
+        load_checkpoint(path)
+
+
+def test_a_pickled_payload_does_not_run(tmp_path):
+    torch.save({**CONTENTS, "format": "ssd300/1", "extra": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth: refused"):
+        load_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "evil.pth", weights_only=False)  # the payload is a real one
+    assert (tmp_path / "ran").exists()
+
+
+def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
+    """A limit on the size of files stands for the disk: the write breaks off in the middle."""
+    path = tmp_path / "c.pth.tar"
+    save_checkpoint(CONTENTS, path)
+    before = path.read_bytes()
+    code = (
+        "import resource, signal, sys, torch, utils\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"  # then write() fails, as on a full disk
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))\n"
+        "utils.save_checkpoint({'model': {'w': torch.zeros(1_000_000)}}, sys.argv[1])\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(path)], cwd=REPO, capture_output=True, text=True)
+    assert "could not write the checkpoint, the one before it is unchanged" in process.stderr
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# ----------------------------------------------------------------------------------------------
+# Parameters
+# ----------------------------------------------------------------------------------------------
+
+
+def make_namespace():
+    """What `globals()` of a script may hold."""
+    return {
+        "__doc__": "A script.", "lr": 1e-3, "iterations": 100, "bf16": True, "folder": "data", "decay_at": (80, 90),
+        "names": (), "steps": ("crop", "flip"), "MEAN": (1, 2), "_private": 1, "main": make_namespace, "os": os,
+    }  # fmt: skip
+
+
+def test_parameters_are_the_lowercase_plain_values():
+    parameters = {"lr", "iterations", "bf16", "folder", "decay_at", "names", "steps"}
+    assert set(script_parameters(make_namespace())) == parameters
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--lr=2e-4", 2e-4), ("--lr=1", 1.0), ("--iterations=1_000", 1000), ("--bf16=False", False),
+        ("--folder=a=b c", "a=b c"), ("--folder=", ""), ("--decay_at=(60, 80)", (60, 80)), ("--decay_at=60", (60,)),
+        ("--decay_at=()", ()), ('--names=("cat", "dog")', ("cat", "dog")), ("--names=a, red light", ("a", "red light")),
+        ("--names=cat", ("cat",)), ("--names=", ()), ("--names=0,1,2", ("0", "1", "2")), ("--names=007", ("007",)),
+        ("--names=(1.0, b)", ("1.0", "b")), ("--steps=()", ()), ("--steps=1e3,2", ("1e3", "2")),
+    ],
+)  # fmt: skip
+def test_override(argument, value):
+    name, namespace = argument[2:].partition("=")[0], make_namespace()
+    override_parameters(namespace, [argument])
+    assert namespace == {**make_namespace(), name: value} and type(namespace[name]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--lrate=1", "--iteration=1",
+     "--MEAN=(1,)", "--_private=2", "--main=1", "lr=1", "--lr", "-lr=1", "--lr=fast", "--iterations=1.5",
+     "--bf16=yes", "--decay_at=(1, x)", "--decay_at=(1.5,)"],
+)  # fmt: skip
+def test_after_a_bad_argument_the_error_stands_last(argument):
+    namespace = make_namespace()
+    with pytest.raises(SystemExit) as error:
+        override_parameters(namespace, [argument])
+    *listing, last = str(error.value).splitlines()
+    assert "  --decay_at=(80, 90)" in listing and "  --names=()" in listing
+    assert last.startswith("error: ") and argument.split("=")[-1] in last and namespace == make_namespace()
+    assert ("Did you mean --iterations?" in last) == (argument == "--iteration=1")
+
+
+def test_help_shows_each_parameter_with_its_comment(capsys):
+    with pytest.raises(SystemExit) as end:
+        override_parameters({**vars(train), "lr": 0.25}, ["--help"])
+    output = capsys.readouterr().out
+    assert end.value.code == 0 and output.startswith("Train a network of the SSD family.")
+    assert "\nOptimisation: the paper's recipe for Pascal VOC 2007 + 2012\n  --batch_size=32 " in output
+    assert any(line.split() == ["--lr=0.25", "of", "the", "weights"] for line in output.splitlines())
+    before = output.index("Hardest background priors of an image without objects")
+    assert before < output.index("--n_negatives_without_objects=0")
+    assert all(f"--{name}=" in output for name in script_parameters(vars(train)))
