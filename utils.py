@@ -166,11 +166,7 @@ def make_label_map(class_names):
 
 
 def rev_label_map(label_map):
-    """The names by their labels: the inverse of a label map.
-
-    label_map: dict of name to label, no label twice.
-    Returns a dict of label to name.
-    """
+    """The inverse of a label map: a dict of label to name."""
     return {label: name for name, label in label_map.items()}
 
 
@@ -182,6 +178,8 @@ def load_label_map(data_folder):
     Raises FileNotFoundError if the file is missing; ValueError, naming it, if it holds anything else.
     """
     path = os.path.join(data_folder, "label_map.json")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it")
     label_map = read_json(path, dict)
     labels = list(label_map.values())
     are_numbers = all(type(label) is int for label in labels)
@@ -204,9 +202,8 @@ def class_colors(label_map):
     """
     colors = {}
     for name, label in sorted(label_map.items(), key=lambda item: item[1]):
-        rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 1, 1)
-        colors[name] = "#{:02x}{:02x}{:02x}".format(*(round(255 * value) for value in rgb))
-    colors.pop("background", None)
+        if label > 0:
+            colors[name] = "#" + bytes(round(255 * v) for v in colorsys.hsv_to_rgb(label * 0.618034 % 1, 1, 1)).hex()
     return colors
 
 
@@ -218,8 +215,7 @@ def class_colors(label_map):
 def read_json(path, kind, object_hook=None):
     """Read a JSON file.
 
-    path: the file; it may start with a byte order mark. kind: list or dict, what it has to hold.
-    object_hook: as json.load() takes it.
+    path: the file; it may start with a byte order mark. kind: list or dict, what it has to hold. object_hook: json's.
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, not a regular file (a pipe would
     be waited for), not JSON, or holds another kind.
     """
@@ -309,9 +305,7 @@ def save_checkpoint(checkpoint, path):
 def load_checkpoint(path, device="cpu"):
     """Read a checkpoint of ours, without running any code that the file may carry.
 
-    path: a file that `save_checkpoint()` wrote.
-    device: where its tensors go, wherever they were when saved.
-    Returns the dict that was saved.
+    Returns the dict that `save_checkpoint()` was given, its tensors on `device`, wherever they were then.
     Raises FileNotFoundError if there is no such file; ValueError, naming it, if it is truncated, was not
     written by this repo, or holds pickled objects.
     """
@@ -407,12 +401,8 @@ def script_parameters(namespace):
     namespace: the script's `globals()`.
     Returns a dict of name to value. (Constants are uppercase; functions and modules are no plain values.)
     """
-    plain = (bool, int, float, str, tuple)
-    return {
-        name: value
-        for name, value in namespace.items()
-        if name.islower() and not name.startswith("_") and isinstance(value, plain)
-    }
+    names = [name for name in namespace if name.islower() and not name.startswith("_")]
+    return {name: namespace[name] for name in names if isinstance(namespace[name], (bool, int, float, str, tuple))}
 
 
 def override_parameters(namespace, arguments):
@@ -449,8 +439,7 @@ def override_parameters(namespace, arguments):
 def _describe_parameters(namespace):
     """The parameters of a script with their values, and the headings and comments that its source has for them."""
     parameters = script_parameters(namespace)
-    path = namespace.get("__file__")
-    source = Path(path).read_text(encoding="utf-8") if path else "\n".join(f"{name} = 0" for name in parameters)
+    source = Path(namespace["__file__"]).read_text(encoding="utf-8")
     lines, described = source.splitlines(), []
     for node in ast.parse(source).body:
         name = getattr(node.targets[0], "id", None) if isinstance(node, ast.Assign) else None
