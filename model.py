@@ -463,16 +463,14 @@ STEPS_A_ROUND = 2
 def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None):
     """Turn raw predictions into the objects that they show: threshold, non-maximum suppression, top k.
 
-    Each pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. In
-    each class a candidate is suppressed when its overlap with a better one that survives is > max_overlap.
-    The best top_k survivors of all classes together are returned. Equal scores rank by prior, then by class.
-    The result is that of this plain algorithm to the last bit, computed in float32.
+    Each pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. In each class
+    a candidate is suppressed when its overlap with a better one that survives is > max_overlap. The best top_k of
+    all classes are returned. Equal scores rank by prior, then by class. Exact, to the last bit, in float32.
 
     predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy. predicted_scores: (N, P, C), before the softmax.
     priors_cxcy: (P, 4) float32 tensor, center-size form, fractional.
     min_score, max_overlap: floats in [0, 1]. top_k: most objects returned for an image, at least 1.
-    max_candidates: only this many best candidates of each class of an image enter suppression (400 in the
-        Caffe code); None lets all in.
+    max_candidates: this many best ones of each class of an image enter suppression (Caffe: 400); None: all do.
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form,
     not clipped to the image (as in the Caffe code), finite for all finite predictions; labels (n,) int64,
     1 to C - 1; scores (n,) float32; n <= top_k.
@@ -494,27 +492,27 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     scores[:, :, 0] = 0.0  # background
     top_k = min(top_k, n_priors * (shape[2] - 1))  # there are no more
     parameters = scores, predicted_locs, priors_cxcy, float(max_overlap), top_k, max_candidates
-    n_best = min(PRIORS_FOR_EACH_OBJECT * top_k, n_priors)
-    return _detect_among(n_best, *parameters) or _detect_among(n_priors, *parameters)
+    n_few = min(PRIORS_FOR_EACH_OBJECT * top_k, n_priors)
+    return _detect_among(n_few, *parameters) or _detect_among(n_priors, *parameters)
 
 
 def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, max_candidates):
-    """What `detect_objects()` returns, if the n priors of each image with the highest scores are enough to know it;
-    else None. scores: (N, P, C) float32, 0 where there is no candidate. Other arguments: as there.
+    """What `detect_objects()` returns, or None if the n best priors of each image are not enough to know it.
 
-    Each class of each image is a row. Whether a candidate survives depends on better ones of its row alone, so the
-    best candidates of a row, its pool, are compared with each other, and those suppressed are taken out. This is
-    repeated with larger pools until all that is left above the image's top_k-th best survivor is known to survive.
+    scores: (N, P, C) float32, 0 where there is no candidate. Each class of each image is a row. Whether a candidate
+    survives depends on better ones of its row alone: the best of a row, its pool, are compared with each other, and
+    those suppressed are taken out, with larger and larger pools, until the image's top_k best are known to survive.
     """
     n_images, n_priors, n_classes = scores.shape
     images = torch.arange(n_images, device=scores.device)[:, None]  # (N, 1)
     # As integers, the bits of numbers that are not negative are in the order of the numbers.
     best, priors = scores.view(torch.int32).amax(dim=2).topk(min(n + 1, n_priors))
-    left_out, priors = best[:, n:].sum(dim=1, keepdim=True), priors[:, :n]  # (N, 1), (N, n)
+    left_out, priors = best[:, n:].sum(dim=1, keepdim=True), priors[:, :n]  # (N, 1): the best left out, 0: none; (N, n)
     at = (priors + n_priors * images).flatten()  # (N * n,)
-    boxes_xy = _decode(predicted_locs.reshape(-1, 4)[at], priors_cxcy[priors.flatten()])  # (N * n, 4)
+    boxes_xy = _decode(predicted_locs, priors_cxcy, at)  # (N * n, 4)
     # A key: the score's bits and, below them, what ranks equal scores by prior, then by class. No two are equal.
-    bits = scores.view(torch.int32).flatten(0, 1)[at].view(n_images, n, n_classes).transpose(1, 2)[:, 1:]
+    bits = scores.view(torch.int32).flatten(0, 1).index_select(0, at).view(n_images, n, n_classes)
+    bits = bits.transpose(1, 2)[:, 1:]  # (N, C - 1, n)
     places = (n_priors - priors)[:, None] * n_classes - torch.arange(1, n_classes, device=scores.device)[:, None]
     keys = torch.add(places, bits, alpha=2**32).flatten(0, 1)  # (rows, n); a candidate's are >= 2**32
     if max_candidates is not None:
@@ -525,7 +523,8 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
     width, n_new = min(NEW_IN_FIRST_POOL, n), NEW_IN_FIRST_POOL
     while True:
         pool, columns = keys.topk(width)  # (unfinished rows, width), falling
-        pool_xy = boxes_xy[columns + n * (rows // (n_classes - 1))[:, None]]  # (unfinished rows, width, 4)
+        at = (columns + n * (rows // (n_classes - 1))[:, None]).flatten()
+        pool_xy = boxes_xy.index_select(0, at).view(*pool.shape, 4)  # (unfinished rows, width, 4)
         survives, may_survive = _suppress(pool_xy, pool >= 2**32, max_overlap)
         keys.scatter_(1, columns, pool * may_survive)
         survivors = F.pad(survivors, (0, width - survivors.shape[1])).index_copy_(0, rows, pool * survives)
@@ -538,7 +537,8 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
         n_found = (found >= lowest).sum(dim=1)
         is_complete = (n_found == top_k) | (left_out[:, 0] == 0)
         n_stay = torch.where(goes_on.flatten()[rows], may_survive.sum(dim=1), 0)
-        counts = torch.cat([n_found, is_complete, n_stay]).tolist()  # here, once a round, the host waits for a GPU
+        # Here, once a round, the host waits for the device: it has to know how many there are.
+        counts = torch.cat([n_found, is_complete, n_stay]).tolist()
         n_stay = counts[2 * n_images :]
         unfinished = [row for row, count in enumerate(n_stay) if count > 0]
         if not unfinished:
@@ -549,24 +549,24 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
         return None
     index = (n_priors * n_classes - (found & 0xFFFFFFFF)).clamp(max=n_priors * n_classes - 1)  # (N, top_k)
     priors, labels = index // n_classes, index % n_classes
-    at = (priors + n_priors * images).flatten()
-    boxes_xy = _decode(predicted_locs.reshape(-1, 4)[at], priors_cxcy[priors.flatten()]).view(n_images, top_k, 4)
+    boxes_xy = _decode(predicted_locs, priors_cxcy, (priors + n_priors * images).flatten()).view(n_images, top_k, 4)
     results = boxes_xy, labels, (found >> 32).int().view(torch.float32)
     return tuple([part[:count] for part, count in zip(parts, counts, strict=False)] for parts in results)
 
 
-def _decode(offsets_gcxgcy, priors_cxcy):
-    """Boxes (n, 4), fractional boundary form, finite, of offsets (n, 4) from as many priors."""
-    centers, sizes = offsets_gcxgcy.float().split(2, dim=1)
+def _decode(predicted_locs, priors_cxcy, at):
+    """Boxes (n, 4), fractional boundary form, finite, at some of the N * P priors of a batch, at: (n,) int64."""
+    centers, sizes = predicted_locs.reshape(-1, 4).index_select(0, at).float().split(2, dim=1)
     offsets_gcxgcy = torch.cat([centers, sizes.clamp(max=MAX_SIZE_OFFSET)], dim=1)
-    return cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy)).clamp_(-MAX_COORDINATE, MAX_COORDINATE)
+    boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy.index_select(0, at % len(priors_cxcy))))
+    return boxes_xy.clamp_(-MAX_COORDINATE, MAX_COORDINATE)
 
 
 def _suppress(boxes_xy, is_box, max_overlap):
     """Which boxes of each pool survive for certain, and which may survive, both (rows, K) bool: all pairs at once.
 
-    boxes_xy: (rows, K, 4), best first. is_box: (rows, K) bool. At first all may survive. Certain are those that
-    nothing overlaps that may survive; none may any longer that a certain one overlaps. Each step decides on some.
+    boxes_xy: (rows, K, 4), best first. is_box: (rows, K) bool. At first all may survive. Those that nothing better
+    suppresses that may survive are certain; those that a certain one suppresses may not survive. And so on.
     """
     is_better = torch.ones(is_box.shape[1], is_box.shape[1], device=boxes_xy.device).triu_(diagonal=1)
     results = []
