@@ -271,7 +271,7 @@ def draw_boxes(image, boxes_xy_pixels, names, scores, colors):
         # Pillow's rectangles include their last pixel.
         corners = [x_min, y_min, max(x_min, x_max - 1), max(y_min, y_max - 1)]
         draw.rectangle(corners, outline=color, width=line_width)
-    for _, *label in reversed(labels):
+    for _, *label in reversed([label for label in labels if label[2]]):  # no text: no room for one letter
         draw_label(draw, *label)
     return image
 
@@ -318,11 +318,10 @@ def place_label(box, label_size, image_size, taken):
 
 
 def draw_label(draw, plate, text, font, color):
-    """Draw a text, if there is any, on a plate of some colour, black or white, whichever has more contrast."""
-    if text:
-        draw.rectangle([plate[0], plate[1], plate[2] - 1, plate[3] - 1], fill=color)
-        place = plate[0] + font.size // 5 - font.getbbox(text, anchor="ls")[0], plate[1] + font.getmetrics()[0]
-        draw.text(place, text, fill=pick_text_color(color), font=font, anchor="ls")
+    """Draw a text on a plate of some colour, black or white, whichever has more contrast."""
+    draw.rectangle([plate[0], plate[1], plate[2] - 1, plate[3] - 1], fill=color)
+    place = plate[0] + font.size // 5 - font.getbbox(text, anchor="ls")[0], plate[1] + font.getmetrics()[0]
+    draw.text(place, text, fill=pick_text_color(color), font=font, anchor="ls")
 
 
 def pick_text_color(color):

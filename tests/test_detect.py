@@ -1,54 +1,27 @@
 """detect(): images of every kind in, boxes in their pixels out, legible labels, files from the shell."""
 
+import csv
 import io
+import itertools
+import json
 import os
 import random
-import struct
-import subprocess
-import sys
-import zlib
 from pathlib import Path
 
-import make_sample
 import numpy as np
 import pytest
 import torch
+from helpers import LABEL_MAP, FakeModel, finish, png, script, start
+from make_sample import draw_sample
 from PIL import Image, ImageColor, ImageDraw, ImageOps, ImageSequence
 
 import detect as module
-from datasets import read_image, transform
+from datasets import prepare, read_image
 from detect import detect, draw_boxes, find_objects, open_image
-from model import SSD300, model_state
-from utils import class_colors, save_checkpoint
+from model import load_model
+from utils import class_colors, load_checkpoint, save_checkpoint
 
-LABEL_MAP = {"background": 0, "cat": 1, "dog": 2, "grandfather clock": 3}
 COLORS = class_colors(LABEL_MAP)
-
-
-class FakeModel:
-    """Stands in for SSD300: finds the same objects in every image, and remembers what it was given."""
-
-    label_map = LABEL_MAP
-
-    def __init__(self, boxes_xy=((0.1, 0.2, 0.5, 0.6),), labels=(1,), scores=(0.9,)):
-        self.boxes_xy = torch.tensor(boxes_xy, dtype=torch.float32).reshape(-1, 4)
-        self.labels, self.scores = torch.tensor(labels, dtype=torch.int64), torch.tensor(scores)
-        self.batches, self.arguments = [], []
-
-    def normalize(self, images):
-        self.batches.append(images)
-        return images.float()
-
-    def __call__(self, images):
-        assert images.shape[1:] == (3, 300, 300)
-        return torch.zeros(len(images), 10, 4), torch.zeros(len(images), 10, len(LABEL_MAP))
-
-    def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k):
-        self.arguments.append((min_score, max_overlap, top_k))
-        is_candidate = (self.scores > min_score) & (predicted_scores[0, 0, self.labels] > -torch.inf)
-        keep = is_candidate.nonzero().squeeze(1)[:top_k]
-        n_images = len(predicted_locs)
-        return tuple([values[keep]] * n_images for values in (self.boxes_xy, self.labels, self.scores))
 
 
 @pytest.fixture
@@ -58,7 +31,7 @@ def shell(tmp_path, monkeypatch):
     model = FakeModel()
 
     def run(**parameters):
-        for name, value in parameters.items():
+        for name, value in {"workers": 1, **parameters}.items():
             monkeypatch.setattr(module, name, value)
         module.main()
         return model
@@ -108,11 +81,17 @@ def test_nothing_found():
     assert annotated is not image and annotated.tobytes() == image.tobytes()
 
 
-def test_thresholds_reach_the_model():
-    model = FakeModel()
-    find_objects(Image.new("RGB", (9, 9)), 0.3, 0.45, 7, model=model)
-    find_objects(Image.new("RGB", (9, 9)), model=model)
-    assert model.arguments == [(0.3, 0.45, 7), (0.2, 0.5, 200)]
+def test_what_is_not_given_is_taken_from_the_top_of_the_file_when_called(monkeypatch):
+    model, image = FakeModel(), Image.new("RGB", (9, 9))
+    find_objects(image, 0.3, 0.6, 7, model=model)
+    find_objects(image, model=model)
+    for name, value in {"min_score": 0.4, "max_overlap": 0.7, "top_k": 200.0, "suppress": "cat, dog"}.items():
+        monkeypatch.setattr(module, name, value)
+    detect(image, model=model)
+    assert find_objects(image, model=model)[1] == [] and find_objects(image, suppress=[], model=model)[1] == ["cat"]
+    detect(image, 0.5, top_k=3, model=model)
+    assert model.arguments[:3] == [(0.3, 0.6, 7), (0.2, 0.45, 200), (0.4, 0.7, 200)]
+    assert model.arguments[5] == (0.5, 0.7, 3) and type(model.arguments[2][2]) is int
 
 
 def test_suppressed_classes_take_no_place_of_others():
@@ -140,13 +119,6 @@ def test_hidden_classes_leave_the_scores_of_others_as_they_are():
     assert module.hide_classes(predicted_scores, set()) is predicted_scores
 
 
-@pytest.mark.parametrize("suppress", [["horse"], "horse", ["cat", "horse"], ["background"]])
-def test_suppressing_an_unknown_class(suppress):
-    wrong = "background" if "background" in suppress else "horse"
-    with pytest.raises(ValueError, match=f"'{wrong}'.* no class .*cat, dog, grandfather clock"):
-        detect(Image.new("RGB", (9, 9)), suppress=suppress, model=FakeModel())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -155,6 +127,10 @@ def test_suppressing_an_unknown_class(suppress):
         ({"max_overlap": -0.1}, "max_overlap is -0.1"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"top_k": float("inf")}, "top_k is inf"),
+        ({"suppress": ["horse"]}, "'horse'.* not a class .*cat, dog, grandfather clock"),
+        ({"suppress": "cat,horse"}, "'horse'.* not a class"),
+        ({"suppress": ["background"]}, "'background'.* not a class"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
@@ -166,13 +142,11 @@ def test_arguments_out_of_range(arguments, message):
 
 
 def test_the_network_sees_what_evaluation_shows_it(tmp_path):
-    image, _ = make_sample.draw_sample(np.random.default_rng(0))
-    image.save(tmp_path / "image.jpg")
+    draw_sample(np.random.default_rng(0))[0].save(tmp_path / "image.jpg")
     model = FakeModel()
     detect(tmp_path / "image.jpg", model=model)
-    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    expected = transform(read_image(tmp_path / "image.jpg"), *nothing, "TEST")[0]
-    assert torch.equal(model.batches[0], expected[None])
+    prepare([read_image(tmp_path / "image.jpg")], model)
+    assert torch.equal(*model.batches)
 
 
 def make_images():
@@ -232,26 +206,23 @@ def test_sixteen_bits_are_scaled_not_cut():
     assert [upright.getpixel((x, 0))[0] for x in range(6)] == [0, 0, 1, 64, 128, 255]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path, orientation):
-    image = Image.effect_noise((24, 16), 90).convert("RGB")
-    exif = Image.Exif()
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 8])
+def test_exif_orientation(tmp_path, orientation, suffix):
+    """Whatever turns the image while it is loaded (Pillow does so with TIFF), it is turned once."""
+    image, exif = Image.new("RGB", (64, 32)), Image.Exif()
+    image.paste("white", (0, 0, 32, 16))  # the upper left quarter as it is stored
     exif[0x0112] = orientation
-    image.save(tmp_path / "turned.png", exif=exif)
-    upright = open_image(tmp_path / "turned.png")
-    assert upright.tobytes() == ImageOps.exif_transpose(image_with(image, exif)).tobytes()
-    assert upright.size == ((16, 24) if orientation >= 5 else (24, 16))
-    if orientation == 6:  # turn clockwise by a quarter: the lower left corner comes to the upper left
-        assert upright.getpixel((0, 0)) == image.getpixel((0, 15))
+    image.save(tmp_path / f"turned.{suffix}", exif=exif)
+    upright = open_image(tmp_path / f"turned.{suffix}")
+    assert upright.size == ((32, 64) if orientation >= 5 else (64, 32))
+    corners = {place: upright.getpixel(tuple(side * (2 * at + 1) // 4 for side, at in zip(upright.size, place)))
+               for place in itertools.product((0, 1), repeat=2)}  # fmt: skip
+    white = {1: (0, 0), 3: (1, 1), 5: (0, 0), 6: (1, 0), 8: (0, 1)}[orientation]
+    assert [place for place, color in corners.items() if min(color) > 200] == [white]
     # Once upright, an image is not turned again.
     assert open_image(upright).tobytes() == upright.tobytes()
-    assert detect(tmp_path / "turned.png", model=FakeModel()).size == upright.size
-
-
-def image_with(image, exif):
-    image = image.copy()
-    image.getexif().update(exif)
-    return image
+    assert detect(tmp_path / f"turned.{suffix}", model=FakeModel()).size == upright.size
 
 
 def test_damaged_exif_data(tmp_path):
@@ -259,46 +230,43 @@ def test_damaged_exif_data(tmp_path):
     assert open_image(tmp_path / "a.jpg").size == (12, 9)
 
 
-def png(width, height):
-    """A PNG that claims a size and holds no pixels."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize("size", [(10_000, 9_000), (13_000, 13_000), (100_000, 100_000)])
 def test_decompression_bombs(tmp_path, size):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png(*size))
+    (tmp_path / "bomb.png").write_bytes(png(*size))
     with pytest.raises(ValueError, match=r"bomb\.png.*pixels"):
-        detect(path, model=FakeModel())
+        detect(tmp_path / "bomb.png", model=FakeModel())
 
 
-def test_images_that_cannot_be_read(tmp_path):
-    whole = tmp_path / "whole.jpg"
-    Image.effect_noise((200, 200), 90).save(whole)
-    cases = {
-        "truncated.jpg": whole.read_bytes()[:3000],
-        "text.jpg": b"not an image",
-        "empty.png": b"",
-        "program.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-    }
-    for name, data in cases.items():
-        path = tmp_path / name
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match=name):
-            detect(path, model=FakeModel())
-    with pytest.raises(FileNotFoundError, match=r"missing\.jpg: no such image file"):
-        detect(tmp_path / "missing.jpg", model=FakeModel())
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        detect(tmp_path, model=FakeModel())
-    with pytest.raises(ValueError, match=r"0 x 5 pixels"):
-        detect(Image.new("RGB", (0, 5)), model=FakeModel())
-    with pytest.raises(ValueError, match=r"ndarray.*fromarray"):
-        detect(np.zeros((9, 9, 3), dtype=np.uint8), model=FakeModel())
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("truncated.jpg", None),
+        ("text.jpg", b"not an image"),
+        ("empty.png", b""),
+        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+    ],
+)
+def test_images_that_cannot_be_read(tmp_path, name, data):
+    if data is None:
+        stream = io.BytesIO()
+        Image.effect_noise((200, 200), 90).save(stream, "JPEG")
+        data = stream.getvalue()[:3000]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=name):
+        detect(tmp_path / name, model=FakeModel())
+
+
+def test_what_is_not_an_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")  # which nobody writes to
+    for image, error, message in (
+        (tmp_path / "missing.jpg", FileNotFoundError, r"missing\.jpg: there is no such image file"),
+        (tmp_path, ValueError, str(tmp_path)),
+        (tmp_path / "pipe.jpg", ValueError, r"pipe\.jpg: not an image"),
+        (Image.new("RGB", (0, 5)), ValueError, "0 x 5 pixels"),
+        (np.zeros((9, 9, 3), dtype=np.uint8), ValueError, "ndarray.*fromarray"),
+    ):
+        with pytest.raises(error, match=message):
+            detect(image, model=FakeModel())
 
 
 # The model
@@ -336,6 +304,15 @@ def test_the_model_is_loaded_once_and_again_if_the_checkpoint_changes(tmp_path, 
 def test_missing_checkpoint(monkeypatch):
     monkeypatch.setattr(module, "checkpoint", "nowhere.pth.tar")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth\.tar.*train\.py.*make demo"):
+        detect(Image.new("RGB", (9, 9)))
+
+
+def test_weights_that_are_not_finite(tiny_checkpoint, tmp_path, monkeypatch):
+    saved = load_checkpoint(tiny_checkpoint)
+    saved["model"]["base.conv1_1.weight"][0] = torch.nan
+    save_checkpoint(saved, tmp_path / "nan.pth.tar")
+    monkeypatch.setattr(module, "checkpoint", str(tmp_path / "nan.pth.tar"))
+    with pytest.raises(ValueError, match=r"nan\.pth\.tar.*not finite"):
         detect(Image.new("RGB", (9, 9)))
 
 
@@ -428,9 +405,10 @@ def test_text_is_legible_on_any_colour():
 
 def test_labels_without_scores_and_of_odd_names(monkeypatch):
     recorded = record_labels(monkeypatch)
-    names = ["two\nlines", " "]
-    draw_boxes(Image.new("RGB", (300, 300)), [[0, 0, 9, 9]] * 2, names, None, dict.fromkeys(names, "#ff0000"))
-    assert [label[1] for label in recorded] == ["two lines"]
+    names = ["two\nlines", " ", "red\x1b[31m", "W" * 3000]  # the last one must not take long
+    draw_boxes(Image.new("RGB", (300, 300)), [[0, 0, 9, 9]] * 4, names, None, dict.fromkeys(names, "#ff0000"))
+    texts = sorted(label[1] for label in recorded)
+    assert texts[::2] == ["", "red\\x1b[31m"] and texts[3] == "two lines" and 10 < len(texts[1]) < 40
 
 
 # Files in, files out
@@ -440,75 +418,145 @@ def read_files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def make_files(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40)).save(folder / name)
+
+
+def list_folder(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 def test_folder(shell, tmp_path, capsys):
-    for name in ("a b é.jpg", "c.PNG", "grey.tif", "d.pgm"):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        Image.new("L", (60, 40), 90).save(tmp_path / "in" / name)
-    (tmp_path / "in" / "notes.txt").write_text("no image")
+    make_files(tmp_path / "in", "a b é.jpg", "c.PNG", "grey.tif", "d.pgm", "deep/er/c.png", ".hidden.jpg")
+    for name in ("notes.txt", "photo.HEIC", "film\x1b.mp4"):
+        (tmp_path / "in" / name).write_text("not an image")
     (tmp_path / "in" / "below.jpg").mkdir()
     before = read_files(tmp_path / "in")
     shell(images="in", output_folder="new/out")
-    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == [
-        "a b é.jpg", "c.PNG", "d.pgm.png", "grey.tif"]  # fmt: skip
+    assert list_folder(tmp_path / "new" / "out") == ["a b é.jpg", "c.PNG", "d.pgm.png", "grey.tif"]
     assert read_files(tmp_path / "in") == before
-    assert "4 of 4 images annotated, in new/out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 of 4 images annotated, in new/out; 4 objects" in printed
+    assert "3 other files, not named like images that can be read: film\\x1b.mp4, notes.txt, photo.HEIC" in printed
     with Image.open(tmp_path / "new" / "out" / "c.PNG") as annotated:
         assert annotated.size == (60, 40) and annotated.getpixel((6, 20)) == ImageColor.getrgb(COLORS["cat"])
 
 
-def test_bad_files_of_a_folder_are_named_at_the_end(shell, tmp_path):
-    (tmp_path / "in").mkdir()
-    for name in ("a.jpg", "z.jpg"):
-        Image.new("RGB", (60, 40)).save(tmp_path / "in" / name)
+def test_folders_in_a_folder(shell, tmp_path, capsys):
+    """Each copy in a folder like the original's; the copies of an earlier run are not taken for photos."""
+    make_files(tmp_path / "in", "a.jpg", "b/a.jpg", "b/c/d.png", ".thumbnails/e.jpg")
+    for _ in range(2):
+        shell(images="in", output_folder="in/out", recursive=True)
+        assert list_folder(tmp_path / "in" / "out") == ["a.jpg", "b/a.jpg", "b/c/d.png"]
+        assert "3 of 3 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_bad_files_of_a_folder_are_named_at_the_end(shell, tmp_path, batch_size):
+    make_files(tmp_path / "in", "a.jpg", "c.jpg", "z.jpg")
     (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8 nothing")
     (tmp_path / "in" / "dangling.png").symlink_to("nowhere.png")
     (tmp_path / "in" / "loop.png").symlink_to("loop.png")
-    with pytest.raises(SystemExit, match=r"(?s)bad\.jpg.*dangling\.png: no such.*loop\.png") as error:
-        shell(images="in", output_folder="out")
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    with pytest.raises(SystemExit, match=r"(?s)bad\.jpg.*dangling\.png: there is no such.*loop.*pipe") as error:
+        shell(images="in", output_folder="out", batch_size=batch_size, write_boxes_to="found.csv")
     assert isinstance(error.value.code, str)  # printed to stderr; the exit status is 1
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg", "z.jpg"]
+    assert list_folder(tmp_path / "out") == ["a.jpg", "c.jpg", "z.jpg"]
+    assert len((tmp_path / "found.csv").read_text().splitlines()) == 4
+
+
+def test_several_at_once_as_one_at_a_time(tiny_checkpoint, tmp_path, monkeypatch):
+    """The same objects up to rounding, in the same order, with any batch size and number of threads."""
+    for i in range(7):
+        folder = tmp_path / "in"
+        folder.mkdir(exist_ok=True)
+        draw_sample(np.random.default_rng(i))[0].save(folder / f"{i}.png")
+    model, found = load_model(tiny_checkpoint), []
+    settings = {"images": str(folder), "output_folder": str(tmp_path / "out"), "min_score": 0.2, "top_k": 30}
+    settings |= {"write_boxes_to": str(tmp_path / "found.json"), "load_default_model": lambda: model}
+    for batch_size, workers in ((1, 1), (3, 1), (4, 3)):
+        for name, value in (settings | {"batch_size": batch_size, "workers": workers}).items():
+            monkeypatch.setattr(module, name, value)
+        module.main()
+        found.append(json.loads((tmp_path / "found.json").read_text()))
+    assert len(found[0]) > 20
+    for others in found[1:]:
+        assert [row["image"] for row in others] == [row["image"] for row in found[0]]
+        n_same = sum(
+            row["class"] == other["class"] and np.allclose(row["box"] + [row["score"]], other["box"] + [other["score"]], atol=0.1)
+            for row, other in zip(found[0], others, strict=True)
+        )  # fmt: skip
+        assert n_same >= 0.9 * len(others)  # of equal scores either may come first
+
+
+def test_boxes_as_files(shell, tmp_path):
+    make_files(tmp_path / "in", 'a,"b.jpg', "clip.gif", "z.png")
+    make_animation(tmp_path / "in" / "clip.gif", [40, 100])
+    shell(images="in", output_folder="out", write_boxes_to="found.csv")
+    with open(tmp_path / "found.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ['in/a,"b.jpg', "in/z.png", "in/clip.gif#1", "in/clip.gif#2"]
+    assert list(rows[0]) == ["image", "class", "score", "x_min", "y_min", "x_max", "y_max"]
+    assert list(rows[1].values())[1:] == ["cat", str(FakeModel().scores[0].item()), "6.0", "8.0", "30.0", "24.0"]
+    shell(write_boxes_to="found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["image"] for row in found] == [row["image"] for row in rows]
+    assert (found[1]["class"], found[1]["box"]) == ("cat", [6.0, 8.0, 30.0, 24.0])
+
+
+def test_boxes_are_written_whole_or_not_at_all(shell, tmp_path, monkeypatch):
+    make_files(tmp_path, "a.png")
+    (tmp_path / "found.csv").write_text("old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        shell(images="a.png", output_folder="out", write_boxes_to="found.csv")
+    assert (tmp_path / "found.csv").read_text() == "old" and list_folder(tmp_path) == [
+        "a.png",
+        "found.csv",
+        "out/a.png",
+    ]
 
 
 def test_patterns_and_single_files(shell, tmp_path):
-    for name in ("one.jpg", "two.jpg", "three.png", "[odd].jpg"):
-        Image.new("RGB", (60, 40)).save(tmp_path / name)
+    make_files(tmp_path, "one.jpg", "two.jpg", "three.png", "[odd].jpg")
     shell(images="t*.*", output_folder="pattern")
-    assert sorted(path.name for path in (tmp_path / "pattern").iterdir()) == ["three.png", "two.jpg"]
+    assert list_folder(tmp_path / "pattern") == ["three.png", "two.jpg"]
     shell(images="[odd].jpg", output_folder="single")
-    assert [path.name for path in (tmp_path / "single").iterdir()] == ["[odd].jpg"]
+    assert list_folder(tmp_path / "single") == ["[odd].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"images": "none"}, FileNotFoundError, "images='none': there is no image in it"),
+        ({"images": "nowhere"}, FileNotFoundError, "images='nowhere': there is no such file"),
+        ({"images": "*.gif"}, FileNotFoundError, "no such file, folder, or pattern"),
+        ({"images": "a", "output_folder": "b/../a"}, ValueError, r"x\.jpg: an original would be written over"),
+        ({"images": "*/x.jpg"}, ValueError, r"a/x\.jpg and b/x\.jpg would both"),
+        ({"suppress": "cat,horse"}, ValueError, "'horse'"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"workers": 0}, ValueError, "workers=0"),
+        ({"write_boxes_to": "found.txt"}, ValueError, r"found\.txt.*\.csv or \.json"),
+        ({"write_boxes_to": "no/such/found.csv"}, ValueError, "in a folder that exists"),
+        ({"output_folder": "taken"}, OSError, r"taken/x\.jpg: could not be written"),
+    ],
+)
+def test_parameters_that_are_wrong(shell, tmp_path, parameters, error, message):
+    make_files(tmp_path, "a/x.jpg", "b/x.jpg")
     (tmp_path / "none").mkdir()
-    for images in ("none", "nowhere", "*.gif"):
-        with pytest.raises(FileNotFoundError, match=r"images='"):
-            shell(images=images)
-
-
-def test_originals_are_never_written_over(shell, tmp_path):
-    for name in ("a/x.jpg", "b/x.jpg"):
-        (tmp_path / name).parent.mkdir()
-        Image.new("RGB", (60, 40)).save(tmp_path / name)
+    (tmp_path / "taken" / "x.jpg").mkdir(parents=True)
     before = (tmp_path / "a" / "x.jpg").read_bytes()
-    with pytest.raises(ValueError, match=r"x\.jpg: an original"):
-        shell(images="a", output_folder="b/../a")
-    with pytest.raises(ValueError, match=r"a/x\.jpg and b/x\.jpg would both"):
-        shell(images="*/x.jpg", output_folder="out")
+    with pytest.raises(error, match=message):
+        shell(**{"images": "a", "output_folder": "out", **parameters})
     assert (tmp_path / "a" / "x.jpg").read_bytes() == before
 
 
 def test_parameters_of_the_shell(shell, tmp_path):
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    make_files(tmp_path, "a.png")
     model = shell(images="a.png", min_score=0.7, max_overlap=0.4, top_k=3, suppress="dog, grandfather clock")
-    assert model.arguments == [(0.7, 0.4, 3)]
-    with pytest.raises(ValueError, match="'horse'"):
-        shell(suppress="cat,horse")
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        shell(batch_size=0)
-
-
-def test_output_that_cannot_be_written(shell, tmp_path):
-    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
-    (tmp_path / "out" / "a.png").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"out/a\.png: could not be written"):
-        shell(images="a.png", output_folder="out")
+    assert {tuple(arguments) for arguments in model.arguments} == {(0.7, 0.4, 3)}
 
 
 # Animations
@@ -547,11 +595,10 @@ def test_gif_without_durations_and_of_one_frame(shell, tmp_path):
         assert result.n_frames == 1
 
 
-def test_animation_under_a_wrong_name(shell, tmp_path):
-    make_animation(tmp_path / "clip.jpg", [40, 100], format="GIF")
-    shell(images="clip.jpg", output_folder="out")
-    with Image.open(tmp_path / "out" / "clip.jpg.gif") as result:
-        assert result.format == "GIF" and result.n_frames == 2
+def test_large_frames_are_few_at_a_time(shell, tmp_path, monkeypatch):
+    make_animation(tmp_path / "clip.gif", [40] * 5)
+    monkeypatch.setattr(module, "PIXELS_AT_ONCE", 2 * 80 * 60)
+    assert [len(batch) for batch in shell(images="clip.gif", batch_size=8).batches] == [2, 2, 1]
 
 
 def test_damaged_animation(shell, tmp_path):
@@ -568,34 +615,21 @@ def test_damaged_animation(shell, tmp_path):
 # The script as a user runs it, with a real network
 
 
-def run_script(*arguments, folder):
-    command = [sys.executable, str(Path(module.__file__)), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-
-
-def test_script(tmp_path):
-    torch.manual_seed(0)
-    model = SSD300(len(LABEL_MAP))
-    model.label_map = LABEL_MAP
-    save_checkpoint(model_state(model), tmp_path / "a.pth.tar")
+def test_script(tmp_path, tiny_checkpoint):
     (tmp_path / "in").mkdir()
-    image, _ = make_sample.draw_sample(np.random.default_rng(0))
+    image, _ = draw_sample(np.random.default_rng(0))
     image.save(tmp_path / "in" / "one.png")
     (tmp_path / "in" / "two.jpg").write_bytes(b"damaged")
-    # Weights are random: each class has about a quarter of the score, so there are thousands of objects.
-    files = ["--checkpoint=a.pth.tar", "--images=in", "--output_folder=out"]
-    run = run_script(*files, "--min_score=0.1", "--top_k=9", "--suppress=dog", folder=tmp_path)
-    assert run.returncode == 1 and "two.jpg: not an image" in run.stderr and "Traceback" not in run.stderr
-    assert "1 of 2 images annotated, in out" in run.stdout
+    options = {"min_score": 0.1, "top_k": 9, "suppress": "circle", "images": "in", "output_folder": "out"}
+    code, output = finish(start(script("detect.py", checkpoint=tiny_checkpoint, **options), tmp_path))
+    assert code == 1 and "two.jpg: not an image" in output and "Traceback" not in output
+    assert "1 of 2 images annotated, in out; 9 objects" in output
     # The same in a notebook.
-    expected = detect(image, 0.1, 0.5, 9, ["dog"], module.load_model(tmp_path / "a.pth.tar"))
+    expected = detect(image, 0.1, None, 9, ["circle"], load_model(tiny_checkpoint))
     with Image.open(tmp_path / "out" / "one.png") as annotated:
         assert annotated.tobytes() == expected.tobytes() != image.tobytes()
-
-
-def test_script_with_bad_parameters(tmp_path):
-    run = run_script("--images=nowhere", folder=tmp_path)
-    assert run.returncode == 1 and run.stderr.startswith("error: images='nowhere'")
+    code, output = finish(start(script("detect.py", images="nowhere"), tmp_path))
+    assert code == 1 and output.startswith("error: images='nowhere'")
 
 
 # Damaged files of every kind
@@ -618,10 +652,9 @@ def mutate(data, rng):
     return data
 
 
-# SSD_FUZZ_IMAGES=20000 pytest tests/test_detect.py -k mutated: a longer run.
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_files_end_in_a_result_or_an_error_that_names_them(tmp_path):
-    image = make_sample.draw_sample(np.random.default_rng(3))[0].resize((64, 48))
+    image = draw_sample(np.random.default_rng(3))[0].resize((64, 48))
     exif = Image.Exif()
     exif[0x0112] = 6
     animation = {"save_all": True, "append_images": [image.rotate(20), image.rotate(40)], "duration": 50}
@@ -629,11 +662,17 @@ def test_mutated_files_end_in_a_result_or_an_error_that_names_them(tmp_path):
     originals += [encode(image, "GIF", **animation), encode(image, "TIFF", compression="tiff_lzw")]
     originals += [encode(image, "JPEG", exif=exif), encode(image, "GIF")]
     rng, model = random.Random(0), FakeModel()
-    path, target = tmp_path / "mutated", tmp_path / "out.gif"
+    path = tmp_path / "mutated.gif"
+
+    def annotate(path):
+        _, errors = module.annotate_job([path], {path: tmp_path / "out.gif"}, model)
+        if errors:
+            raise ValueError(*errors)
+
     outcomes = {"result": 0, "error": 0}
     for i in range(int(os.environ.get("SSD_FUZZ_IMAGES", 300))):
         path.write_bytes(mutate(originals[i % len(originals)], rng))
-        for action in (lambda: detect(path, model=model), lambda: annotate(path, target, model)):
+        for action in (lambda: detect(path, model=model), lambda: annotate(path)):
             try:
                 action()
                 outcomes["result"] += 1
@@ -642,10 +681,3 @@ def test_mutated_files_end_in_a_result_or_an_error_that_names_them(tmp_path):
                 outcomes["error"] += 1
         model.batches.clear()
     assert min(outcomes.values()) > 0.2 * sum(outcomes.values())
-
-
-def annotate(path, target, model):
-    def find(images):
-        return module.find_in_batch(images, 0.2, 0.5, 200, None, model)
-
-    module.annotate_file(path, target, find, COLORS)

@@ -4,53 +4,42 @@ import json
 import sys
 
 import export
+import numpy as np
 import pytest
-import standin
 import torch
+from helpers import LABEL_MAP
 
-import model as model_module
+import detect
+from datasets import prepare
 from model import SSD300, load_model, model_state
-from utils import make_label_map, save_checkpoint
+from utils import save_checkpoint
 
-LABEL_MAP = make_label_map(["cat", "dog", "teapot"])
+# The exporters' own.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of the exporters
 
-
-def make_checkpoint(path, scale):
+def save_model(path, network, scale):
     """A model of random weights, with an input and a limit of its own. `scale` is of the heads' weights: the
     scores should differ, but not be so high that many are 1."""
     torch.manual_seed(0)
-    model = SSD300(4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), max_size_offset=1.0)
+    inputs = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "antialias": False}
+    model = SSD300(4, network, max_size_offset=1.0, **inputs)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("pred_convs") and name.endswith("weight"):
                 parameter.mul_(scale)
     model.label_map = LABEL_MAP
     save_checkpoint(model_state(model), path)
-
-
-@pytest.fixture(scope="module")
-def large_checkpoint(tmp_path_factory):
-    """SSD300 itself."""
-    path = tmp_path_factory.mktemp("large") / "checkpoint.pth.tar"
-    make_checkpoint(path, 2.0)
     return path
 
 
-@pytest.fixture
-def small_checkpoint(tmp_path, monkeypatch):
-    """The stand-in for SSD300, for what does not depend on the network."""
-    for name in ("SOURCE_MAPS", "VGGBase", "AuxiliaryConvolutions", "l2_normalize"):
-        monkeypatch.setattr(model_module, name, getattr(model_module, name))
-    monkeypatch.setattr(SSD300, "__init__", SSD300.__init__)
-    standin.shrink_network()
-    make_checkpoint(tmp_path / "small.pth.tar", 0.2)
-    return tmp_path / "small.pth.tar"
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("export") / "tiny.pth.tar", "ssd300_tiny", 1.0)
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(monkeypatch):
     """Call main() with parameters as from the command line."""
 
     def run(checkpoint, **parameters):
@@ -62,56 +51,73 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def need_onnx():
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+def need(suffix):
+    for package in ("onnx", "onnxscript", "onnxruntime") if suffix == ".onnx" else ():
         pytest.importorskip(package)
 
 
-def find_with_model(checkpoint, pixels, **limits):
-    model = load_model(checkpoint)
-    with torch.no_grad():
-        predictions = model(model.normalize(pixels))
-        return predictions, model.detect_objects(*predictions, **limits)
+def read_metadata(path):
+    """What goes along with an exported network, by name."""
+    if path.suffix == ".onnx":
+        import onnx
 
-
-def test_ssd300_as_onnx(large_checkpoint, run, tmp_path, capsys):
-    need_onnx()
-    import onnx
-    import onnxruntime
-
-    path = str(tmp_path / "ssd.onnx")
-    image = tmp_path / "photo.png"
-    picture, _ = export.draw_sample(export.np.random.default_rng(7))
-    picture.save(image)
-    run(large_checkpoint, save_to=path, batch_size=1, images=str(image))
-    assert "takes uint8 images, 1 at a time" in capsys.readouterr().out
-    pixels = export.read_images(str(image))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert [(entry.name, entry.shape) for entry in [*session.get_inputs(), *session.get_outputs()]] == [
-        ("images", [1, 3, 300, 300]), ("offsets", [1, 8732, 4]), ("scores", [1, 8732, 4])]  # fmt: skip
-    (offsets, scores), _ = find_with_model(large_checkpoint, pixels, min_score=0.5, max_overlap=0.5, top_k=1)
-    theirs = session.run(None, {"images": pixels.numpy()})
-    torch.testing.assert_close(torch.from_numpy(theirs[0]), offsets, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(torch.from_numpy(theirs[1]), scores, rtol=1e-4, atol=1e-4)
-    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert json.loads(metadata["label_map"]) == LABEL_MAP
+        return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+    extra = dict.fromkeys([f"{name}.json" for name in export.describe(SSD300(2, "ssd300_tiny"))], "")
+    torch.export.load(path, extra_files=extra)
+    return {name.removesuffix(".json"): json.loads(text) for name, text in extra.items()}
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_finding_objects(small_checkpoint, run, tmp_path, suffix):
+def test_without_detection_a_file_carries_what_decodes_it(checkpoint, run, tmp_path, suffix):
+    """With NumPy alone, from the file alone: the input made, the best prior's box computed."""
+    need(suffix)
+    path, photo = tmp_path / f"ssd{suffix}", tmp_path / "photo.png"
+    export.draw_sample(np.random.default_rng(7))[0].save(photo)
+    run(checkpoint, save_to=str(path), batch_size=1, images=str(photo), uint8_input=False)
+    known, model = read_metadata(path), load_model(checkpoint)
+    assert known["label_map"] == LABEL_MAP and known["network"] == "ssd300_tiny"
+    assert known["input_size"] == 300 and known["antialias"] is False
+    inputs = prepare(export.read_images(str(photo)), model)
+    pixels = inputs * torch.tensor(known["std"]).view(3, 1, 1) + torch.tensor(known["mean"]).view(3, 1, 1)
+    assert ((pixels * 255) - (pixels * 255).round()).abs().max() < 1e-3
+    offsets, scores = (part.detach().numpy() for part in export.load_exported(path.read_bytes(), suffix)(inputs))
+
+    confidence = np.exp(scores[0]) / np.exp(scores[0]).sum(axis=1, keepdims=True)  # (P, C)
+    prior, label = np.unravel_index(confidence[:, 1:].argmax(), confidence[:, 1:].shape)
+    prior_cxcy, offset = np.array(known["priors_cxcy"])[prior], offsets[0, prior]
+    size = np.exp(np.minimum(offset[2:], known["max_size_offset"]) * known["size_variance"]) * prior_cxcy[2:]
+    center = offset[:2] * known["center_variance"] * prior_cxcy[2:] + prior_cxcy[:2]
+    with torch.no_grad():
+        boxes, labels, found = model.detect_objects(*model(inputs), 0.01, 0.45, 1)
+    expected = [*(center - size / 2), *(center + size / 2), label + 1, confidence[prior, label + 1]]
+    np.testing.assert_allclose([*boxes[0][0], labels[0][0], found[0][0]], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["ssdlite320_mobilenet_v3_large", "ssd300_vgg16"])
+def test_other_networks(run, tmp_path, capsys, network):
+    need(".onnx")
+    model = save_model(tmp_path / "model.pth.tar", network, 1.0)
+    run(model, save_to=str(tmp_path / "ssd.onnx"), batch_size=2)
+    assert "takes uint8 images, 2 at a time\nchecked on 4 images" in capsys.readouterr().out
+    assert read_metadata(tmp_path / "ssd.onnx")["input_size"] == load_model(model).input_size
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_finding_objects(checkpoint, run, tmp_path, suffix):
     """Objects of several classes, an image without any, and batches of several sizes."""
-    if suffix == ".onnx":
-        need_onnx()
-    path = str(tmp_path / f"ssd{suffix}")
-    pixels = export.read_images("")[:3]
+    need(suffix)
+    path, model = tmp_path / f"ssd{suffix}", load_model(checkpoint)
+    pixels = torch.stack([torch.from_numpy(np.array(image.resize((300, 300)))) for image in export.read_images("")[:3]])
+    pixels = pixels.permute(0, 3, 1, 2).contiguous()
     pixels[1] = 110  # a grey image: its best score is the limit, so nothing is found there
     limits = {"max_overlap": 0.3, "top_k": 40}
-    _, (_, _, scores) = find_with_model(small_checkpoint, pixels, min_score=0.0, **limits)
+    with torch.no_grad():
+        predictions = model(model.normalize(pixels))
+    _, _, scores = model.detect_objects(*predictions, min_score=0.0, **limits)
     limits["min_score"] = float(scores[1].max()) + 1e-3
-    run(small_checkpoint, save_to=path, find_objects=True, **limits)
-    exported = export.load_exported(path)
-    _, found = find_with_model(small_checkpoint, pixels, **limits)
-    found = list(zip(*found, strict=True))  # image by image
+    run(checkpoint, save_to=str(path), find_objects=True, **limits)
+    exported = export.load_exported(path.read_bytes(), suffix)
+    found = list(zip(*model.detect_objects(*predictions, **limits), strict=True))  # image by image
     assert len(found[1][1]) == 0 and 3 <= len(found[0][1]) <= 40
     assert len(set(found[0][1].tolist() + found[2][1].tolist())) > 1
     for images in ((0, 1, 2), (2,), (1,), (1, 0)):
@@ -125,19 +131,6 @@ def test_finding_objects(small_checkpoint, run, tmp_path, suffix):
             assert export.count_same(found[image], (boxes[i], labels[i], scores[i]), 1e-4) == (n, n, n)
 
 
-def test_normalised_input_and_label_map_of_pt2(small_checkpoint, run, tmp_path, capsys):
-    path = tmp_path / "ssd.pt2"
-    run(small_checkpoint, save_to=str(path), uint8_input=False, batch_size=3)  # the check's 4 images fill two
-    assert "takes normalised float32 images, 3 at a time" in capsys.readouterr().out
-    extra = {"label_map.json": ""}
-    program = torch.export.load(path, extra_files=extra).module()
-    assert json.loads(extra["label_map.json"]) == LABEL_MAP
-    model, images = load_model(small_checkpoint), torch.randn(3, 3, 300, 300)
-    with torch.no_grad():
-        for ours, theirs in zip(model(images), program(images), strict=True):
-            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
-
-
 def test_suppression_by_hand():
     """suppress_by_nms() alone: of two boxes that overlap by 0.6 the better stays, in each class and image."""
     boxes_xy = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.0, 0.0, 0.4, 0.24], [0.5, 0.5, 0.6, 0.6]]).expand(2, 3, 4)
@@ -149,23 +142,36 @@ def test_suppression_by_hand():
 
 
 @pytest.mark.parametrize("find_objects", [True, False])
-def test_a_wrong_export_is_noticed_and_removed(small_checkpoint, run, tmp_path, monkeypatch, find_objects):
-    def load(path):
+def test_a_wrong_export_is_noticed_and_not_written(checkpoint, run, tmp_path, monkeypatch, find_objects):
+    def load(contents, suffix):
         """In place of an exported network: the model itself, a hundredth off."""
         detector = export.make_detector(".pt2") if find_objects else None
-        network = export.Network(load_model(small_checkpoint), True, detector)
+        network = export.Network(load_model(checkpoint), True, detector)
         return lambda images: [part * factor if part.is_floating_point() else part for part in network(images)]
 
-    monkeypatch.setattr(export, "export", lambda network, path, batch_size: (tmp_path / "ssd.pt2").touch())
+    monkeypatch.setattr(export, "export", lambda *_: b"new")
     monkeypatch.setattr(export, "load_exported", load)
     parameters = {"save_to": str(tmp_path / "ssd.pt2"), "find_objects": find_objects, "min_score": 0.5}
-    factor = 1.0
-    run(small_checkpoint, **parameters)
-    assert (tmp_path / "ssd.pt2").exists()
+    (tmp_path / "ssd.pt2").write_bytes(b"old")
     factor = 1.01
-    with pytest.raises(ValueError, match="the exported network is not the model: checked on 4 images"):
-        run(small_checkpoint, **parameters)
-    assert not (tmp_path / "ssd.pt2").exists()
+    with pytest.raises(ValueError, match="the exported network is not the model, and was not written: checked on 4"):
+        run(checkpoint, **parameters)
+    assert (tmp_path / "ssd.pt2").read_bytes() == b"old"
+    factor = 1.0
+    run(checkpoint, **parameters)
+    assert (tmp_path / "ssd.pt2").read_bytes() == b"new"
+
+
+def test_a_full_disk_leaves_nothing(checkpoint, run, tmp_path, monkeypatch):
+    def fail(path, contents):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "write_file", fail)
+    monkeypatch.setattr(export, "export", lambda *_: b"new")
+    monkeypatch.setattr(export, "load_exported", lambda *_: export.Network(load_model(checkpoint), True))
+    with pytest.raises(OSError, match=r"ssd\.pt2: could not be written .*No space left"):
+        run(checkpoint, save_to=str(tmp_path / "ssd.pt2"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_batches_of_the_check():
@@ -175,21 +181,24 @@ def test_batches_of_the_check():
     assert [len(batch) for batch in export.split_batches(pixels[:1], 0)] == [1]
 
 
-def test_parameters_out_of_range(large_checkpoint, run, monkeypatch):
-    with pytest.raises(ValueError, match=r"save_to is 'ssd\.h5'.*\.onnx or \.pt2"):
-        run(large_checkpoint, save_to="ssd.h5")
-    with pytest.raises(ValueError, match="top_k=0 1 or more"):
-        run(large_checkpoint, save_to="ssd.pt2", top_k=0)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        run(large_checkpoint, save_to="ssd.pt2", top_k=1, images="nowhere")
+def test_parameters_that_are_wrong(checkpoint, run, monkeypatch):
+    for error, parameters, message in (
+        (ValueError, {"save_to": "ssd.h5"}, r"save_to is 'ssd\.h5'.*\.onnx or \.pt2"),
+        (ValueError, {"save_to": "ssd.pt2", "top_k": 0}, "top_k=0 1 or more"),
+        (FileNotFoundError, {"save_to": "ssd.pt2", "top_k": 1, "images": "nowhere"}, "nowhere"),
+        (FileNotFoundError, {"save_to": "no/such/ssd.pt2"}, "no/such/ssd.pt2: there is no folder no/such"),
+        (FileNotFoundError, {"save_to": "ssd.pt2", "checkpoint": "missing.pth"}, "missing.pth"),
+    ):
+        with pytest.raises(error, match=message):
+            run(**{"checkpoint": checkpoint, **parameters})
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx, onnxscript, onnxruntime: pip install -r requirements-dev\.txt"):
-        run(large_checkpoint, save_to="ssd.onnx")
+        run(checkpoint, save_to="ssd.onnx")
 
 
-def test_the_check_takes_real_photos(real_data, small_checkpoint, run, tmp_path, capsys):
-    photos = real_data / "voc_photos" / "VOC2012" / "JPEGImages"
-    run(small_checkpoint, save_to=str(tmp_path / "small.pt2"), images=str(photos))
-    assert len(export.read_images(str(photos))) == 4
-    assert "4 images" in capsys.readouterr().out
+def test_defaults_agree():
+    import eval as evaluation
+
+    limits = {module.max_overlap for module in (export, detect, evaluation) if hasattr(module, "max_overlap")}
+    assert limits == {0.45}

@@ -2,11 +2,10 @@
 
 import ast
 import json
-import sys
 
 import pytest
 import torch
-from conftest import REPO
+from helpers import REPO
 from make_sample import make_sample
 from PIL import Image
 
@@ -15,21 +14,18 @@ from utils import make_label_map, save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def cells():
-    notebook = json.loads((REPO / "notebooks" / "detect.ipynb").read_text(encoding="utf-8"))
-    return notebook["cells"]
+def code_cells():
+    cells = json.loads((REPO / "notebooks" / "detect.ipynb").read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_it_is_committed_without_outputs(cells):
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    assert code
-    for cell in code:
-        assert cell["outputs"] == [] and cell["execution_count"] is None
+def test_it_is_committed_without_outputs(code_cells):
+    assert code_cells and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_cells)
 
 
-def make_model():
-    """A network that, whatever the picture, finds one circle: the square prior of conv11_2."""
-    model = SSD300(n_classes=5)
+def save_model(path):
+    """A network that, whatever the picture, finds one circle: the square prior of the last map."""
+    model = SSD300(5, "ssd300_tiny")
     model.label_map = make_label_map(["circle", "rectangle", "star", "triangle"])
     with torch.no_grad():
         for name, parameter in model.pred_convs.named_parameters():
@@ -37,7 +33,7 @@ def make_model():
             if name.startswith("cl_") and name.endswith("bias"):
                 parameter.view(-1, 5)[:, 0] = 10  # background, at all priors
         model.pred_convs.cl_conv11_2.bias[:2] = torch.tensor([0.0, 5.0])  # but for the first of the last map
-    return model
+    save_checkpoint(model_state(model), path)
 
 
 def run_cell(source, namespace):
@@ -48,15 +44,15 @@ def run_cell(source, namespace):
     return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
 
 
-def test_its_cells_run(cells, tmp_path, monkeypatch, capsys):
+def test_its_cells_run(code_cells, tmp_path, monkeypatch, capsys):
     make_sample(tmp_path / "demo" / "sample", n_train=0, n_test=1, seed=0)
-    save_checkpoint(model_state(make_model()), tmp_path / "demo" / "checkpoint_ssd300.pth.tar")
+    save_model(tmp_path / "demo" / "checkpoint_ssd300.pth.tar")
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    monkeypatch.setattr("sys.path", list(sys.path))  # the notebook adds to it
+    monkeypatch.syspath_prepend(tmp_path)  # the notebook adds to the path
 
     namespace = {"__name__": "__main__"}
-    shown = [run_cell("".join(cell["source"]), namespace) for cell in cells if cell["cell_type"] == "code"]
+    shown = [run_cell("".join(cell["source"]), namespace) for cell in code_cells]
     pictures = [value for value in shown if isinstance(value, Image.Image)]
     photo = Image.open(tmp_path / "demo" / "sample" / "JPEGImages" / "test_00001.jpg")
     assert [picture.size for picture in pictures] == [photo.size, photo.size]
@@ -68,6 +64,7 @@ def test_its_cells_run(cells, tmp_path, monkeypatch, capsys):
     expected = torch.tensor([[0.05 * width, 0.05 * height, 0.95 * width, 0.95 * height]])
     torch.testing.assert_close(namespace["boxes_xy_pixels"], expected)
     printed = capsys.readouterr().out
+    assert "ssd300_tiny: images of 300 x 300 pixels, 8732 priors" in printed
     assert "circle       0.97" in printed  # e^5 / (e^5 + 4)
     assert "min_score 0.5   max_overlap 0.9   1 objects" in printed
     assert 1 < len(namespace["positive"]) < 100
