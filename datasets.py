@@ -569,7 +569,7 @@ def resize(pixels, width, height, antialias=True):
     if min(width, pixels.shape[1]) > 1:
         images = F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)
     else:  # torch takes bytes of one column for another layout: wrong values, or a crash
-        images = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=antialias)
+        images = F.interpolate(images.float().contiguous(), (height, width), mode="bilinear", antialias=antialias)
         images = images.round().clamp(0, 255).byte()
     return images[0].permute(1, 2, 0).numpy()
 
