@@ -106,6 +106,11 @@ evaluate_every = 0  # iterations between evaluations on the TEST lists, the last
 log_file = "train_log.csv"  # "": none; a run that starts anew writes over that of an earlier one
 log_every = 10  # iterations between two rows of the log
 
+# Which of the processes that train together this is, over all machines and on this one, and how many there are:
+# torchrun says it. The first process writes files and prints.
+RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+N_PROCESSES = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
 
 def main():
     check_parameters()
@@ -121,17 +126,21 @@ def main():
         say(f"nothing to do: {checkpoint} is at iteration {begin.iteration} of {iterations}")
         return
     last = begin.iteration if is_over else iterations
-    batches = TrainingBatches(len(dataset), batch_size, seed, begin.iteration, last, rank(), n_processes())
+    batches = TrainingBatches(len(dataset), batch_size, seed, begin.iteration, last, RANK, N_PROCESSES)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     describe_run(model, dataset, begin)
     log = TrainingLog(dataset, batches)
     try:
-        with exit_with_message(f"Nothing is lost since {save_to} was saved last: --checkpoint={save_to} goes on there"):
+        with exit_with_message(f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"):
             train(model, criterion.to(device), optimizer, batches, log, begin)
     finally:
         log.close()
-        end_workers()
-    if n_processes() > 1:
+        # Workers that an error left behind: they ignore SIGTERM, with which Python would end them.
+        # Torch's handler would take their death for an error. (Windows has no such signal.)
+        signal.signal(getattr(signal, "SIGCHLD", signal.SIGTERM), signal.SIG_DFL)
+        for process in multiprocessing.active_children():
+            process.kill()
+    if N_PROCESSES > 1:
         torch.distributed.destroy_process_group()
 
 
@@ -194,20 +203,10 @@ def best_path():
     return str(Path(save_to).with_name(f"best_{Path(save_to).name}"))
 
 
-def rank():
-    """The number of this process among those that train together; 0 writes files and prints."""
-    return int(os.environ.get("RANK", 0))  # torchrun says it
-
-
-def n_processes():
-    """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
-
-
 def start_process():
     """Join the other processes, if there are any; returns this one's torch.device."""
-    device = set_up_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if n_processes() > 1:
+    device = set_up_device(LOCAL_RANK)
+    if N_PROCESSES > 1:
         # While the first process evaluates, the others wait for it: longer than the ten minutes of the default.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=2))
@@ -228,14 +227,14 @@ def set_up_device(local_rank=0):
 def highest_of_all(*values):
     """The highest of each value over all processes. They meet on the CPU, so no GPU is waited for."""
     values = torch.tensor(values, dtype=torch.float64)
-    if n_processes() > 1:
+    if N_PROCESSES > 1:
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
     return values.tolist()
 
 
 def say(text):
     """Print a line, in the main process only, without breaking the progress bar."""
-    if rank() == 0:
+    if RANK == 0:
         tqdm.write(text, file=sys.stdout)
 
 
@@ -250,10 +249,7 @@ class Begin(NamedTuple):
 
 
 def start_or_resume(label_map, device):
-    """Build model and optimizer, from `checkpoint`, from `finetune_from`, or anew.
-
-    Returns the model on `device`, the optimizer, and a Begin.
-    """
+    """Build model and optimizer, from `checkpoint`, from `finetune_from`, or anew; returns both and a Begin."""
     torch.manual_seed(seed)
     saved = load_checkpoint(checkpoint or finetune_from) if checkpoint or finetune_from else None
     if checkpoint:
@@ -285,8 +281,7 @@ def load_base(model):
     if not pretrained or (NETWORKS[network].divisor > 1 and pretrained == "IMAGENET1K_V1"):
         return "random"  # nobody has trained a narrow network on ImageNet: for it, too, if the default is untouched
     # The first process of each machine downloads them; the others then find them in its cache.
-    is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    for is_turn in (is_first, not is_first):
+    for is_turn in (LOCAL_RANK == 0, LOCAL_RANK > 0):
         if is_turn:
             load_pretrained(model, pretrained)
         highest_of_all(0)  # wait for the others
@@ -297,10 +292,8 @@ STATE_OF_OPTIMIZER = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "
 
 
 def restore_training_state(saved, optimizer):
-    """Bring back the optimizer's state, random states and position; returns the Begin.
-
-    Settings, such as the weight decay, stay as they are in this run: they may have been changed for it.
-    """
+    """Bring back the optimizer's state, random states and position; returns the Begin. Settings, such as the weight
+    decay, stay as they are in this run: they may have been changed for it."""
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         if any(set(state) != STATE_OF_OPTIMIZER[optimizer_name] for state in saved["optimizer"]["state"].values()):
@@ -308,8 +301,10 @@ def restore_training_state(saved, optimizer):
         optimizer.load_state_dict(saved["optimizer"])
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
-                if name != "step":  # in the memory format of this machine, not of the one that saved it
-                    state[name] = torch.empty_like(parameter).copy_(value.view_as(parameter))
+                if value.shape == parameter.shape:  # in the memory format of this machine, not of the one that saved it
+                    state[name] = torch.empty_like(parameter).copy_(value)
+                elif name != "step":
+                    raise ValueError(f"{name} has another shape than its parameter")
         for group, own in zip(optimizer.param_groups, settings, strict=True):
             group.update(own)
             for parameter in group["params"] if optimizer_name == "sgd" and momentum else ():
@@ -333,27 +328,24 @@ def restore_training_state(saved, optimizer):
 def check_resumable(saved, label_map):
     """Refuse a checkpoint of another data set, or one without a training state; tell what has changed."""
     if saved["label_map"] != label_map:
-        before, now = (printable(", ".join(names)) for names in (saved["label_map"], label_map))
+        was, now = (
+            f"{len(names)} classes ({printable(', '.join(names))})" for names in (saved["label_map"], label_map)
+        )
         raise ValueError(
-            f"{checkpoint} has {len(saved['label_map'])} classes ({before}), the lists in {data_folder} have "
-            f"{len(label_map)} ({now}); to start from its weights all the same, give it as "
-            f"--finetune_from={checkpoint}"
+            f"{checkpoint} has {was}, the lists in {data_folder} {now}; --finetune_from={checkpoint} starts from its "
+            "weights all the same"
         )
     if "optimizer" not in saved:
         raise ValueError(f"{checkpoint} holds weights only; start from them with --finetune_from={checkpoint}")
     before = saved.get("parameters")
     for name, value in script_parameters(globals()).items() if isinstance(before, dict) else ():
         if name not in ("checkpoint", "network", "overwrite") and repr(before.get(name, value)) != repr(value):
-            was = printable(repr(before[name]))
-            say(f"note: {name} was {was} when the checkpoint was saved, now it is {value!r}")
+            say(f"note: {name} was {printable(repr(before[name]))} when the checkpoint was saved, now it is {value!r}")
 
 
 def make_optimizer(model, device):
-    """SGD with momentum, or AdamW, with up to three groups of parameters.
-
-    In SGD the biases of convolutions learn faster, as in the Caffe code. Neither they nor what batch
-    normalisation learns decays: decay is to keep the network simple, and these only shift and scale.
-    """
+    """SGD with momentum, or AdamW. Weights of convolutions decay; their biases and what batch normalisation learns,
+    which only shift and scale, do not. In SGD the biases learn faster, as in the Caffe code."""
     weights, biases, norms = [], [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -371,10 +363,8 @@ def make_optimizer(model, device):
 
 
 def set_learning_rate(optimizer, iteration, seconds=0.0):
-    """Set the learning rates of an iteration (counted from 0): warm-up, then down as `schedule` says.
-
-    seconds: of training so far; if the run ends by the clock, it may be further by that than by its iterations.
-    """
+    """Set the learning rates of an iteration (counted from 0): warm-up, then down as `schedule` says. By the clock a
+    run may be further, after so many seconds of training, than by its iterations."""
     position = max(iteration, iterations * seconds / (60 * minutes)) if minutes else iteration  # as an iteration
     warm = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
     if schedule == "cosine":
@@ -401,18 +391,10 @@ def ignore_signals(_worker):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def end_workers():
-    """End the loaders' processes that an error left behind: they ignore SIGTERM, with which Python would end them."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the death of a worker for an error
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
 def wrap_network(model):
     """The model as the loop calls it: compiled, and with its gradients averaged over all processes."""
     network = model
-    if n_processes() > 1:
+    if N_PROCESSES > 1:
         device_ids = [model.mean.device.index] if model.mean.is_cuda else None
         # Buffers need no broadcast: the statistics of batch normalisation, the only ones that change, are not
         # used in training. The first process evaluates with its own, and saves them.
@@ -424,13 +406,13 @@ def wrap_network(model):
 
 def describe_run(model, dataset, begin):
     """Say what is trained on what, for how long, and what looks like a mistake."""
-    names = [name for name in dataset.label_map if name != "background"]
+    names = printable(", ".join(name for name in dataset.label_map if name != "background"))
     n_weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     kind = "bfloat16" if bf16 and has_bf16_units(model.mean.device) else "float32"
     epochs = iterations * batch_size / len(dataset)
     say(f"data     {data_folder}: {len(dataset)} images, {len(dataset.labels)} objects")
-    say(f"classes  {len(names)}: {printable(', '.join(names))}")
-    say(f"network  {model.network}, {n_weights:.1f} million weights, {kind}, {n_processes()} x {model.mean.device}")
+    say(f"classes  {len(dataset.label_map) - 1}: {names}")
+    say(f"network  {model.network}, {n_weights:.1f} million weights, {kind}, {N_PROCESSES} x {model.mean.device}")
     say(f"weights  {begin.weights}")
     say(f"run      iterations {begin.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all")
     say(f"         {optimizer_name}, lr {lr:g}, {schedule}, warm-up {warmup}")
@@ -454,10 +436,19 @@ class Run:
         self.done, self.best_map = begin.iteration, begin.best_map
         self.seconds = begin.seconds  # of training, without evaluations; the same in all processes
         self.clock = time.perf_counter()  # when they were counted last
-        self.stop = StopRequest()
+        self.signal = 0  # SIGINT or SIGTERM, once one has come
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.receive)
         if begin.to_evaluate:  # the run was stopped or killed before it came to that
             self.save(save_to)  # tried once more, not at each resume: it may be what killed the run
             self.evaluate()
+
+    def receive(self, number, _frame):
+        """Take note of a signal: the run ends after the iteration. A second Ctrl-C ends the process at once; SIGTERM
+        may well come twice, from a cluster's scheduler and from torchrun."""
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
 
     def ends_after(self, iteration, loss):
         """Do what is due after an iteration (counted from 0). Returns whether it was the last."""
@@ -465,9 +456,9 @@ class Run:
         self.log.add(loss)
         # All processes agree at every iteration: 30 s after a signal torchrun kills them.
         before, self.clock = self.clock, time.perf_counter()
-        self.seconds, stops = highest_of_all(self.seconds + self.clock - before, self.stop.signal)
+        self.seconds, stops = highest_of_all(self.seconds + self.clock - before, self.signal)
         if stops:
-            self.stop.signal = int(stops)
+            self.signal = int(stops)
         ends = stops or self.done == iterations or 0 < 60 * minutes <= self.seconds
         evaluates = evaluate_every > 0 and (self.is_due(evaluate_every) or (ends and not stops))
         saves = ends or evaluates or self.is_due(save_every)
@@ -486,9 +477,9 @@ class Run:
     def evaluate(self):
         """Evaluate on the TEST lists; save the model once more, and beside that if it is the best so far."""
         mean_ap = self.best_map
-        if rank() == 0:
+        if RANK == 0:
             # This process's share of a batch: as much as fits into its memory.
-            loader = make_test_loader(data_folder, -(-batch_size // n_processes()), workers, self.model, skip_corrupt)
+            loader = make_test_loader(data_folder, -(-batch_size // N_PROCESSES), workers, self.model, skip_corrupt)
             loader.worker_init_fn, loader.generator = ignore_signals, torch.Generator()  # as in make_train_loader()
             _, mean_ap = evaluate(loader, self.model)
             self.model.train()
@@ -506,7 +497,7 @@ class Run:
 
     def save(self, path, to_evaluate=False):
         """Save all that a resumed run needs. to_evaluate: an evaluation comes next."""
-        if rank() > 0:
+        if RANK > 0:
             return
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
             raise FloatingPointError(
@@ -528,19 +519,20 @@ class Run:
 
     def finish(self):
         """Say what was saved and where; end with the exit code of a signal, if one asked for the end."""
-        if n_processes() > 1:  # bring together what the processes skipped
+        if N_PROCESSES > 1:  # bring together what the processes skipped
             torch.distributed.all_reduce(self.log.dataset.skipped, torch.distributed.ReduceOp.MAX)
         self.log.bar.close()
-        if self.stop.signal:
-            name = signal.Signals(self.stop.signal).name
+        if self.signal:
+            name = signal.Signals(self.signal).name
             say(f"stopped by {name} after iteration {self.done}; go on with --checkpoint={save_to}")
-            raise SystemExit(128 + self.stop.signal)
-        say(f"done after iteration {self.done}, {datetime.timedelta(seconds=round(self.seconds))} of training")
-        say(f"saved    {save_to}" + (f", the log in {log_file}" if log_file else ""))
-        if self.best_map >= 0:
-            say(f"         {best_path()}, the best so far, mAP {self.best_map:.4f}")
-        say(f"next     python eval.py --data_folder={data_folder} --checkpoint={save_to}")
-        say(f"         python detect.py --checkpoint={save_to} --images=YOUR_PHOTOS")
+            raise SystemExit(128 + self.signal)
+        best = f"\n         {best_path()}, the best so far, mAP {self.best_map:.4f}" if self.best_map >= 0 else ""
+        say(
+            f"done after iteration {self.done}, {datetime.timedelta(seconds=round(self.seconds))} of training\n"
+            f"saved    {save_to}{f', the log in {log_file}' if log_file else ''}{best}\n"
+            f"next     python eval.py --data_folder={data_folder} --checkpoint={save_to}\n"
+            f"         python detect.py --checkpoint={save_to} --images=YOUR_PHOTOS"
+        )
 
 
 class TrainingLog:
@@ -555,8 +547,8 @@ class TrainingLog:
         self.dataset, self.batches = dataset, batches
         self.losses = []  # scalars on the device, of the iterations since the last flush
         first, last = batches.iterations.start, batches.iterations.stop
-        self.file = start_log(log_file, self.columns, first) if rank() == 0 else ""
-        self.bar = tqdm(total=None if minutes else last, initial=first, unit="it", disable=rank() > 0)
+        self.file = start_log(log_file, self.columns, first) if RANK == 0 else ""
+        self.bar = tqdm(total=None if minutes else last, initial=first, unit="it", disable=RANK > 0)
         self.flushed_at = time.perf_counter()
         self.first_flush = None  # iterations done, and time; then (): how long the run takes has been said
 
@@ -568,9 +560,9 @@ class TrainingLog:
     def flush(self, done, optimizer):
         """Bring the losses over, check them, show and write their mean. `done`: iterations so far."""
         losses = torch.stack(self.losses)
-        if n_processes() > 1:  # the mean over the processes is the loss of the whole batch
+        if N_PROCESSES > 1:  # the mean over the processes is the loss of the whole batch
             torch.distributed.all_reduce(losses)
-            losses /= n_processes()
+            losses /= N_PROCESSES
         losses = losses.tolist()
         self.losses = []
         for iteration, loss in enumerate(losses, start=done - len(losses)):
@@ -641,22 +633,6 @@ def start_log(path, columns, start):
     except OSError as error:
         say(f"warning: no log is written, {path} cannot be: {error}; the run goes on")
         return ""
-
-
-class StopRequest:
-    """Remembers SIGINT or SIGTERM, so that the run ends after an iteration and not in the middle of one."""
-
-    def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
-
-    def receive(self, number, _frame):
-        """Take note; a second Ctrl-C ends the process at once. (SIGTERM may well come twice: from a cluster's
-        scheduler and from torchrun.)"""
-        if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or number
 
 
 class Console:

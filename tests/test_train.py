@@ -266,7 +266,7 @@ def test_each_machine_downloads_once(monkeypatch):
     monkeypatch.setattr(train, "load_pretrained", lambda *_: steps.append("load"))
     monkeypatch.setattr(train, "highest_of_all", lambda *_: steps.append("wait"))
     train.load_base(None)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(train, "LOCAL_RANK", 1)
     train.load_base(None)
     assert steps == ["load", "wait", "wait", "wait", "load", "wait"]
 
@@ -339,8 +339,7 @@ def test_evaluation_takes_the_share_of_its_process(monkeypatch, lists):
     def record(data_folder, batch_size, *_):
         raise LookupError(f"a batch of {batch_size}")
 
-    for name, value in {"RANK": "0", "WORLD_SIZE": "8"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train, "N_PROCESSES", 8)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(train, "make_test_loader", record)
     with pytest.raises(LookupError, match="a batch of 4"):
