@@ -2,11 +2,9 @@
 
     description, records = read_annotations("path/to/my data", {"TRAIN": "trainval", "TEST": "test"}, notes)
 
-LAYOUTS, below, lists what is read. It is recognised by looking, and `description` says it in one line.
-
-The boxes of a record are continuous: (x_min, y_min, x_max, y_max) in pixels, and as written otherwise. They may be
-inverted, reach beyond the image, or not be finite: create_data_lists.py mends or drops such boxes. Only YOLO's
-boxes stay fractions of the image's width and height, until somebody has looked at the image.
+What is read stands in LAYOUTS, below. It is recognised by looking. Boxes are continuous, (x_min, y_min, x_max, y_max)
+in pixels, and else as written: they may be inverted, reach beyond the image, or not be finite. Only YOLO's stay
+fractions of width and height, until somebody has looked at the image.
 """
 
 import itertools
@@ -104,6 +102,8 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
         if not records[split]:
             raise ValueError(f"{printable(part.names or part.annotations)}: has no images")
     description = part.words + "".join(f", {printable(name)}: {split}" for split, name in chosen.items() if name)
+    unused = [name for name in parts if name in SPLIT_FOLDERS and name not in chosen.values() and not part.names]
+    description += "".join(f", {name}: not used" for name in unused)
     if part.form == "VOC":
         first = count_from([record for rows in records.values() for record in rows], first_pixel)
         description += f", pixels counted from {first}"
@@ -149,22 +149,18 @@ def find_parts(source):
         return {"": Part("COCO", "COCO file", source, "")}
     if not os.path.isdir(source):
         raise FileNotFoundError(f"{printable(source)}: not a folder or a .json file. Can be read:\n{LAYOUTS}")
-    part = find_part(source)
-    if part and part.form == "VOC":
-        lists = os.path.join(source, "ImageSets", "Main")
-        names = [name for name in list_folder(lists) if name.endswith(".txt")]
-        words = part.words + ", ImageSets/Main"
-        parts = {name[:-4]: part._replace(words=words, names=os.path.join(lists, name)) for name in names}
-        part = None if parts else part
-    elif not part:
+    part, parts = find_part(source), {}
+    if not part:
         folders = {name: os.path.join(source, name) for name in SPLIT_FOLDERS}
         found = {name: find_part(folder) or find_yolo(source, name) for name, folder in folders.items()}
         parts = {name: part for name, part in found.items() if part}
-    if part or not parts:
-        parts = {"": part or refuse_layout(source)}
-    elif len(parts) == 1:  # a list or folder of all images
-        parts = {"": next(iter(parts.values()))}
-    return parts
+    elif part.form == "VOC":
+        lists, words = os.path.join(source, "ImageSets", "Main"), f"{part.words}, ImageSets/Main"
+        names = [name for name in list_folder(lists) if name.endswith(".txt")]
+        parts = {name[:-4]: part._replace(words=words, names=os.path.join(lists, name)) for name in names}
+    if len(parts) > 1:
+        return parts
+    return {"": next(iter(parts.values()), part) or refuse_layout(source)}  # one list, or folder, is of all images
 
 
 def find_part(folder):
@@ -208,11 +204,11 @@ def refuse_layout(source):
     counts = {}
     for name in list_folder(source):
         is_folder = os.path.isdir(os.path.join(source, name))
-        kind = f"the folder {printable(name, 40)}" if is_folder else f"{os.path.splitext(name)[1] or 'other'} files"
+        kind = f"the folder {name}" if is_folder else f"{os.path.splitext(name)[1] or 'other'} files"
         counts[kind] = counts.get(kind, 0) + 1
-    found = [kind if kind.startswith("the") else f"{n} {kind}" for kind, n in counts.items()]
-    found = ", ".join(found[:12]) + ", ..." * (len(found) > 12) or "nothing"
-    raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {found}. Can be read:\n{LAYOUTS}")
+    found = ", ".join(kind if kind.startswith("the") else f"{n} {kind}" for kind, n in counts.items())
+    shown = printable(found, 500) or "nothing"
+    raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {shown}. Can be read:\n{LAYOUTS}")
 
 
 def choose_splits(parts, splits, source):
@@ -244,7 +240,7 @@ def find_images(folder):
 
 
 # ----------------------------------------------------------------------------------------------
-# Pascal VOC's XML
+# Pascal VOC's XML, COCO's JSON, YOLO's text files
 # ----------------------------------------------------------------------------------------------
 
 
@@ -316,8 +312,11 @@ def parse_annotation(path, first_pixel=1):
     root = parse_xml(path, shown)
     if root.tag != "annotation":
         raise ValueError(f"{shown}: not a VOC annotation: its root is <{printable(root.tag, 40)}>, not <annotation>")
-    size = parse_size(root.find("size"), shown) or (None, None)
-    annotation = {"boxes": [], "names": [], "difficulties": [], "width": size[0], "height": size[1]}
+    size, sides = root.find("size"), [None, None]
+    if size is not None and all((size.findtext(tag) or "").strip() for tag in ("width", "height")):
+        sides = [parse_number(size, tag, shown) for tag in ("width", "height")]
+    width, height = usable_size(*sides) or (None, None)
+    annotation = {"boxes": [], "names": [], "difficulties": [], "width": width, "height": height}
     annotation.update(difficult_missing=0, float_coordinates=0)
     # Only the objects right below the root: the person layout challenge nests <part>s with boxes in them.
     for i, element in enumerate(root.findall("object"), start=1):
@@ -370,25 +369,11 @@ def parse_number(parent, tag, where):
         raise ValueError(f"{where}: <{tag}> is {printable(repr(text), 40)}, not a number") from None
 
 
-def parse_size(element, shown):
-    """(width, height) of the <size> element; None if it says nothing usable."""
-    tags = ("width", "height")
-    if element is None or not all((element.findtext(tag) or "").strip() for tag in tags):
-        return None
-    return usable_size(*(parse_number(element, tag, shown) for tag in tags))
-
-
 def usable_size(width, height):
     """(width, height) as ints, or None if they cannot be those of an image that could be read."""
-    sides = (width, height)
-    if all(type(side) in (int, float) and 1 <= side <= MAX_IMAGE_PIXELS for side in sides):
+    if all(type(side) in (int, float) and 1 <= side <= MAX_IMAGE_PIXELS for side in (width, height)):
         return int(width), int(height)
     return None
-
-
-# ----------------------------------------------------------------------------------------------
-# COCO's JSON
-# ----------------------------------------------------------------------------------------------
 
 
 def read_coco(part, source, split, notes):
@@ -397,7 +382,7 @@ def read_coco(part, source, split, notes):
     Entries that cannot be used are left out and noted. Raises ValueError if no image, or no annotation, is left.
     """
     path = part.annotations
-    content = read_json(path, dict, object_hook=without_outlines)
+    content = read_json(path, dict, object_hook=without_outline)
     faults, shown = [], printable(path, 1000)
 
     def usable(key, make):
@@ -430,8 +415,8 @@ def read_coco(part, source, split, notes):
     return list(records.values())
 
 
-def without_outlines(entry):
-    """An object of a JSON file without COCO's outlines of objects, which take most of the memory."""
+def without_outline(entry):
+    """An entry of a JSON file without the object's outline: outlines take most of the memory."""
     entry.pop("segmentation", None)
     return entry
 
@@ -460,11 +445,7 @@ def take_field(entry, key, types):
 def make_coco_record(entry, folders, source):
     """(id, record without objects) of an entry of "images"."""
     image_id, name = take_field(entry, "id", (int, str)), take_field(entry, "file_name", str)
-    try:
-        usable = bool(name) and b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:
-        usable = False
-    if not usable:
+    if not name or re.search("[\0\ud800-\udfff]", name):
         raise ValueError(f"'file_name' is {printable(repr(name), 60)}, which no file can be called")
     candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
     image = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
@@ -501,11 +482,6 @@ def look_up(entry, key, table):
         known = "".join(f", where ids are of type {type(other).__name__}" for other in itertools.islice(table, 1))
         raise ValueError(f"{key} {printable(repr(value), 60)} ({type(value).__name__}) is not in the file{known}")
     return table[value]
-
-
-# ----------------------------------------------------------------------------------------------
-# YOLO's text files
-# ----------------------------------------------------------------------------------------------
 
 
 def read_yolo(part, source, split, notes):

@@ -193,11 +193,6 @@ def split_at_random(records, test_fraction, seed):
     return {"TRAIN": train, "TEST": [record for i, record in enumerate(records) if i in test]}
 
 
-# ----------------------------------------------------------------------------------------------
-# Mending
-# ----------------------------------------------------------------------------------------------
-
-
 def set_sizes(records, check_images, notes):
     """Set each record's size to that of its image: of every one if check_images, else if it is not declared."""
     for record in records:
@@ -240,11 +235,9 @@ def set_size(record, stored, orientation, notes):
     record.size, boxes = stored, [row.box for row in record.objects]
     if record.form == "YOLO":
         boxes = [tuple(value * side for value, side in zip(box, stored * 2, strict=True)) for box in boxes]
-    elif declared is None:
-        add_note(notes, "size_missing", record.where, f"{stored[0]} x {stored[1]}")
     elif declared not in (stored, shown):
-        what = f"annotation {declared[0]} x {declared[1]}, image {stored[0]} x {stored[1]}"
-        add_note(notes, "size_differs", record.where, what)
+        kind, what = ("size_differs", f"annotation {declared}") if declared else ("size_missing", "")
+        add_note(notes, kind, record.where, f"{what} image {stored}".strip())  # (width, height)
     if orientation > 1 and declared == shown != stored:
         boxes, record.declared_size = [turn_back(box, shown, orientation) for box in boxes], stored
         add_note(notes, "boxes_turned", record.where, f"EXIF orientation {orientation}, {len(boxes)} boxes")
@@ -315,9 +308,9 @@ def mend_objects(record, keep_crowds, notes):
                 continue
         kind, box = clip_box(row.box, record.size, record.first_pixel)
         if kind:
-            first = (record.first_pixel, record.first_pixel, 0, 0)  # the corners as written
-            corners = ", ".join(f"{value + one:g}" for value, one in zip(row.box, first, strict=True))
-            what = f"{printable(row.name, 60)} [{corners}] in {record.size[0]} x {record.size[1]}"
+            first = record.first_pixel  # the corners as written
+            corners = "[{:g}, {:g}, {:g}, {:g}]".format(row.box[0] + first, row.box[1] + first, *row.box[2:])
+            what = f"{printable(row.name, 60)} {corners} in {record.size[0]} x {record.size[1]}"
             add_note(notes, kind, record.where, what)
         if box:
             kept.append(row._replace(box=box))
@@ -360,13 +353,9 @@ def number_classes(records, class_names, skip_unknown, notes):
                 add_note(notes, "class_skipped", record.where, printable(row.name, 60))
         record.objects = [row for row in record.objects if label_map.get(row.name)]
     if not skip_unknown:
-        headline = (
-            f"{len(unknown)} unknown classes (class_names has {len(label_map) - 1}); add them to class_names, or "
-        )
-        lines = (
-            f"{printable(repr(name), 60)}: {len(files)} objects, first in {files[0]}" for name, files in unknown.items()
-        )
-        raise_if_any(list(lines), headline + "leave their objects out with skip_unknown:")
+        lines = [f"{printable(repr(x), 60)}: {len(files)} objects, first in {files[0]}" for x, files in unknown.items()]
+        headline = f"{len(unknown)} unknown classes (class_names has {len(label_map) - 1}); add them to class_names, "
+        raise_if_any(lines, headline + "or leave their objects out with skip_unknown:")
     return label_map
 
 
@@ -379,10 +368,10 @@ def compare_splits(splits, label_map, notes):
     found = {split: {row.name for record in splits[split] for row in record.objects} for split in splits}
     if not found["TRAIN"]:
         raise ValueError("The training images hold no object: there is nothing to learn from")
-    for name in label_map.keys() - {"background"}:
-        if name not in found["TRAIN"]:
+    for name, label in label_map.items():
+        if label and name not in found["TRAIN"]:
             add_note(notes, "class_not_trained", ("TRAIN", ""), name)
-        elif name not in found["TEST"]:
+        elif label and name not in found["TEST"]:
             add_note(notes, "class_not_tested", ("TEST", ""), name)
 
 
@@ -406,7 +395,8 @@ def count_objects(records):
 def write_lists(output_folder, splits, report):
     """Write all files of `create_data_lists()`, so that the old ones stay whole until all new ones are."""
     label_map = report["label_map"]
-    texts = {"label_map.json": json.dumps(label_map), "data_report.txt": data_report_text(report, 100)}
+    texts = {"label_map.json": json.dumps(label_map)}
+    texts["data_report.txt"] = "\n".join([*report["sources"], "", data_report_text(report, 100)])
     category_ids = {}
     for split, records in splits.items():
         entries = []
