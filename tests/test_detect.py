@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import os
 import random
@@ -216,10 +215,10 @@ def test_exif_orientation(tmp_path, orientation, suffix):
     image.save(tmp_path / f"turned.{suffix}", exif=exif)
     upright = open_image(tmp_path / f"turned.{suffix}")
     assert upright.size == ((32, 64) if orientation >= 5 else (64, 32))
-    corners = {place: upright.getpixel(tuple(side * (2 * at + 1) // 4 for side, at in zip(upright.size, place)))
-               for place in itertools.product((0, 1), repeat=2)}  # fmt: skip
+    centers = np.array(upright.resize((2, 2), Image.Resampling.BOX))[:, :, 0]
+    corners = {(x, y): centers[y, x] for x in (0, 1) for y in (0, 1)}
     white = {1: (0, 0), 3: (1, 1), 5: (0, 0), 6: (1, 0), 8: (0, 1)}[orientation]
-    assert [place for place, color in corners.items() if min(color) > 200] == [white]
+    assert [place for place, grey in corners.items() if grey > 200] == [white]
     # Once upright, an image is not turned again.
     assert open_image(upright).tobytes() == upright.tobytes()
     assert detect(tmp_path / f"turned.{suffix}", model=FakeModel()).size == upright.size
@@ -484,10 +483,8 @@ def test_several_at_once_as_one_at_a_time(tiny_checkpoint, tmp_path, monkeypatch
     assert len(found[0]) > 20
     for others in found[1:]:
         assert [row["image"] for row in others] == [row["image"] for row in found[0]]
-        n_same = sum(
-            row["class"] == other["class"] and np.allclose(row["box"] + [row["score"]], other["box"] + [other["score"]], atol=0.1)
-            for row, other in zip(found[0], others, strict=True)
-        )  # fmt: skip
+        numbers = [[[*row["box"], 100 * row["score"]] for row in rows] for rows in (others, found[0])]
+        n_same = np.isclose(*numbers, atol=0.1).all(axis=1).sum()
         assert n_same >= 0.9 * len(others)  # of equal scores either may come first
 
 
@@ -512,11 +509,8 @@ def test_boxes_are_written_whole_or_not_at_all(shell, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         shell(images="a.png", output_folder="out", write_boxes_to="found.csv")
-    assert (tmp_path / "found.csv").read_text() == "old" and list_folder(tmp_path) == [
-        "a.png",
-        "found.csv",
-        "out/a.png",
-    ]
+    assert (tmp_path / "found.csv").read_text() == "old"
+    assert list_folder(tmp_path) == ["a.png", "found.csv", "out/a.png"]
 
 
 def test_patterns_and_single_files(shell, tmp_path):
@@ -609,7 +603,7 @@ def test_damaged_animation(shell, tmp_path):
     (tmp_path / "clip.gif").write_bytes(data[: len(data) - 2500])
     with pytest.raises(SystemExit, match=r"clip\.gif"):
         shell(images="clip.gif", output_folder="out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 # The script as a user runs it, with a real network
@@ -630,54 +624,3 @@ def test_script(tmp_path, tiny_checkpoint):
         assert annotated.tobytes() == expected.tobytes() != image.tobytes()
     code, output = finish(start(script("detect.py", images="nowhere"), tmp_path))
     assert code == 1 and output.startswith("error: images='nowhere'")
-
-
-# Damaged files of every kind
-
-
-def encode(image, kind, **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def mutate(data, rng):
-    """Cut a file short, or change some of its bytes, more often near the start, where the structure is."""
-    data = bytearray(data)
-    if rng.random() < 0.2:
-        return data[: rng.randrange(len(data))]
-    reach = len(data) if rng.random() < 0.5 else min(64, len(data))
-    for _ in range(rng.choice([1, 2, 4, 16])):
-        data[rng.randrange(reach)] = rng.choice([0, 127, 128, 255, rng.randrange(256)])
-    return data
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_mutated_files_end_in_a_result_or_an_error_that_names_them(tmp_path):
-    image = draw_sample(np.random.default_rng(3))[0].resize((64, 48))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    animation = {"save_all": True, "append_images": [image.rotate(20), image.rotate(40)], "duration": 50}
-    originals = [encode(image, kind) for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "TGA")]
-    originals += [encode(image, "GIF", **animation), encode(image, "TIFF", compression="tiff_lzw")]
-    originals += [encode(image, "JPEG", exif=exif), encode(image, "GIF")]
-    rng, model = random.Random(0), FakeModel()
-    path = tmp_path / "mutated.gif"
-
-    def annotate(path):
-        _, errors = module.annotate_job([path], {path: tmp_path / "out.gif"}, model)
-        if errors:
-            raise ValueError(*errors)
-
-    outcomes = {"result": 0, "error": 0}
-    for i in range(int(os.environ.get("SSD_FUZZ_IMAGES", 300))):
-        path.write_bytes(mutate(originals[i % len(originals)], rng))
-        for action in (lambda: detect(path, model=model), lambda: annotate(path)):
-            try:
-                action()
-                outcomes["result"] += 1
-            except ValueError as error:
-                assert "mutated" in str(error)
-                outcomes["error"] += 1
-        model.batches.clear()
-    assert min(outcomes.values()) > 0.2 * sum(outcomes.values())

@@ -93,13 +93,12 @@ def test_without_detection_a_file_carries_what_decodes_it(checkpoint, run, tmp_p
     np.testing.assert_allclose([*boxes[0][0], labels[0][0], found[0][0]], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("network", ["ssdlite320_mobilenet_v3_large", "ssd300_vgg16"])
-def test_other_networks(run, tmp_path, capsys, network):
+def test_another_network(run, tmp_path, capsys):
     need(".onnx")
-    model = save_model(tmp_path / "model.pth.tar", network, 1.0)
-    run(model, save_to=str(tmp_path / "ssd.onnx"), batch_size=2)
+    checkpoint = save_model(tmp_path / "lite.pth.tar", "ssdlite320_mobilenet_v3_large", 1.0)
+    run(checkpoint, save_to=str(tmp_path / "lite.onnx"), batch_size=2)
     assert "takes uint8 images, 2 at a time\nchecked on 4 images" in capsys.readouterr().out
-    assert read_metadata(tmp_path / "ssd.onnx")["input_size"] == load_model(model).input_size
+    assert read_metadata(tmp_path / "lite.onnx")["input_size"] == 320
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -151,7 +150,7 @@ def test_a_wrong_export_is_noticed_and_not_written(checkpoint, run, tmp_path, mo
 
     monkeypatch.setattr(export, "export", lambda *_: b"new")
     monkeypatch.setattr(export, "load_exported", load)
-    parameters = {"save_to": str(tmp_path / "ssd.pt2"), "find_objects": find_objects, "min_score": 0.5}
+    parameters = {"save_to": str(tmp_path / "ssd.pt2"), "find_objects": find_objects, "min_score": 0.1}
     (tmp_path / "ssd.pt2").write_bytes(b"old")
     factor = 1.01
     with pytest.raises(ValueError, match="the exported network is not the model, and was not written: checked on 4"):
