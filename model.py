@@ -242,10 +242,10 @@ BASES = {  # the class, and torchvision's ImageNet weights for it
 
 
 class AuxiliaryConvolutions(nn.Module):
-    """Pairs of convolutions behind the base, each pair with a smaller grid than the one before.
+    """Pairs of convolutions behind the base, each with a smaller grid than the one before.
 
-    Takes the base's second map, for SSD300 conv7 (N, 1024, 19, 19). Returns the maps that follow it in the table,
-    for SSD300 conv8_2 (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2 (N, 256, 3, 3), conv11_2 (N, 256, 1, 1).
+    Takes the base's second map, conv7 (N, 1024, 19, 19). Returns those that follow it in the table: conv8_2
+    (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2 (N, 256, 3, 3) and conv11_2 (N, 256, 1, 1) for SSD300.
     """
 
     def __init__(self, network=NETWORKS["ssd300_vgg16"]):
@@ -449,8 +449,7 @@ def l2_normalize(features, eps=1e-10):
 # Detection
 # ----------------------------------------------------------------------------------------------
 
-# Offsets that no training produces (a size of more than exp(40) times the prior's) would overflow float32. They are
-# held at values that stay finite throughout; all others are untouched.
+# Offsets that no training produces (a size of exp(40) times the prior's) would overflow float32: they are limited.
 MAX_SIZE_OFFSET, MAX_COORDINATE = 200.0, 1e18
 
 PRIORS_FOR_EACH_OBJECT = 8  # so many of the best priors, times top_k, nearly always hold the best top_k objects
@@ -474,7 +473,6 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form,
     not clipped to the image (as in the Caffe code), finite for all finite predictions; labels (n,) int64,
     1 to C - 1; scores (n,) float32; n <= top_k.
-    Raises ValueError when shapes disagree or a parameter is out of its range.
     """
     n_images, n_priors, shape = len(predicted_locs), len(priors_cxcy), tuple(predicted_scores.shape)
     if predicted_locs.shape != (n_images, n_priors, 4):
@@ -548,9 +546,8 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
     if not all(counts[n_images : 2 * n_images]):
         return None
     index = (n_priors * n_classes - (found & 0xFFFFFFFF)).clamp(max=n_priors * n_classes - 1)  # (N, top_k)
-    priors, labels = index // n_classes, index % n_classes
-    boxes_xy = _decode(predicted_locs, priors_cxcy, (priors + n_priors * images).flatten()).view(n_images, top_k, 4)
-    results = boxes_xy, labels, (found >> 32).int().view(torch.float32)
+    boxes_xy = _decode(predicted_locs, priors_cxcy, (index // n_classes + n_priors * images).flatten())
+    results = boxes_xy.view(n_images, top_k, 4), index % n_classes, (found >> 32).int().view(torch.float32)
     return tuple([part[:count] for part, count in zip(parts, counts, strict=False)] for parts in results)
 
 
@@ -569,8 +566,7 @@ def _suppress(boxes_xy, is_box, max_overlap):
     suppresses that may survive are certain; those that a certain one suppresses may not survive. And so on.
     """
     is_better = torch.ones(is_box.shape[1], is_box.shape[1], device=boxes_xy.device).triu_(diagonal=1)
-    results = []
-    n_rows = max(1, PAIRS_AT_ONCE // is_better.numel())
+    n_rows, results = max(1, PAIRS_AT_ONCE // is_better.numel()), []
     for some_xy, some in zip(boxes_xy.split(n_rows), is_box.split(n_rows), strict=True):
         suppresses = find_jaccard_overlap(some_xy, some_xy).gt_(max_overlap).mul_(is_better)  # the row the column
         may_survive = some
@@ -693,8 +689,7 @@ def mine_hard_negatives(conf_losses, is_positive, n_negatives):
 class MultiBoxLoss(nn.Module):
     """The loss of SSD: how far the positive priors' boxes are off, and how wrong the class scores are.
 
-    priors_cxcy: (P, 4), center-size form, fractional.
-    threshold: overlap from which a prior matches an object that does not own it.
+    priors_cxcy: (P, 4). threshold: overlap from which a prior matches an object that does not own it.
     neg_pos_ratio: hardest negatives for each positive of an image.
     alpha: weight of the localisation loss.
     n_negatives_without_objects: hardest negatives in an image without objects. The paper has none (0).
@@ -742,7 +737,6 @@ class MultiBoxLoss(nn.Module):
 def compute_divisor(n_positives, n_negatives_without_objects, neg_pos_ratio):
     """What the loss is divided by: the positives, or the negatives of images without objects, if these are more when
     neg_pos_ratio of them count like one positive; 1 at least. A batch without positives then weighs like any other.
-
     With several processes (torch.distributed): those of all, divided by how many processes there are. The mean over
     the processes, which DistributedDataParallel takes of the gradients, is then that of the whole batch.
     """
@@ -899,10 +893,7 @@ def restore_state(model, saved, keep_class_heads=False):
 
 def load_other_classes(model, saved, label_map):
     """Start from a checkpoint of other classes: all is taken over but the class heads, and these, too, where the
-    classes are the same in the same order.
-
-    saved: what `load_checkpoint()` returned. label_map: this model's.
-    Returns a sentence that says what was done. Raises ValueError and others if the checkpoint does not fit.
+    classes (`label_map`: this model's) are the same in the same order. Returns a sentence that says what was done.
     """
     check_state(saved)
     same_classes = saved["label_map"] == label_map
@@ -912,11 +903,8 @@ def load_other_classes(model, saved, label_map):
 
 
 def model_from_checkpoint(saved, name):
-    """Rebuild a model with its label map, its priors and what its input looks like.
-
-    saved: what `load_checkpoint()` returned. name: the file, for errors.
-    Returns an SSD300 on the CPU. Raises ValueError if an entry is missing, does not fit or is not finite.
-    """
+    """Rebuild a model on the CPU from what `load_checkpoint()` returned; ValueError, with the file's name, if an entry
+    is missing, does not fit or is not finite."""
     try:
         check_state(saved)
         model = SSD300(len(saved["label_map"]), saved.get("network", "ssd300_vgg16"))

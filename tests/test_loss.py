@@ -60,9 +60,7 @@ def match_one_image(boxes_xy, priors_cxcy, threshold=0.5):
     return torch.where(matched[1] == len(boxes_xy) + 3, -1, matched[1] - 1).tolist()
 
 
-# ----------------------------------------------------------------------------------------------
 # Matching
-# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_levels", [2**24, 4, 1])  # hardly any ties, many ties, nothing but ties
@@ -84,15 +82,6 @@ def test_own_priors_are_those_of_the_best_pairs(n_levels):
 def test_more_objects_than_priors_is_an_error():
     with pytest.raises(ValueError, match=r"5 objects.*4 priors"):
         match_one_image(torch.rand(5, 4).sort(dim=1).values, random_priors(4, 0))
-
-
-def test_two_objects_that_share_their_best_prior_both_get_one():
-    priors_cxcy = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.6, 0.6, 0.4, 0.4], [0.9, 0.9, 0.1, 0.1]])
-    first, second = [0.4, 0.4, 0.8, 0.8], [0.4, 0.42, 0.8, 0.8]  # both overlap prior 1 most; the first fits better
-    # Prior 0 ([0.1, 0.3] twice) and prior 2 ([0.85, 0.95] twice) touch neither.
-    matched = match_one_image(torch.tensor([second, first]), priors_cxcy)
-    assert matched[1] == 1  # the better one owns it ...
-    assert sorted(matched) == [-1, 0, 1]  # ... and the other got one of those that are left
 
 
 def test_an_owner_keeps_its_prior_from_a_better_match():
@@ -148,9 +137,7 @@ def test_an_object_gets_the_same_prior_in_whatever_batch_it_is():
     assert torch.equal(torch.where(together[:1] == 47, 2, together[:1]), alone)
 
 
-# ----------------------------------------------------------------------------------------------
 # Mining
-# ----------------------------------------------------------------------------------------------
 
 
 def test_mining_takes_the_hardest_negatives():
@@ -167,9 +154,7 @@ def test_mining_takes_the_hardest_negatives():
     assert is_hard.sum(dim=1).tolist() == [3 * n_positives[0], 0, n_priors - n_positives[2], 0]
 
 
-# ----------------------------------------------------------------------------------------------
 # The loss
-# ----------------------------------------------------------------------------------------------
 
 
 SETTINGS = [
