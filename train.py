@@ -60,12 +60,8 @@ workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
 network = "ssd300_vgg16"  # a row of NETWORKS in model.py, such as "ssd300_tiny"; a checkpoint brings its own
-pretrained = (
-    "IMAGENET1K_V1"  # or "IMAGENET1K_FEATURES" (VGG-16), a file with a state dict of the base, or "" for random
-)
-freeze_base = (
-    False  # True: the pretrained layers stay as they are: faster (on a CPU three times), safer with few images
-)
+pretrained = "IMAGENET1K_V1"  # of the base: or "IMAGENET1K_FEATURES" (VGG-16), a file with a state dict, "" for random
+freeze_base = False  # True: pretrained layers stay as they are: faster (on a CPU three times), safer with few images
 finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
@@ -106,8 +102,7 @@ evaluate_every = 0  # iterations between evaluations on the TEST lists, the last
 log_file = "train_log.csv"  # "": none; a run that starts anew writes over that of an earlier one
 log_every = 10  # iterations between two rows of the log
 
-# Which of the processes that train together this is, over all machines and on this one, and how many there are:
-# torchrun says it. The first process writes files and prints.
+# torchrun numbers the processes, over all machines and on each one; number 0 writes files and prints.
 RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 N_PROCESSES = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
@@ -125,7 +120,7 @@ def main():
     if is_over and not begin.to_evaluate:
         say(f"nothing to do: {checkpoint} is at iteration {begin.iteration} of {iterations}")
         return
-    last = begin.iteration if is_over else iterations
+    last = begin.iteration if is_over else iterations  # if it is over, an evaluation is to be made up for
     batches = TrainingBatches(len(dataset), batch_size, seed, begin.iteration, last, RANK, N_PROCESSES)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     describe_run(model, dataset, begin)
@@ -206,8 +201,7 @@ def best_path():
 def start_process():
     """Join the other processes, if there are any; returns this one's torch.device."""
     device = set_up_device(LOCAL_RANK)
-    if N_PROCESSES > 1:
-        # While the first process evaluates, the others wait for it: longer than the ten minutes of the default.
+    if N_PROCESSES > 1:  # while the first one evaluates, the others wait: longer than the ten minutes of the default
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=2))
     return device
@@ -288,15 +282,13 @@ def load_base(model):
     return f"{pretrained} for the base, the rest random"
 
 
-STATE_OF_OPTIMIZER = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
-
-
 def restore_training_state(saved, optimizer):
     """Bring back the optimizer's state, random states and position; returns the Begin. Settings, such as the weight
     decay, stay as they are in this run: they may have been changed for it."""
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    entries = {"momentum_buffer"} if optimizer_name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     try:
-        if any(set(state) != STATE_OF_OPTIMIZER[optimizer_name] for state in saved["optimizer"]["state"].values()):
+        if any(set(state) != entries for state in saved["optimizer"]["state"].values()):
             raise ValueError(f"it was not saved by {optimizer_name}")
         optimizer.load_state_dict(saved["optimizer"])
         for parameter, state in optimizer.state.items():
@@ -314,7 +306,7 @@ def restore_training_state(saved, optimizer):
         if len(saved["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
         start, best_map, seconds = saved["iteration"], saved["best_map"], saved.get("seconds", 0.0)
-        if type(start) is not int or start < 0 or type(best_map) is not float or type(seconds) is not float:
+        if [type(start), type(best_map), type(seconds)] != [int, float, float] or start < 0:
             raise ValueError(f"iteration {start!r}, best_map {best_map!r}, seconds {seconds!r}")
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
@@ -328,12 +320,9 @@ def restore_training_state(saved, optimizer):
 def check_resumable(saved, label_map):
     """Refuse a checkpoint of another data set, or one without a training state; tell what has changed."""
     if saved["label_map"] != label_map:
-        was, now = (
-            f"{len(names)} classes ({printable(', '.join(names))})" for names in (saved["label_map"], label_map)
-        )
+        was, now = (f"{len(m)} classes ({printable(', '.join(m))})" for m in (saved["label_map"], label_map))
         raise ValueError(
-            f"{checkpoint} has {was}, the lists in {data_folder} {now}; --finetune_from={checkpoint} starts from its "
-            "weights all the same"
+            f"{checkpoint} has {was}, {data_folder} has {now}; --finetune_from={checkpoint} starts from its weights"
         )
     if "optimizer" not in saved:
         raise ValueError(f"{checkpoint} holds weights only; start from them with --finetune_from={checkpoint}")
@@ -393,15 +382,13 @@ def ignore_signals(_worker):
 
 def wrap_network(model):
     """The model as the loop calls it: compiled, and with its gradients averaged over all processes."""
-    network = model
+    network, is_cuda = model, model.mean.is_cuda
     if N_PROCESSES > 1:
-        device_ids = [model.mean.device.index] if model.mean.is_cuda else None
+        device_ids = [model.mean.device.index] if is_cuda else None
         # Buffers need no broadcast: the statistics of batch normalisation, the only ones that change, are not
         # used in training. The first process evaluates with its own, and saves them.
         network = DistributedDataParallel(network, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-    if compile_model and model.mean.is_cuda:
-        network = torch.compile(network)
-    return network
+    return torch.compile(network) if compile_model and is_cuda else network
 
 
 def describe_run(model, dataset, begin):
@@ -417,8 +404,9 @@ def describe_run(model, dataset, begin):
     say(f"run      iterations {begin.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all")
     say(f"         {optimizer_name}, lr {lr:g}, {schedule}, warm-up {warmup}")
     if minutes:
-        used = f"{begin.seconds / 60:.1f} of its {minutes:g} minutes are used"
-        say(f"         by the clock: {used}; what is done in them depends on the machine, so two runs differ")
+        say(
+            f"         by the clock: {begin.seconds / 60:.1f} of its {minutes:g} minutes are used; two such runs differ"
+        )
     if warmup > iterations:
         say(f"warning: the warm-up of {warmup} iterations is longer than the run; --warmup={iterations // 10} is usual")
 
@@ -453,7 +441,8 @@ class Run:
     def ends_after(self, iteration, loss):
         """Do what is due after an iteration (counted from 0). Returns whether it was the last."""
         self.done = iteration + 1
-        self.log.add(loss)
+        self.log.losses.append(loss.detach())
+        self.log.bar.update()
         # All processes agree at every iteration: 30 s after a signal torchrun kills them.
         before, self.clock = self.clock, time.perf_counter()
         self.seconds, stops = highest_of_all(self.seconds + self.clock - before, self.signal)
@@ -490,9 +479,8 @@ class Run:
             say(f"iteration {self.done}: mAP {mean_ap:.4f}, best before {max(self.best_map, 0):.4f}")
         is_best = mean_ap > self.best_map
         (self.best_map,) = highest_of_all(max(self.best_map, mean_ap))  # the others wait here
-        if is_best:
-            self.save(best_path())
-        self.save(save_to)
+        for path in (best_path(), save_to) if is_best else (save_to,):
+            self.save(path)
         self.log.flushed_at = self.clock = time.perf_counter()
 
     def save(self, path, to_evaluate=False):
@@ -500,10 +488,8 @@ class Run:
         if RANK > 0:
             return
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
-            raise FloatingPointError(
-                f"weights are no longer finite at iteration {self.done}; {path} is left as it was. Try a lower lr "
-                "(--lr), a longer --warmup, or --grad_clip=10"
-            )
+            advice = f"{path} is left as it was. Try a lower lr (--lr), a longer --warmup, or --grad_clip=10"
+            raise FloatingPointError(f"weights are no longer finite at iteration {self.done}; {advice}")
         state = {
             **model_state(self.model),
             "optimizer": self.optimizer.state_dict(),
@@ -551,11 +537,6 @@ class TrainingLog:
         self.bar = tqdm(total=None if minutes else last, initial=first, unit="it", disable=RANK > 0)
         self.flushed_at = time.perf_counter()
         self.first_flush = None  # iterations done, and time; then (): how long the run takes has been said
-
-    def add(self, loss):
-        """Take the loss of the next iteration."""
-        self.losses.append(loss.detach())
-        self.bar.update()
 
     def flush(self, done, optimizer):
         """Bring the losses over, check them, show and write their mean. `done`: iterations so far."""
