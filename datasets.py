@@ -564,13 +564,12 @@ def resize(pixels, width, height, antialias=True):
         False: of the four that are nearest to its centre, as F.interpolate() does it by default and cv2 by
         INTER_LINEAR, and so the SSDs of torchvision, amdegroot and lufficc.
     """
-    # Channels last and contiguous: the fast way.
+    # Channels last is the fast way; planar, torch 2.14 errs where the output is one pixel wide, even in float.
     images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)  # (1, 3, h, w)
-    if min(width, pixels.shape[1]) > 1:
-        images = F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)
-    else:  # torch takes bytes of one column for another layout: wrong values, or a crash
-        images = F.interpolate(images.float().contiguous(), (height, width), mode="bilinear", antialias=antialias)
-        images = images.round().clamp(0, 255).byte()
+    if min(width, pixels.shape[1]) == 1:  # bytes of one column are taken for planar, or crash: float keeps them
+        images = images.float()
+    images = F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)
+    images = images.round().clamp(0, 255).byte() if images.is_floating_point() else images
     return images[0].permute(1, 2, 0).numpy()
 
 
