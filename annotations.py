@@ -131,7 +131,7 @@ def merge_repeats(records, notes):
 def raise_if_any(problems, headline):
     """Raise one ValueError that lists the problems, if there are any, as far as a reader wants to know them."""
     if problems:
-        lines = [printable(problem, 500) for problem in problems[:50]]
+        lines = [printable(problem, 500) for problem in problems[:20]]
         while sum(map(len, lines)) > 4000:
             lines.pop()
         more = [f"... and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []
