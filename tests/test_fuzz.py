@@ -232,6 +232,7 @@ def test_detections_files(tmp_path):
     names, path = ["000001", "a photo", "x"], tmp_path / "comp4_det_test_cat.txt"
     original = b"000001 0.9 1 2 30 40\na photo 0.8 10.5 10 20 20\nx 0.1 1 1 5 5\n000001 0.2 3 3 9 9\n"
     (tmp_path / "comp4_det_test_dog.txt").write_bytes(b"x 0.5 1 1 9 9\n")
+    (tmp_path / "comp4_det_test_grandfather clock.txt").write_bytes(b"")
     truth = [torch.tensor([[0.0, 1, 30, 40]])] * 3, [torch.tensor([1])] * 3, [torch.tensor([0])] * 3
 
     def act(data):
