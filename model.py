@@ -454,8 +454,7 @@ MAX_SIZE_OFFSET, MAX_COORDINATE = 200.0, 1e18
 
 PRIORS_FOR_EACH_OBJECT = 8  # so many of the best priors, times top_k, nearly always hold the best top_k objects
 NEW_IN_FIRST_POOL, NEW_IN_POOL = 24, 96  # candidates of a class that enter its pool in a round: twice as many each time
-PAIRS_AT_ONCE = 2**18  # as many as stay in a processor's cache
-STEPS_A_ROUND = 2
+PAIRS_AT_ONCE, STEPS_A_ROUND = 2**18, 2  # so many pairs stay in a processor's cache; more steps seldom decide more
 
 
 @torch.no_grad()
@@ -561,7 +560,6 @@ def _decode(predicted_locs, priors_cxcy, at):
 
 def _suppress(boxes_xy, is_box, max_overlap):
     """Which boxes of each pool survive for certain, and which may survive, both (rows, K) bool: all pairs at once.
-
     boxes_xy: (rows, K, 4), best first. is_box: (rows, K) bool. At first all may survive. Those that nothing better
     suppresses that may survive are certain; those that a certain one suppresses may not survive. And so on.
     """
