@@ -382,7 +382,7 @@ def advice_for(error):
         )
     if "No space left" in text:
         return "the disk is full; free some space, or write to another (train.py: --save_to, --log_file)"
-    if "DataLoader worker (pid" in text or "DataLoader timed out" in text:
+    if re.search(r"DataLoader (worker \(pid|timed out)", text) or isinstance(error, ConnectionResetError):
         return (
             "a process that prepares images died, or hung. If the system killed it, memory was short: take fewer "
             "--workers, or a smaller --batch_size; if it comes again, --workers=0 shows where"

