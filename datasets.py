@@ -9,9 +9,8 @@
     3. Transform        zoom out, crop, flip and resize
     4. Colours          brightness, contrast, saturation and hue
 
-Reads the lists that create_data_lists.py writes: {TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json and
-label_map.json. Which images make up a batch depends on (seed, iteration) alone, and how an image is augmented
-on (seed, epoch, index) alone: never on the number of workers, nor on what was read before.
+Which images make up a batch depends on (seed, iteration) alone, and how an image is augmented on (seed, epoch,
+index) alone: never on the number of workers, nor on what was read before.
 Shapes in comments: N images in a batch, M objects in an image, S the network's input size, such as 300.
 """
 
@@ -19,9 +18,11 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import operator
 import os
 import stat
+from array import array
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,8 +60,8 @@ def read_image(path):
 
     path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
     Returns a (3, H, W) uint8 RGB tensor.
-    Raises FileNotFoundError or ValueError, naming the file, if it is missing, unreadable, corrupt,
-    truncated, or larger than `check_image_size()` allows; another OSError if the machine is at fault.
+    Raises FileNotFoundError or ValueError, naming the file, if it is missing, damaged or too large; another
+    OSError if the machine is at fault.
     """
     data, image = open_image_file(path)
     # torchvision decodes usual JPEGs twice as fast as Pillow, which knows Adobe's inverted CMYK.
@@ -78,7 +79,6 @@ def stored_size_and_orientation(path):
     """What an image file's header says: ((width, height) of what `read_image()` returns, EXIF orientation).
 
     The orientation, 1 to 8, says how viewers turn the stored pixels before they show them; 1: not at all.
-    Raises what `read_image()` raises.
     """
     image = open_image_file(path)[1]
     is_tiff = image.format == "TIFF"  # of which Pillow states the size as shown
@@ -96,7 +96,7 @@ def open_image_file(path):
     except (OSError, ValueError) as error:  # a path may have characters that no file name can have
         if getattr(error, "errno", None) in MACHINE_ERRORS:
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
-        raise ValueError(f"{path!r}: the image file cannot be read ({error})") from None
+        raise ValueError(f"{printable(path, 1000)}: the image file cannot be read ({printable(error)})") from None
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception as error:
@@ -135,18 +135,14 @@ def load_as_stored(image):
 
 def read_orientation(image):
     """The EXIF orientation of a PIL image, 1 to 8; 1 (stored as it is shown) where it has none."""
-    try:
+    orientation = None
+    with contextlib.suppress(Exception):  # damaged EXIF data: the pixels are fine
         orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # damaged EXIF data: the pixels are fine
-        orientation = None
     return orientation if orientation in range(1, 9) else 1
 
 
 def pil_to_rgb(image):
-    """An image of any Pillow mode as RGB: 16 bits become 8, transparency is laid on white.
-
-    Returns the PIL image itself if it is RGB already, else a new one.
-    """
+    """A PIL image of any mode as RGB (itself, if it is RGB): 16 bits become 8, transparency is laid on white."""
     if image.mode.startswith("I"):  # 16-bit grey; "I" holds the same values in 32 bits
         pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
@@ -178,15 +174,12 @@ class PascalVOCDataset(Dataset):
     augment: names out of AUGMENTATIONS; None: all of them for "TRAIN", none for "TEST".
     size, antialias: of the items' images, as in `transform()`.
 
-    An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image as a
-    (3, S, S) uint8 tensor, boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and
-    difficulties (M,) uint8; M may be 0.
+    An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image (3, S, S) uint8,
+    boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and difficulties (M,) uint8; M may be 0.
     Attributes: label_map; image_paths; sizes (n_images, 2), widths and heights; boxes_xy_pixels, labels and
     difficulties of all objects, those of image i from starts[i] to starts[i + 1]; from COCO's files, else
     None, image_ids (list) and areas (of each object, in square pixels).
-
-    Raises FileNotFoundError for a list that is missing, and ValueError for one that is malformed, or that
-    holds a box that is not finite, has no area or lies beyond its image, or a label without a class.
+    Raises FileNotFoundError for a list that is missing, ValueError for one that `read_objects()` refuses.
     """
 
     def __init__(
@@ -204,28 +197,26 @@ class PascalVOCDataset(Dataset):
         self.seed, self.skip_corrupt, self.augment = seed, skip_corrupt, augment
         self.size, self.antialias = size, antialias
 
-        objects_path = self.data_folder / f"{split}_objects.json"
         try:
-            self.label_map = load_label_map(self.data_folder)
+            self.label_map = load_label_map(data_folder)
             images = read_json(self.data_folder / f"{split}_images.json", list)
-            objects = read_json(objects_path, list)
+            if not all(isinstance(path, str) for path in images):
+                raise ValueError(f"{self.data_folder / split}_images.json: not a list of paths")
+            objects_path = self.data_folder / f"{split}_objects.json"
+            self.sizes, self.starts, self.image_ids, packed = read_objects(objects_path, images, len(self.label_map))
         except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{error} (create_data_lists.py writes the lists)") from None
+            raise type(error)(f"{error} (create_data_lists.py writes the lists: run it again)") from None
         # A few large arrays, not a Python object for each path and box: a forked worker that only reads a
         # Python object still writes its reference count, and so would copy every page of a long list.
-        self.sizes, starts, packed = pack_objects(images, objects, len(self.label_map), objects_path)
+        self.image_paths = np.array(images, dtype=np.str_)
         if not keep_difficult:
             is_easy = packed["difficulties"] == 0
-            starts = np.concatenate([[0], np.cumsum(is_easy)])[starts]
+            self.starts = np.concatenate([[0], np.cumsum(is_easy)])[self.starts]
             packed = {key: values[is_easy] for key, values in packed.items()}
-        self.starts = starts
         self.boxes_xy_pixels = torch.from_numpy(packed["boxes"].astype(np.float32))
         self.labels = torch.from_numpy(packed["labels"].astype(np.int64))
         self.difficulties = torch.from_numpy(packed["difficulties"].astype(np.uint8))
         self.areas = packed.get("areas")
-        self.image_paths = np.array(images, dtype=np.str_)
-        image_ids = [entry.get("image_id") for entry in objects]
-        self.image_ids = None if None in image_ids else image_ids
         self.skipped = torch.zeros(len(images), dtype=torch.uint8).share_memory_()  # written by all workers
 
     def __len__(self):
@@ -243,7 +234,7 @@ class PascalVOCDataset(Dataset):
             if not self.skip_corrupt:
                 raise
             self.skipped[index] = 1
-            return torch.from_numpy(blank_image(self.size)).permute(2, 0, 1), *NO_OBJECTS
+            return torch.from_numpy(blank_image(self.size).copy()).permute(2, 0, 1), *NO_OBJECTS
         (height, width), (listed_width, listed_height) = image.shape[1:], self.sizes[index]
         if (width, height) != (listed_width, listed_height):  # against which the boxes were checked
             raise ValueError(
@@ -269,8 +260,7 @@ class PascalVOCDataset(Dataset):
         """Make a batch of items whose numbers of objects differ.
 
         batch: list of N items.
-        Returns images (N, 3, S, S) uint8, and three lists of N tensors: boxes (M, 4) float32, boundary
-        form, fractional, labels (M,) int64 and difficulties (M,) uint8.
+        Returns images (N, 3, S, S) uint8, and lists of the N items' boxes, labels and difficulties.
         """
         images, *lists = zip(*batch, strict=True)
         # transform() leaves the channels last in memory; a batch in that order is five times as fast to make.
@@ -278,12 +268,11 @@ class PascalVOCDataset(Dataset):
         # One block of memory for all boxes, one for all labels: a worker passes each block on as an open file,
         # and hundreds of them exceed the number that a system allows (1024 usually).
         packed = [torch.cat(tensors) for tensors in lists]
-        if get_worker_info() is not None:
-            # A worker would move them to shared memory later, in a thread whose errors are lost (no space,
-            # too many open files), and the run would wait for this batch for ever. Here they reach it.
-            for tensor in (images, *packed):
-                if tensor.numel():
-                    tensor.share_memory_()
+        # A worker would move them to shared memory later, in a thread whose errors are lost (no space, too many
+        # open files), and the run would wait for this batch for ever. Here they reach it.
+        for tensor in (images, *packed):
+            if get_worker_info() is not None and tensor.numel():
+                tensor.share_memory_()
         counts = [len(boxes) for boxes in lists[0]]
         return images, *(list(tensor.split(counts)) for tensor in packed)
 
@@ -291,9 +280,8 @@ class PascalVOCDataset(Dataset):
 class TrainingBatches:
     """Batch sampler of one uninterrupted run: batch i is the same whenever, and wherever, the run resumes.
 
-    The images are read in an endless sequence of seeded permutations, one for each epoch; iteration i takes
-    the batch_size images from position i * batch_size on, so that a batch may straddle two epochs and no
-    image is left out of any.
+    The images are read in an endless sequence of seeded permutations, one for each epoch, batch_size at a time:
+    a batch may straddle two epochs, and no image is left out of any.
 
     n_images: in the data set. batch_size: over all ranks. seed: decides the permutations.
     first_iteration, last_iteration: which batches are yielded, as in range(): the last is left out.
@@ -338,39 +326,45 @@ class TrainingBatches:
         return self.epoch_and_order[1]
 
 
-def pack_objects(images, objects, n_classes, path):
+def read_objects(path, images, n_classes):
     """The objects of all images in a few arrays, checked so that none can hurt the loss.
 
-    images: list of paths. objects: list of {"boxes", "labels", "difficulties", "size"} and perhaps "areas",
-    one for each image. n_classes: background included. path: of the objects' file.
-    Returns sizes (n_images, 2) int64, starts (n_images + 1,) int64, and a dict of key to float64 array:
-    "boxes" (n, 4), boundary form, in pixels, "labels", "difficulties" and, if all have them, "areas" (n,).
-    Raises ValueError, naming the image and what is wrong.
+    path: file with a list of {"boxes", "labels", "difficulties", "size"} and perhaps "areas" and "image_id", one
+    for each image. images: list of paths. n_classes: background included.
+    Returns sizes, starts and image_ids as the data set has them, and a dict of key to float64 array: "boxes"
+    (n, 4), boundary form, in pixels, "labels", "difficulties" and, if all objects have one, "areas" (n,).
+    Raises ValueError, naming the image, for numbers that are missing, a box that is not finite, has no area or
+    lies beyond its image, a label without a class; FileNotFoundError if there is no file.
     """
+    packed = {key: array("d") for key in ("size", "boxes", "labels", "difficulties", "areas")}  # numbers, end to end
+    counts, image_ids = [], []
+
+    def pack(entry):
+        """Keep the numbers of an image as soon as they are read: COCO's as Python objects would fill 600 MB."""
+        size, boxes, areas = entry["size"], entry["boxes"], entry.get("areas", ())
+        lengths = {len(entry["labels"]), len(entry["difficulties"]), len(areas or boxes)}
+        if lengths != {len(boxes)} or [len(size), *map(len, boxes)] != [2, *[4] * len(boxes)]:
+            raise TypeError("numbers are missing")
+        for key, values in {**entry, "boxes": itertools.chain(*boxes), "areas": areas}.items():
+            if key in packed:
+                packed[key].extend(values)
+        counts.append(len(boxes))
+        image_ids.append(entry.get("image_id"))
 
     def refuse(index, problem):
-        image = printable(images[index], 1000)
-        raise ValueError(f"{path}: {image}: {printable(problem, 500)}; run create_data_lists.py again")
+        image = printable(images[index], 1000) if index < len(images) else "an image that is not listed"
+        raise ValueError(f"{path}: {image}: {printable(problem, 500)}")
 
-    if len(images) != len(objects):
-        raise ValueError(f"{path} describes {len(objects)} of {len(images)} images; run create_data_lists.py again")
-    # An array for each key of each image, then one for each key.
-    shapes = {"size": (1, 2), "boxes": (-1, 4), "labels": (-1,), "difficulties": (-1,)}
-    if all(isinstance(entry, dict) and "areas" in entry for entry in objects):
-        shapes["areas"] = (-1,)
-    arrays = {key: [np.zeros((0, *shape[1:]))] for key, shape in shapes.items()}
-    for index, entry in enumerate(objects):
-        try:
-            for key, shape in shapes.items():
-                arrays[key].append(np.array(entry[key], dtype=np.float64).reshape(shape))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            refuse(index, f"{key} is missing, or not a list of numbers ({error})")
-        lengths = [len(arrays[key][-1]) for key in shapes if key != "size"]
-        if not isinstance(images[index], str) or len(set(lengths)) > 1:
-            refuse(index, f"the path is not a string, or the lists differ in length: {lengths}")
-    counts = [len(boxes) for boxes in arrays["boxes"][1:]]
-    packed = {key: np.concatenate(rows) for key, rows in arrays.items()}
-    sizes = packed.pop("size")
+    try:
+        read_json(path, list, object_hook=pack)
+    except (KeyError, TypeError, OverflowError) as error:  # of the first image that is not counted yet
+        refuse(len(counts), f"boxes, labels, difficulties, areas or size are not lists of equal length ({error})")
+    if len(counts) != len(images):
+        raise ValueError(f"{path}: describes {len(counts)} of {len(images)} images")
+    packed = {key: np.asarray(values) for key, values in packed.items()}
+    sizes, packed["boxes"] = packed.pop("size").reshape(-1, 2), packed["boxes"].reshape(-1, 4)
+    if len(packed["areas"]) < len(packed["boxes"]):
+        del packed["areas"]
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     image_of = np.repeat(np.arange(len(images)), counts)  # (n,)
 
@@ -391,12 +385,19 @@ def pack_objects(images, objects, n_classes, path):
             index = row if key == "size" else image_of[row]
             value = sizes[row] if key == "size" else packed[key][row]
             refuse(index, f"{value.tolist()} in its {key} is {problem}")
-    return sizes.astype(np.int64), starts, packed
+    return sizes.astype(np.int64), starts, None if None in image_ids else image_ids, packed
 
 
 # ----------------------------------------------------------------------------------------------
 # 3. Transform
 # ----------------------------------------------------------------------------------------------
+
+# Boxes of whole pixels are tuples (x_min, y_min, x_max, y_max):
+#   canvas   the photo after zooming out, and what surrounds it; like crop and source in pixels of the photo
+#   crop     the part of the canvas that becomes the whole S x S image
+#   source   the part of the crop that shows the photo, of at least one pixel
+#   place    where the source comes to lie on the S x S image
+# rng is a numpy Generator, size is S.
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
@@ -411,8 +412,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     image: (3, H, W) uint8 RGB tensor, or PIL image; it is not changed.
     boxes: (n, 4) float tensor, boundary form, pixels, inside the image; n may be 0.
     labels: (n,) int64 tensor. difficulties: (n,) tensor.
-    split: "TRAIN" or "TEST". rng: numpy Generator for "TRAIN"; None draws a new one.
-    size: S, the width and height of the network's input, in pixels. antialias: as in `resize()`.
+    split: "TRAIN" or "TEST". rng: for "TRAIN"; None draws a new one.
+    size: S. antialias: as in `resize()`.
     augment: names out of AUGMENTATIONS, the steps that are taken for "TRAIN".
     Returns the image as a (3, S, S) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
     fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
@@ -436,14 +437,14 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         flip = drawn[2] and "flip" in augment
         crop = sample_crop_box(canvas, crop, boxes, rng) if "crop" in augment else canvas
 
-    # Zoom, crop, flip and resize are one step: the crop becomes the whole image. Only the pixels of the photo
-    # that lie in it, the source, are read, distorted and resized, once; the zoomed-out canvas is never built.
+    # Zoom, crop, flip and resize are one step. Only the source's pixels are read, distorted and resized, once;
+    # the canvas is never built.
     source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
     place = compute_place(crop, source, size)
     pixels = distort(pixels[source[1] : source[3], source[0] : source[2]], distortion)
     pixels = resize(pixels, place[2] - place[0], place[3] - place[1], antialias)
     if place != (0, 0, size, size):
-        pixels, surviving = blank_image(size), pixels
+        pixels, surviving = blank_image(size).copy(), pixels
         pixels[place[1] : place[3], place[0] : place[2]] = surviving
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, S, S): with four dimensions it flips faster
     image = (image.flip(3) if flip else image)[0]
@@ -464,11 +465,8 @@ def prepare(images, model):
 
 
 def sample_zoom_out_box(width, height, rng):
-    """With probability 1/2 a canvas 1 to 4 times as wide and high as the image, which lies anywhere on it.
-
-    width, height: of the image, in pixels. rng: numpy Generator.
-    Returns the canvas as (x_min, y_min, x_max, y_max), integer pixels of the image: (0, 0, width, height)
-    without zoom, else around it. (Caffe: ExpandImage.)
+    """With probability 1/2 a canvas 1 to 4 times as wide and high as the photo, which lies anywhere on it; else
+    the photo itself, (0, 0, width, height). (Caffe: ExpandImage.)
     """
     if rng.random() < 0.5:
         return 0, 0, width, height
@@ -482,18 +480,17 @@ def sample_zoom_out_box(width, height, rng):
 def sample_crop_box(canvas, image_box, boxes, rng):
     """Crop by one of the seven samplers that succeed, chosen at random (SSD paper, section 2.2).
 
-    canvas: (x_min, y_min, x_max, y_max) of the zoomed-out image, integer pixels of the image.
-    image_box: the part of the canvas that shows the image, in the same form.
-    boxes: (n, 4) array, boundary form, pixels. rng: numpy Generator.
-    Returns the crop as (x_min, y_min, x_max, y_max), integer pixels, inside the canvas; it holds the centre
-    of an object if there is one, and some of the image if there is none.
+    image_box: the part of the canvas that shows the photo. boxes: (n, 4) array, boundary form, pixels.
+    Returns the crop; it holds the centre of an object if there is one, and some of the photo if there is none.
     """
     # The tries of six samplers at once, those of one after those of another.
     crops = sample_boxes_inside(canvas, len(MIN_OVERLAPS) * CROP_TRIES, rng)  # (4, 6 * tries)
     if len(boxes):
-        overlaps, has_center = compare(crops, boxes)
+        centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).T[:, :, None]  # (2, n, 1)
+        has_center = ((crops[:2, None] <= centers) & (centers < crops[2:, None])).all(axis=0)  # (n, 6 * tries)
+        overlaps = compute_overlaps(crops, boxes)  # (n, 6 * tries)
         success = has_center.any(axis=0) & (overlaps.max(axis=0) >= np.repeat(MIN_OVERLAPS, CROP_TRIES))
-    else:  # show some of the image
+    else:  # show some of the photo
         image_box = np.reshape(image_box, (4, 1))
         success = ((crops[:2] < image_box[2:]) & (crops[2:] > image_box[:2])).all(axis=0)
     # Take the first success of a sampler that has one, or, as the seventh sampler does, the whole canvas.
@@ -509,7 +506,6 @@ def sample_crop_box(canvas, image_box, boxes, rng):
 def sample_boxes_inside(canvas, n, rng):
     """Boxes of scale s in [0.3, 1] and aspect ratio r in [max(1/2, s^2), min(2, 1/s^2)], anywhere inside.
 
-    canvas: (x_min, y_min, x_max, y_max), integer pixels. n: how many. rng: numpy Generator.
     Returns a (4, n) float array, the rows x_min, y_min, x_max and y_max, in whole pixels: the width is
     s sqrt(r), the height s / sqrt(r) of the canvas'. (Caffe: SampleBBox, sampler.cpp.)
     """
@@ -525,29 +521,16 @@ def sample_boxes_inside(canvas, n, rng):
     return np.concatenate([mins, mins + sizes])
 
 
-def compare(crops, boxes):
-    """The overlap of each box with each crop, and whether the crop holds the box's centre: two (n, m) arrays.
-
-    crops: (4, m) array, as `sample_boxes_inside()` returns it. boxes: (n, 4) array, boundary form, pixels.
-    (`find_jaccard_overlap()` on such small tensors would make `transform()` 14% slower.)
-    """
+def compute_overlaps(crops, boxes):
+    """`find_jaccard_overlap()` in NumPy, (n, m): on (n, 4) boxes and (4, m) crops it saves a tenth of `transform()`."""
     crops, boxes = crops[:, None], boxes.T[:, :, None]  # (4, 1, m), (4, n, 1)
-    sides = np.maximum(np.minimum(crops[2:], boxes[2:]) - np.maximum(crops[:2], boxes[:2]), 0)
-    crop_sides, box_sides = crops[2:] - crops[:2], boxes[2:] - boxes[:2]
-    intersections = sides[0] * sides[1]  # (n, m)
-    areas = crop_sides[0] * crop_sides[1] + box_sides[0] * box_sides[1]
-    centers = (boxes[:2] + boxes[2:]) / 2  # (2, n, 1), x and y
-    is_inside = (crops[:2] <= centers) & (centers < crops[2:])  # (2, n, m)
-    return intersections / (areas - intersections), is_inside[0] & is_inside[1]
+    widths, heights = np.maximum(np.minimum(crops[2:], boxes[2:]) - np.maximum(crops[:2], boxes[:2]), 0)
+    areas = (crops[2] - crops[0]) * (crops[3] - crops[1]) + (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])
+    return widths * heights / (areas - widths * heights)
 
 
 def compute_place(crop, source, size):
-    """Where the source comes to lie on the network's input, in whole pixels.
-
-    crop: (x_min, y_min, x_max, y_max), which becomes the whole S x S image. source: its part that shows
-    the photo, of at least one pixel. Both in integer pixels of the photo. size: S.
-    Returns (x_min, y_min, x_max, y_max), integers in [0, S], at least one pixel wide and high.
-    """
+    """Where the source comes to lie on the S x S image: at least one pixel wide and high."""
     place = [0, 0, 0, 0]
     for axis in range(2):
         scale = size / (crop[axis + 2] - crop[axis])
@@ -561,8 +544,7 @@ def resize(pixels, width, height, antialias=True):
     """Bilinear resize of an (h, w, 3) uint8 array; returns a (height, width, 3) array.
 
     antialias: True: where the image shrinks, a pixel is made of all those that it covers, as Pillow does it.
-        False: of the four that are nearest to its centre, as F.interpolate() does it by default and cv2 by
-        INTER_LINEAR, and so the SSDs of torchvision, amdegroot and lufficc.
+        False: of the four nearest to its centre, as the SSDs of torchvision, amdegroot and lufficc do it.
     """
     # Channels last is the fast way; planar, torch 2.14 errs where the output is one pixel wide, even in float.
     images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)  # (1, 3, h, w)
@@ -576,14 +558,12 @@ def resize(pixels, width, height, antialias=True):
 def move_boxes(boxes, crop, source, place, flip, size):
     """Boxes of a photo on the image that shows a part of it.
 
-    boxes: (n, 4) array, boundary form, pixels. crop, source, place, size: as in `compute_place()`.
-    flip: whether the image is mirrored afterwards.
-    Returns (m, 4) float32 boxes, boundary form, fractional, clipped to the surviving part, and the (m,)
-    int64 indices of those kept: the ones whose centre is in the crop.
+    boxes: (n, 4) array, boundary form, pixels. flip: whether the image is mirrored afterwards.
+    Returns (m, 4) float32 boxes, boundary form, fractional, clipped to the source, and the (m,) int64 indices
+    of those kept: the ones whose centre is in the crop.
     """
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     kept = ((centers >= crop[:2]) & (centers < crop[2:])).all(axis=1).nonzero()[0]
-    # Clip the boxes to the source, and let them follow it to its place.
     boxes = boxes[kept].reshape(-1, 2, 2)  # (m, min and max, x and y)
     source, place = np.array([source, place], dtype=np.float64).reshape(2, 2, 2)
     boxes = np.minimum(np.maximum(boxes, source[0]), source[1])
@@ -596,21 +576,16 @@ def move_boxes(boxes, crop, source, place, flip, size):
     return torch.from_numpy(boxes[has_area]), torch.from_numpy(kept[has_area])
 
 
+@functools.cache
 def blank_image(size):
-    """An (S, S, 3) uint8 array of ImageNet's mean colour."""
-    pixels = np.empty((size, size * 3), dtype=np.uint8)
-    pixels[:] = np.tile(np.array(FILLER, dtype=np.uint8), size)  # row by row: 50 times as fast
-    return pixels.reshape(size, size, 3)
+    """An (S, S, 3) uint8 array of the filler's colour; to be copied, never changed."""
+    return np.full((size, size, 3), FILLER, dtype=np.uint8)
 
 
 @functools.cache
 def keep_freed_memory():
-    """Let glibc's malloc keep what this process frees, so that the next image finds its memory in place.
-
-    By default larger blocks go back to the system, and mapping and clearing them anew takes a third of the
-    time. Freeing one block of 16 MB, never touched, raises the limit (M_MMAP_THRESHOLD in `man mallopt`).
-    """
-    np.empty(2**24, dtype=np.uint8)
+    """Let glibc's malloc keep what this process frees: to map and clear it anew takes a third of the time."""
+    np.empty(2**24, dtype=np.uint8)  # to free 16 MB, never touched, raises M_MMAP_THRESHOLD (`man mallopt`)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -622,10 +597,7 @@ DISTORTED_AT_ONCE = 2**18
 
 
 class Distortion(NamedTuple):
-    """Photometric parameters of one training image, on a grid finer than 8-bit pixels can show.
-
-    On it every step is exact in 16-bit integers. The defaults change nothing.
-    """
+    """Photometric parameters, on a grid on which 16-bit integers are exact. The defaults change nothing."""
 
     brightness: int = 0  # added to the RGB values, of 255
     contrast: int = 256  # factor of the RGB values, in 256ths
@@ -635,11 +607,10 @@ class Distortion(NamedTuple):
 
 
 def sample_distortion(rng):
-    """Draw photometric parameters, each active with probability 1/2.
+    """Draw a Distortion; each parameter is active with probability 1/2.
 
-    rng: numpy Generator.
-    Returns a Distortion: brightness up to 32 levels, contrast and saturation in [0.5, 1.5], hue up to 36
-    degrees either way. (Caffe's im_transforms.cpp says 18, on OpenCV's hue circle of 180 steps.)
+    Brightness up to 32 levels, contrast and saturation in [0.5, 1.5], hue up to 36 degrees either way. (Caffe's
+    im_transforms.cpp says 18, on OpenCV's hue circle of 180 steps.)
     """
     return Distortion(
         brightness=int(rng.integers(-32, 32, endpoint=True)) if rng.random() < 0.5 else 0,
@@ -651,10 +622,9 @@ def sample_distortion(rng):
 
 
 def distort(pixels, distortion):
-    """Brightness, contrast, saturation and hue; the values are rounded and kept in [0, 255] after each.
+    """Brightness, contrast, saturation and hue of an (h, w, 3) uint8 array, RGB, as a Distortion says.
 
-    pixels: (h, w, 3) uint8 array, RGB; it is not changed. distortion: a Distortion.
-    Returns an (h, w, 3) uint8 array: pixels itself if there is nothing to change.
+    The values are rounded and kept in [0, 255] after each. Returns the array itself if nothing is to change.
     """
     n_rows = max(1, DISTORTED_AT_ONCE // pixels.shape[1])
     if len(pixels) > n_rows:
@@ -709,8 +679,6 @@ def distort_color(pixels, saturation, hue):
 
     Saturation multiplies each channel's distance below V by its factor, but by no more than V / C, where the
     lowest channel reaches 0 (S ends at 1). The two commute; in this order each is rounded only once.
-
-    pixels: (h, w, 3) uint8 array, RGB. saturation, hue: as in `Distortion`.
     """
     if saturation == 256 and hue == 0:
         return pixels
@@ -718,8 +686,7 @@ def distort_color(pixels, saturation, hue):
     # A plane for each channel, then the first again: R G B R, or for a negative turn B G R B.
     order = (2, 1, 0) if hue < 0 else (0, 1, 2)
     planes = np.empty((4, height, width), dtype=np.uint8)
-    for plane, channel in zip(planes, order, strict=False):
-        plane[:] = pixels[:, :, channel]
+    np.stack([pixels[:, :, channel] for channel in order], out=planes[:3])
     planes[3] = planes[0]
     planes = planes.reshape(4, -1)  # (4, n), n = height * width
     highest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])  # (n,), V
@@ -748,7 +715,4 @@ def distort_color(pixels, saturation, hue):
         below += multiply(below, gain.astype(np.uint16))
 
     planes = np.subtract(highest, below, out=below).reshape(3, height, width)
-    result = np.empty((height, width, 3), dtype=np.uint8)
-    for plane, channel in zip(planes, order, strict=True):
-        result[:, :, channel] = plane
-    return result
+    return np.stack([planes[channel] for channel in order], axis=-1)  # either order undoes itself
