@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import FakeModel
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 
 import datasets
-from datasets import FILLER, MIN_OVERLAPS, NO_OBJECTS, Distortion, read_image, transform
+from datasets import AUGMENTATIONS, FILLER, MIN_OVERLAPS, NO_OBJECTS, Distortion, read_image, transform
 
 
 def make_noise(height, width, seed=0):
@@ -93,18 +94,15 @@ def plain_crop(canvas, boxes, rng):
     return found[rng.integers(len(found))]
 
 
-def largest_gap(sample_1, sample_2):
-    """Kolmogorov and Smirnov's statistic: the largest distance of two empirical distribution functions."""
-    grid = np.sort(np.concatenate([sample_1, sample_2]))
-    ranks_1 = np.searchsorted(np.sort(sample_1), grid, side="right") / len(sample_1)
-    ranks_2 = np.searchsorted(np.sort(sample_2), grid, side="right") / len(sample_2)
-    return np.abs(ranks_1 - ranks_2).max()
+def gap_from(sample_1, sample_2):
+    """Kolmogorov and Smirnov's statistic of two samples, in units of what 99.9% of pairs of one distribution have."""
+    grid = np.concatenate([sample_1, sample_2])
+    ranks = [np.searchsorted(np.sort(sample), grid, side="right") / len(sample) for sample in (sample_1, sample_2)]
+    return np.abs(ranks[0] - ranks[1]).max() / (1.95 * np.sqrt(1 / len(sample_1) + 1 / len(sample_2)))
 
 
 def is_uniform(sample, low, high):
-    """Whether a sample's distribution function stays as near to a uniform one's as 99.9% of samples do."""
-    ranks = np.searchsorted(np.sort(sample), np.linspace(low, high, 200), side="right") / len(sample)
-    return np.abs(ranks - np.linspace(0, 1, 200)).max() < 1.95 / np.sqrt(len(sample))
+    return gap_from(np.asarray(sample), np.linspace(low, high, 100_000)) < 1
 
 
 def is_half(hits):
@@ -167,45 +165,32 @@ def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
     assert saturation == 256 == hue + 256 or not np.array_equal(result, colors)
 
 
-def test_all_steps_together_stay_within_rounding_of_float64():
-    pixels = make_noise(60, 80)
-    worst, mean = 0, 0
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        distortion = datasets.sample_distortion(rng)
-        errors = np.abs(datasets.distort(pixels, distortion) - plain_distort(pixels, distortion))
-        worst, mean = max(worst, errors.max()), max(mean, errors.mean())
-    assert worst < 3.5  # levels of 255: up to four roundings, some then multiplied by up to 1.5 twice
-    assert mean < 0.75
-
-
-def test_distort_leaves_its_input_alone_and_bands_change_nothing(monkeypatch):
-    pixels = make_noise(50, 40)
-    before = pixels.copy()
-    distortion = Distortion(brightness=20, contrast=300, saturation=350, hue=-90)
-    whole = datasets.distort(pixels, distortion)
-    monkeypatch.setattr(datasets, "DISTORTED_AT_ONCE", 300)  # 7 rows
-    assert np.array_equal(datasets.distort(pixels, distortion), whole)
-    assert np.array_equal(datasets.distort(pixels[5:20, 10:30], distortion), whole[5:20, 10:30])
+def test_all_steps_together_stay_within_rounding_of_float64_and_bands_change_nothing(monkeypatch):
+    pixels, rng = make_noise(60, 80), np.random.default_rng(0)
+    before, errors = pixels.copy(), []
+    distortions = [datasets.sample_distortion(rng) for _ in range(200)]
+    whole = [datasets.distort(pixels, distortion) for distortion in distortions]
+    for distortion, found in zip(distortions, whole, strict=True):
+        errors.append(np.abs(found - plain_distort(pixels, distortion)))
+    assert np.max(errors) < 3.5  # levels of 255: up to four roundings, some then multiplied by up to 1.5 twice
+    assert np.mean(errors, axis=(1, 2, 3)).max() < 0.75
+    monkeypatch.setattr(datasets, "DISTORTED_AT_ONCE", 600)  # 7 rows
+    assert np.array_equal([datasets.distort(pixels, distortion) for distortion in distortions], whole)
     assert np.array_equal(pixels, before)
     assert datasets.distort(pixels[:4], Distortion()).base is pixels  # nothing to do: nothing copied
 
 
 def test_distortions_are_drawn_as_in_the_design():
     rng = np.random.default_rng(0)
-    drawn = [datasets.sample_distortion(rng) for _ in range(8000)]
-    ranges = {"brightness": (0, 32), "contrast": (256, 128), "saturation": (256, 128), "hue": (0, 153)}
-    for name, (neutral, spread) in ranges.items():
-        values = np.array([getattr(distortion, name) for distortion in drawn])
-        active = values[values != neutral]
-        levels = 2 * spread + 1
-        assert abs(len(active) / len(values) - 0.5 * (1 - 1 / levels)) < 3.9 * 0.5 / np.sqrt(len(values))
-        assert active.min() == neutral - spread and active.max() == neutral + spread
-        active = np.where(active > neutral, active - 1, active)  # the neutral level is missing: close the gap
-        assert is_uniform(active + rng.random(len(active)), neutral - spread, neutral + spread)
-    assert is_half([distortion.contrast_first for distortion in drawn])
-    neutral = Distortion()
-    active = np.array([[a != b for a, b in zip(d[:4], neutral[:4], strict=True)] for d in drawn])
+    drawn = np.array([datasets.sample_distortion(rng) for _ in range(8000)])
+    active = drawn[:, :4] != np.array(Distortion()[:4])
+    for column, (neutral, spread) in enumerate([(0, 32), (256, 128), (256, 128), (0, 153)]):
+        values = drawn[active[:, column], column]
+        assert abs(len(values) / len(drawn) - 0.5 * (1 - 1 / (2 * spread + 1))) < 3.9 * 0.5 / np.sqrt(len(drawn))
+        assert values.min() == neutral - spread and values.max() == neutral + spread
+        values = np.where(values > neutral, values - 1, values)  # the neutral level is missing: close the gap
+        assert is_uniform(values + rng.random(len(values)), neutral - spread, neutral + spread)
+    assert is_half(drawn[:, 4])
     assert np.abs(np.bincount(active.sum(1)) / len(drawn) - np.array([1, 4, 6, 4, 1]) / 16).max() < 0.03
 
 
@@ -228,59 +213,45 @@ def test_zoom_out_boxes_are_drawn_as_in_the_design():
 
 
 def test_crops_are_distributed_as_by_seven_samplers_one_try_at_a_time():
-    canvas = (-30, -40, 370, 260)
+    canvas, n, rng = (-30, -40, 370, 260), 1500, np.random.default_rng(0)
     boxes = np.array([[10.0, 20, 120, 180], [150, 30, 350, 200], [5, 5, 25, 20]])
-    n = 1500
-    rng = np.random.default_rng(0)
     fast = np.array([datasets.sample_crop_box(canvas, (0, 0, 360, 250), boxes, rng) for _ in range(n)])
     plain = np.array([plain_crop(canvas, boxes.tolist(), rng) for _ in range(n)])
     whole = [(crops == canvas).all(axis=1) for crops in (fast, plain)]
     assert abs(whole[0].mean() - whole[1].mean()) < 4 * np.sqrt(2 * 0.15 * 0.85 / n)
     assert 0.1 < whole[0].mean() < 0.25  # 1/7 if every sampler succeeds, more if some do not
-    fast, plain = fast[~whole[0]], plain[~whole[1]]
-    limit = 1.95 * np.sqrt(1 / len(fast) + 1 / len(plain))  # 99.9% of pairs of samples
-    for measure in (
-        lambda crops: crops[:, 0],
-        lambda crops: crops[:, 1],
-        lambda crops: (crops[:, 2] - crops[:, 0]) * (crops[:, 3] - crops[:, 1]),
-        lambda crops: (crops[:, 2] - crops[:, 0]) / (crops[:, 3] - crops[:, 1]),
+    fast, plain = fast[~whole[0]].T, plain[~whole[1]].T
+    (w, h), (plain_w, plain_h) = fast[2:] - fast[:2], plain[2:] - plain[:2]
+    for found, expected in zip(
+        (*fast[:2], w * h, w / h), (*plain[:2], plain_w * plain_h, plain_w / plain_h), strict=True
     ):
-        assert largest_gap(measure(fast), measure(plain)) < limit
+        assert gap_from(found, expected) < 1
     # The comparison is sharp enough to see samplers with a wrong lower bound of the scale.
-    wrong = np.sqrt((plain[:, 2] - plain[:, 0]) * (plain[:, 3] - plain[:, 1])) * 1.1
-    assert largest_gap(np.sqrt((fast[:, 2] - fast[:, 0]) * (fast[:, 3] - fast[:, 1])), wrong) > limit
+    assert gap_from(np.sqrt(w * h), 1.1 * np.sqrt(plain_w * plain_h)) > 1
 
 
 @pytest.mark.parametrize("min_overlap", MIN_OVERLAPS)
 def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
     monkeypatch.setattr(datasets, "MIN_OVERLAPS", (min_overlap,))
-    canvas, image_box = (-100, -50, 700, 500), (0, 0, 500, 375)
+    canvas, rng = (-100, -50, 700, 500), np.random.default_rng(1)
     boxes = np.array([[-80.0, -40, 600, 460], [450, 300, 470, 330]])
-    rng = np.random.default_rng(1)
-    cropped = 0
-    for _ in range(300):
-        crop = datasets.sample_crop_box(canvas, image_box, boxes, rng)
-        assert canvas[0] <= crop[0] < crop[2] <= canvas[2] and canvas[1] <= crop[1] < crop[3] <= canvas[3]
-        if crop == canvas:
-            continue  # the sampler of the whole image, or none of 50 tries succeeded
-        cropped += 1
-        overlaps = [plain_overlap(crop, box) for box in boxes]
-        inside = [
-            crop[0] <= (box[0] + box[2]) / 2 < crop[2] and crop[1] <= (box[1] + box[3]) / 2 < crop[3] for box in boxes
-        ]
-        assert max(overlaps) >= min_overlap
-        assert any(inside)
-        w, h = (crop[2] - crop[0]) / 800, (crop[3] - crop[1]) / 550
+    crops = [datasets.sample_crop_box(canvas, (0, 0, 500, 375), boxes, rng) for _ in range(300)]
+    # The canvas itself: the sampler of the whole image, or none of 50 tries succeeded.
+    crops = [crop for crop in crops if crop != canvas]
+    assert len(crops) > 30
+    for x_min, y_min, x_max, y_max in crops:
+        assert -100 <= x_min < x_max <= 700 and -50 <= y_min < y_max <= 500
+        assert max(plain_overlap((x_min, y_min, x_max, y_max), box) for box in boxes) >= min_overlap
+        centers = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in boxes]
+        assert any(x_min <= x < x_max and y_min <= y < y_max for x, y in centers)
+        w, h = (x_max - x_min) / 800, (y_max - y_min) / 550
         assert 0.297 < (w * h) ** 0.5 <= 1 and 0.49 < w / h < 2.04  # whole pixels: a little off
-    assert cropped > 30
 
 
 def test_an_image_without_objects_is_cropped_freely_but_never_out_of_sight():
-    rng = np.random.default_rng(0)
-    canvas, image_box = (-600, -700, 1400, 800), (0, 0, 500, 375)
-    crops = np.array([datasets.sample_crop_box(canvas, image_box, np.zeros((0, 4)), rng) for _ in range(2000)])
-    assert (crops[:, 0] < 500).all() and (crops[:, 2] > 0).all()
-    assert (crops[:, 1] < 375).all() and (crops[:, 3] > 0).all()
+    canvas, rng = (-600, -700, 1400, 800), np.random.default_rng(0)
+    crops = np.array([datasets.sample_crop_box(canvas, (0, 0, 500, 375), np.zeros((0, 4)), rng) for _ in range(2000)])
+    assert (crops[:, :2] < (500, 375)).all() and (crops[:, 2:] > 0).all()
     assert abs((crops == canvas).all(axis=1).mean() - 1 / 7) < 0.03  # the sampler of the whole image
 
 
@@ -300,31 +271,24 @@ def test_boxes_stay_on_the_pixels_that_they_marked():
         pixels[y_min:y_max, x_min:x_max, channel] = 220
     difficulties = torch.tensor([0, 1, 0])
     objects = torch.tensor(boxes).float(), torch.tensor([0, 1, 2]), difficulties
-    compared, dropped = 0, 0
+    n_compared = n_found = 0
     for seed in range(250):
-        rng = np.random.default_rng(seed)
-        image, found, kept, difficult = transform(as_image(pixels), *objects, "TRAIN", rng)
+        image, found, kept, difficult = transform(as_image(pixels), *objects, "TRAIN", np.random.default_rng(seed))
         assert image.shape == (3, 300, 300) and image.dtype == torch.uint8 and found.dtype == torch.float32
-        assert 1 <= len(found) == len(kept) == len(difficult)
-        assert difficult.tolist() == difficulties[kept].tolist()
+        assert 1 <= len(found) == len(kept) and difficult.tolist() == difficulties[kept].tolist()
+        n_found += len(found)
         rgb = image.permute(1, 2, 0).numpy().astype(int)
         chroma = rgb.max(-1) - rgb.min(-1)
-        for channel in range(3):
+        for channel, box in zip(kept.tolist(), 300 * found, strict=True):
+            if (box[2:] - box[:2]).min() < 4:
+                continue  # a sliver: no pixel of it is unmixed
             # A turn of 36 degrees leaves the rectangle's own channel the largest. An edge pixel mixes the
             # rectangle with grey: half of its chroma is half of the pixel. The filler's chroma is 20.
-            own = (rgb.argmax(-1) == channel) & (chroma > 20)
-            if channel not in kept:
-                dropped += 1
-                continue
-            x_min, y_min, x_max, y_max = 300 * found[kept.tolist().index(channel)]
-            center = chroma[int((y_min + y_max) / 2), int((x_min + x_max) / 2)]
-            if min(x_max - x_min, y_max - y_min) < 4:
-                continue  # a sliver: no pixel of it is unmixed
-            ys, xs = np.nonzero(own & (chroma > center / 2))
-            edges = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
-            assert np.abs(np.subtract(edges, [x_min, y_min, x_max, y_max])).max() <= 1, f"seed {seed}"
-            compared += 1
-    assert compared > 350 and dropped > 50
+            x, y = ((box[:2] + box[2:]) / 2).int().tolist()
+            ys, xs = np.nonzero((rgb.argmax(-1) == channel) & (chroma > 20) & (chroma > chroma[y, x] / 2))
+            assert np.abs([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] - box.numpy()).max() <= 1, f"seed {seed}"
+            n_compared += 1
+    assert n_compared > 350 and 3 * 250 - n_found > 50
 
 
 def replay(pixels, boxes, seed):
@@ -335,21 +299,18 @@ def replay(pixels, boxes, seed):
     canvas = datasets.sample_zoom_out_box(width, height, rng)
     flip = rng.random() < 0.5
     crop = datasets.sample_crop_box(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
-    distorted = plain_distort(pixels, distortion)
     source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
     place = datasets.compute_place(crop, source, 300)
-    image = np.empty((300, 300, 3))
-    image[:] = FILLER
-    image[place[1] : place[3], place[0] : place[2]] = plain_resize(
-        distorted[source[1] : source[3], source[0] : source[2]], place[2] - place[0], place[3] - place[1]
-    )
-    scale = np.array([place[2] - place[0], place[3] - place[1]]) / np.subtract(source[2:], source[:2])
+    shown = plain_distort(pixels, distortion)[source[1] : source[3], source[0] : source[2]]
+    image = np.full((300, 300, 3), FILLER, dtype=np.float64)
+    image[place[1] : place[3], place[0] : place[2]] = plain_resize(shown, place[2] - place[0], place[3] - place[1])
     kept, mapped = [], []
-    for index, (x_min, y_min, x_max, y_max) in enumerate(boxes.tolist()):
-        if crop[0] <= (x_min + x_max) / 2 < crop[2] and crop[1] <= (y_min + y_max) / 2 < crop[3]:
-            x_min, x_max = ((np.clip(x, source[0], source[2]) - source[0]) * scale[0] for x in (x_min, x_max))
-            y_min, y_max = ((np.clip(y, source[1], source[3]) - source[1]) * scale[1] for y in (y_min, y_max))
-            box = np.array([x_min + place[0], y_min + place[1], x_max + place[0], y_max + place[1]]) / 300
+    for index, box in enumerate(boxes.tolist()):
+        if all(crop[axis] <= (box[axis] + box[axis + 2]) / 2 < crop[axis + 2] for axis in (0, 1)):
+            for side, axis in enumerate((0, 1, 0, 1)):
+                scale = (place[axis + 2] - place[axis]) / (source[axis + 2] - source[axis])
+                inside = min(max(box[side], source[axis]), source[axis + 2])
+                box[side] = (place[axis] + (inside - source[axis]) * scale) / 300
             kept.append(index)
             mapped.append([1 - box[2], box[1], 1 - box[0], box[3]] if flip else box)
     return image[:, ::-1] if flip else image, mapped, kept
@@ -441,40 +402,32 @@ for shape in ((3, 4000, 1), (3, 1, 4000), (3, 4000, 2)):
 def test_steps_that_are_left_out_change_no_other_draw():
     pixels = as_image(make_noise(90, 120))
     objects = torch.tensor([[10.0, 5, 60, 70]]), torch.tensor([1]), torch.tensor([0])
-    differences = 0
+    only_resized, differences = transform(pixels, *objects, "TEST"), 0
     for seed in range(30):
-
-        def augmented(*names, seed=seed):
-            return transform(pixels, *objects, "TRAIN", np.random.default_rng(seed), augment=names)
-
-        whole, image_only = augmented("distort", "zoom_out", "crop", "flip"), transform(pixels, *objects, "TEST")
-        for same in (augmented(), transform(pixels, *objects, "TEST", augment=("flip",))):
-            assert all(torch.equal(a, b) for a, b in zip(same, image_only, strict=True))
-        boxes = augmented("zoom_out", "crop", "flip")[1]
-        assert torch.equal(boxes, whole[1])  # the same zoom, crop and flip without the colours
-        unflipped = augmented("distort", "zoom_out", "crop")[0]
-        assert torch.equal(unflipped, whole[0]) or torch.equal(unflipped.flip(2), whole[0])
-        assert torch.equal(augmented("distort")[1], image_only[1])
-        differences += not torch.equal(augmented("distort", "flip")[0], whole[0])
+        whole, no_colors, no_flip, colors, no_crop, nothing = (
+            transform(pixels, *objects, "TRAIN", np.random.default_rng(seed), augment=names)
+            for names in (AUGMENTATIONS, AUGMENTATIONS[1:], AUGMENTATIONS[:3], ("distort",), ("distort", "flip"), ())
+        )
+        assert all(torch.equal(a, b) for a, b in zip(nothing, only_resized, strict=True))
+        assert torch.equal(no_colors[1], whole[1])  # the same zoom, crop and flip
+        assert torch.equal(no_flip[0], whole[0]) or torch.equal(no_flip[0].flip(2), whole[0])
+        assert torch.equal(colors[1], only_resized[1])
+        differences += not torch.equal(no_crop[0], whole[0])
     assert differences > 15
+    assert torch.equal(transform(pixels, *objects, "TEST", augment=AUGMENTATIONS)[0], only_resized[0])
 
 
-def test_prepare_resizes_as_the_model_says():
-    class Model:
-        input_size, antialias = 320, False
-
-        def normalize(self, images):
-            return images.float() / 255
-
+@pytest.mark.parametrize("antialias", [True, False])
+def test_prepare_resizes_as_the_model_says(antialias):
+    model = FakeModel()
+    model.input_size, model.antialias = 320, antialias
     photo = make_noise(400, 700)
+    floats = as_image(photo)[None].float()  # as torchvision's SSDs resize, or as Pillow does
+    expected = F.interpolate(floats, (320, 320), mode="bilinear", align_corners=False, antialias=antialias)[0]
     for image in (as_image(photo), Image.fromarray(photo), Image.fromarray(photo).convert("RGBA")):
-        prepared = datasets.prepare([image, image], Model())
+        prepared = datasets.prepare([image, image], model)
         assert prepared.shape == (2, 3, 320, 320) and prepared.dtype == torch.float32
-        floats = as_image(photo)[None].float()  # as torchvision's SSDs resize
-        expected = F.interpolate(floats, (320, 320), mode="bilinear", align_corners=False, antialias=False)[0]
-        assert (255 * prepared[1] - expected).abs().max() <= 1
-    Model.antialias = True
-    assert (255 * datasets.prepare([image], Model())[0] - expected).abs().max() > 20
+        assert (prepared[1] - expected).abs().max() <= 1
 
 
 def test_test_images_are_only_resized():
@@ -514,37 +467,26 @@ def test_inputs_are_not_changed_and_seeds_decide():
     assert torch.equal(image, before)  # what comes back is a copy, also where nothing was to do
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (2, 3), (3000, 7)])
-def test_images_and_boxes_of_one_pixel(size):
+@pytest.mark.parametrize("n_objects", [0, 2])
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (2, 3), (3000, 7), (50, 70)])
+def test_images_and_boxes_of_one_pixel_and_images_without_objects(size, n_objects):
     height, width = size
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    boxes = torch.tensor([[0.0, 0, 1, 1], [width - 1, height - 1, width, height]])
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0, 1, 1], [width - 1, height - 1, width, height]])[:n_objects]
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        image, found, labels, _ = transform(as_image(pixels), boxes, torch.arange(2), torch.zeros(2), "TRAIN", rng)
-        assert image.shape == (3, 300, 300)
-        assert 1 <= len(found) == len(labels)
-        assert found.min() >= 0 and found.max() <= 1
-        assert (found[:, 2:] > found[:, :2]).all()
+        found, boxes_found, labels, _ = transform(image, boxes, torch.arange(n_objects), boxes[:, 0], "TRAIN", rng)
+        assert found.shape == (3, 300, 300) and labels.dtype == torch.int64
+        assert min(n_objects, 1) <= len(boxes_found) == len(labels) and boxes_found.dtype == torch.float32
+        assert ((boxes_found >= 0) & (boxes_found <= 1)).all() and boxes_found.shape[1] == 4
+        assert (boxes_found[:, 2:] > boxes_found[:, :2]).all()
 
 
 def test_boxes_too_small_for_float32_are_dropped_and_positive_ones_kept():
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     boxes = torch.tensor([[50, 50, 50 + 1e-9, 60], [50, 50, 50.001, 50.001]], dtype=torch.float64)
     _, found, labels, _ = transform(image, boxes, torch.tensor([1, 2]), torch.zeros(2), "TEST")
-    assert labels.tolist() == [2]
-    assert (found[:, 2:] > found[:, :2]).all()
-
-
-@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
-def test_images_without_objects(split):
-    for seed in range(50):
-        image, boxes, labels, difficulties = transform(
-            as_image(make_noise(50, 70)), *NO_OBJECTS, split, np.random.default_rng(seed)
-        )
-        assert image.shape == (3, 300, 300)
-        assert boxes.shape == (0, 4) and boxes.dtype == torch.float32
-        assert labels.shape == difficulties.shape == (0,) and labels.dtype == torch.int64
+    assert labels.tolist() == [2] and (found[:, 2:] > found[:, :2]).all()
 
 
 # Reading and normalising
