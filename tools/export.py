@@ -22,7 +22,8 @@ with antialiasing), mean and std (of RGB in [0, 1]), and for decoding the offset
 size_variance and max_size_offset (the highest offset of a size, null: any). In an ONNX file these are keys of its
 metadata, in a .pt2 file extra files named "label_map.json" and so on. A box is
 
-    center = offset * center_variance * prior's size + prior's center;  size = exp(offset * size_variance) * prior's size
+    center = offset * center_variance * prior's size + prior's center
+    size = exp(offset * size_variance) * prior's size
 """
 
 import functools
