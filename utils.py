@@ -1,0 +1,492 @@
+"""The parts that the scripts share, in the order in which the pipeline needs them.
+
+    1. Boxes                        coordinate forms and overlap
+    2. Labels and colours           class names, label maps, one colour a class
+    3. Files                        JSON; files written whole or not at all; checkpoints
+    4. Messages                     strings from files, shown safely; errors of the machine, in words
+    5. Parameters                   `--name=value` for the block at the top of each script
+
+Box coordinates are continuous: a box covers [x_min, x_max) x [y_min, y_max), and the whole image is
+[0, 0, W, H]. They are fractions of the image's width and height unless a name says `pixels`. Names say
+the form:
+
+    xy       boundary      (x_min, y_min, x_max, y_max)
+    cxcy     center-size   (c_x, c_y, w, h)
+    gcxgcy   offsets       (g_c_x, g_c_y, g_w, g_h), of a box from a prior
+
+Shapes in comments: N images in a batch, P = 8732 priors, C classes (background included), M objects.
+"""
+
+import ast
+import colorsys
+import contextlib
+import difflib
+import glob
+import json
+import os
+import pickle
+import platform
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+# A header that claims more pixels than this is refused before anything is allocated for it.
+MAX_IMAGE_PIXELS = 80_000_000
+
+# Files of a folder that are taken for images, whatever their suffix's case.
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
+)  # fmt: skip
+
+# ----------------------------------------------------------------------------------------------
+# 1. Boxes
+# ----------------------------------------------------------------------------------------------
+
+
+def xy_to_cxcy(boxes_xy):
+    """Boxes from boundary to center-size form.
+
+    boxes_xy: (..., 4) float tensor, boundary form, fractional or in pixels.
+    Returns a (..., 4) tensor in center-size form, in the same unit.
+    """
+    mins, maxs = boxes_xy[..., :2], boxes_xy[..., 2:]
+    return torch.cat([(mins + maxs) / 2, maxs - mins], dim=-1)
+
+
+def cxcy_to_xy(boxes_cxcy):
+    """Boxes from center-size to boundary form: the inverse of `xy_to_cxcy()`.
+
+    boxes_cxcy: (..., 4) float tensor, center-size form, fractional or in pixels.
+    Returns a (..., 4) tensor in boundary form, in the same unit.
+    """
+    centers, half_sizes = boxes_cxcy[..., :2], boxes_cxcy[..., 2:] / 2
+    return torch.cat([centers - half_sizes, centers + half_sizes], dim=-1)
+
+
+# The Caffe code's "variances": they bring the offsets of a typical match to about unit size, so that the
+# two losses weigh about the same. (Offsets of the centre are divided by 0.1, of the size by 0.2.)
+CENTER_VARIANCE = 0.1
+SIZE_VARIANCE = 0.2
+
+
+def cxcy_to_gcxgcy(boxes_cxcy, priors_cxcy):
+    """Encode boxes as offsets from priors (SSD paper, equation 2; variances from the Caffe code).
+
+    boxes_cxcy: (..., P, 4) float tensor, center-size form, fractional, of positive width and height.
+    priors_cxcy: (P, 4) float tensor, center-size form, fractional: one prior for each box.
+    Returns the (..., P, 4) offsets, without unit.
+    """
+    g_centers = (boxes_cxcy[..., :2] - priors_cxcy[..., :2]) / (priors_cxcy[..., 2:] * CENTER_VARIANCE)
+    g_sizes = torch.log(boxes_cxcy[..., 2:] / priors_cxcy[..., 2:]) / SIZE_VARIANCE
+    return torch.cat([g_centers, g_sizes], dim=-1)
+
+
+def gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy):
+    """Decode offsets from priors into boxes: the inverse of `cxcy_to_gcxgcy()`.
+
+    offsets_gcxgcy: (..., P, 4) float tensor, as a model predicts them.
+    priors_cxcy: (P, 4) float tensor, center-size form, fractional: one prior for each row of offsets.
+    Returns (..., P, 4) boxes in center-size form, fractional; they may reach beyond the image.
+    """
+    centers = offsets_gcxgcy[..., :2] * CENTER_VARIANCE * priors_cxcy[..., 2:] + priors_cxcy[..., :2]
+    sizes = torch.exp(offsets_gcxgcy[..., 2:] * SIZE_VARIANCE) * priors_cxcy[..., 2:]
+    return torch.cat([centers, sizes], dim=-1)
+
+
+def find_intersection(boxes_1_xy, boxes_2_xy):
+    """Area that each box of one set shares with each box of another.
+
+    boxes_1_xy: (..., n1, 4), boxes_2_xy: (..., n2, 4) float tensors, boundary form, in the same unit.
+    Returns a (..., n1, n2) tensor, in that unit squared; 0 where two boxes only touch.
+    """
+    return _paired_intersection(boxes_1_xy[..., :, None, :], boxes_2_xy[..., None, :, :])
+
+
+def find_jaccard_overlap(boxes_1_xy, boxes_2_xy):
+    """Overlap (Jaccard index, intersection over union) of each box of one set with each of another.
+
+    boxes_1_xy: (..., n1, 4), boxes_2_xy: (..., n2, 4) float tensors, boundary form, in the same unit.
+    Returns a (..., n1, n2) tensor in [0, 1]; 0 for two boxes of no area.
+    """
+    return find_paired_overlap(boxes_1_xy[..., :, None, :], boxes_2_xy[..., None, :, :])
+
+
+def find_paired_overlap(boxes_1_xy, boxes_2_xy):
+    """Overlap of each box with the one box at its place in another tensor: see `find_jaccard_overlap()`.
+
+    boxes_1_xy, boxes_2_xy: (..., 4) float tensors that broadcast, boundary form, in the same unit.
+    Returns a (...) tensor in [0, 1].
+    """
+    intersection = _paired_intersection(boxes_1_xy, boxes_2_xy)
+    areas_1 = (boxes_1_xy[..., 2:] - boxes_1_xy[..., :2]).prod(dim=-1)
+    areas_2 = (boxes_2_xy[..., 2:] - boxes_2_xy[..., :2]).prod(dim=-1)
+    union = (areas_1 + areas_2).sub_(intersection)
+    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))  # 0 / 0 is to be 0
+
+
+def _paired_intersection(boxes_1_xy, boxes_2_xy):
+    """Area that each box shares with the one box at its place in another tensor."""
+    # One coordinate at a time, contiguous: three times as fast as with coordinates in the last dimension.
+    x_min_1, y_min_1, x_max_1, y_max_1 = boxes_1_xy.movedim(-1, 0).contiguous()
+    x_min_2, y_min_2, x_max_2, y_max_2 = boxes_2_xy.movedim(-1, 0).contiguous()
+    widths = torch.minimum(x_max_1, x_max_2).sub_(torch.maximum(x_min_1, x_min_2)).clamp_(min=0)
+    heights = torch.minimum(y_max_1, y_max_2).sub_(torch.maximum(y_min_1, y_min_2)).clamp_(min=0)
+    return widths.mul_(heights)
+
+
+# ----------------------------------------------------------------------------------------------
+# 2. Labels and colours
+# ----------------------------------------------------------------------------------------------
+
+voc_labels = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+def make_label_map(class_names):
+    """Number the classes from 1, in the order given; 0 is the background.
+
+    class_names: sequence of strings, without "background".
+    Returns a dict of name to label: {"background": 0, first name: 1, ...}.
+    Raises ValueError if a name is empty, not a string, given twice, or "background", and if there is none.
+    """
+    if not class_names or isinstance(class_names, str):
+        raise ValueError(f"class_names must be a sequence with at least one name, not {class_names!r}")
+    label_map = {"background": 0}
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{printable(repr(name))} is not a class name: a name is a string that is not empty")
+        if name in label_map:
+            reason = "label 0 has this name" if name == "background" else "the name is given twice"
+            raise ValueError(f"{printable(repr(name))} cannot be a class: {reason}")
+        label_map[name] = len(label_map)
+    return label_map
+
+
+def rev_label_map(label_map):
+    """The inverse of a label map: a dict of label to name."""
+    return {label: name for name, label in label_map.items()}
+
+
+def load_label_map(data_folder):
+    """Read the label map that `create_data_lists()` wrote.
+
+    data_folder: the folder with label_map.json.
+    Returns a dict of name to label: "background" is 0, the classes are 1, 2, ... without a gap.
+    Raises FileNotFoundError if the file is missing; ValueError, naming it, if it holds anything else.
+    """
+    path = os.path.join(data_folder, "label_map.json")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it")
+    label_map = read_json(path, dict)
+    labels = list(label_map.values())
+    are_numbers = all(type(label) is int for label in labels)
+    if not are_numbers or sorted(labels) != list(range(max(len(labels), 2))) or label_map.get("background") != 0:
+        raise ValueError(
+            f'{path}: not a label map ("background": 0 and one class or more, numbered from 1 on without gaps); '
+            "run create_data_lists.py again"
+        )
+    return dict(sorted(label_map.items(), key=lambda item: item[1]))
+
+
+def class_colors(label_map):
+    """A bright colour for each class; neighbours in the label map are far apart.
+
+    The hues go round the colour circle in steps of the golden ratio. However many classes there are, they are
+    about evenly spaced, and a class has the same colour whatever classes follow it.
+
+    label_map: dict of name to label.
+    Returns a dict of name to "#rrggbb" for every class but the background, in the order of the labels.
+    """
+    colors = {}
+    for name, label in sorted(label_map.items(), key=lambda item: item[1]):
+        if label > 0:
+            colors[name] = "#" + bytes(round(255 * v) for v in colorsys.hsv_to_rgb(label * 0.618034 % 1, 1, 1)).hex()
+    return colors
+
+
+# ----------------------------------------------------------------------------------------------
+# 3. Files
+# ----------------------------------------------------------------------------------------------
+
+
+def read_json(path, kind, object_hook=None):
+    """Read a JSON file.
+
+    path: the file; it may start with a byte order mark. kind: list or dict, what it has to hold. object_hook: json's.
+    Raises FileNotFoundError or ValueError, naming the file, if it is missing, not a regular file (a pipe would
+    be waited for), not JSON, or holds another kind.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: not a file")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            contents = json.load(file, object_hook=object_hook)
+    except (OSError, ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
+        raise ValueError(f"{path}: cannot be read as JSON ({printable(error)})") from None
+    if not isinstance(contents, kind):
+        raise ValueError(f"{path}: holds a JSON {type(contents).__name__}, not a {kind.__name__}")
+    return contents
+
+
+def write_file(path, contents):
+    """Write a file so that `path` holds either the old one or the new one, whole, at every moment.
+
+    The bytes go to a temporary file in the same folder, are forced to the disk, and take the name `path`
+    by one rename, which a file system does completely or not at all.
+
+    contents: bytes, a string, or a function that writes bytes to the open file which it is given.
+    Raises OSError, or what the function raises; the old file is untouched then.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    if isinstance(contents, str):
+        contents = contents.encode("utf-8", "surrogateescape")  # names of files may hold other bytes than text
+    try:
+        with open(temporary, "wb") as file:
+            contents(file) if callable(contents) else file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # force the rename to the disk, too; not every system can
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    remove_leftovers(path)
+
+
+def write_files(folder, texts):
+    """Write several files, a dict of name to text, into a folder: the old ones stay until all new ones are whole."""
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as unfinished:  # the disk may be full
+        for name, text in texts.items():
+            write_file(Path(unfinished, name), text)
+        for name in texts:
+            os.replace(Path(unfinished, name), Path(folder, name))
+
+
+def remove_leftovers(path):
+    """Remove the temporary files that processes of this machine left behind when they were killed while they
+    wrote `path`. Those of processes that live, and of other machines, stay."""
+    path = Path(path)
+    for leftover in path.parent.glob(f"{glob.escape(f'{path.name}.{platform.node()}')}.[0-9]*.tmp"):
+        pid = leftover.name.split(".")[-2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(pid):
+    """Whether a process of this machine lives; True where that cannot be asked (on Windows, kill() would kill)."""
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)  # signal 0 only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+CHECKPOINT_FORMAT = "ssd300/1"  # written into every checkpoint: how load_checkpoint() knows its own
+
+
+def save_checkpoint(checkpoint, path):
+    """Write a checkpoint, whole or not at all: see `write_file()`.
+
+    checkpoint: dict of tensors, state dicts, numbers, strings and containers of these; nothing else could
+    be read back with `weights_only=True`.
+    Raises OSError, naming the file, if the folder is missing or the disk full; the old file is untouched.
+    """
+    try:
+        write_file(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, file))
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+        raise OSError(f"{path}: could not write the checkpoint, the one before it is unchanged: {error}") from error
+
+
+def load_checkpoint(path, device="cpu"):
+    """Read a checkpoint of ours, without running any code that the file may carry.
+
+    Returns the dict that `save_checkpoint()` was given, its tensors on `device`, wherever they were then.
+    Raises FileNotFoundError if there is no such file; ValueError, naming it, if it is truncated, was not
+    written by this repo, or holds pickled objects.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint (train.py makes one)")
+    hint = "If it is another SSD's, tools/convert_weights.py may read its weights"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: truncated, or not a checkpoint of this repo. {hint}")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused: it holds more than tensors and numbers, which could run code. {hint}"
+        ) from error
+    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
+        raise ValueError(f"{path}: damaged, or not a checkpoint of this repo ({printable(error)})") from error
+    found = checkpoint.get("format", "none") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+    if found != CHECKPOINT_FORMAT:
+        found = printable(found, 40)
+        raise ValueError(f"{path}: not a checkpoint of this repo (expected {CHECKPOINT_FORMAT}, found {found}). {hint}")
+    return checkpoint
+
+
+# ----------------------------------------------------------------------------------------------
+# 4. Messages
+# ----------------------------------------------------------------------------------------------
+
+
+def printable(text, length=200):
+    """A string from a file, or the text of an error, as it can be shown: on one line, and not long.
+
+    A terminal would obey control characters in a class name; they come out escaped, as do bytes that are not
+    text. White space is joined. What is longer than `length` ends in "...". An error without a text is named.
+    """
+    text = str(text) or (type(text).__name__ if isinstance(text, Exception) else "")
+    text = " ".join(text[: 10 * length].split())
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+@contextlib.contextmanager
+def exit_with_message(hint=""):
+    """End a script whose input, or machine, is at fault with `error: ` and what is wrong, in place of a traceback.
+
+    hint: what to do next, as a last line. Of an error from a data loader's process this shows what was said
+    there. Errors of other kinds pass.
+    """
+    try:
+        yield
+    except (FloatingPointError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        advice, text = advice_for(error), str(error)
+        if advice:
+            text = f"{advice}\n{text}"
+        elif isinstance(error, (FloatingPointError, OSError, ValueError)):
+            text = text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+        else:
+            raise
+        raise SystemExit(f"error: {text}\n{hint}".strip()) from error
+
+
+def advice_for(error):
+    """What to change after an error that the machine caused, in words; None for any other error."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
+        return "out of memory on the GPU; a smaller --batch_size needs less (in training, with a lower --lr)"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "out of memory on the CPU; fewer --workers, or a smaller --batch_size, need less"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return "torch.compile failed; it needs a C compiler and Triton. --compile_model=False goes on without it"
+    if "shared memory" in text or "Too many open files" in text or "Bus error" in text:
+        return (
+            "the processes that prepare images ran out of shared memory, or of open files. Enlarge /dev/shm "
+            "(docker run --shm-size=8g) or `ulimit -n`; or take fewer --workers (0 needs none of both)"
+        )
+    if "No space left" in text:
+        return "the disk is full; free some space, or write to another (train.py: --save_to, --log_file)"
+    is_cut_off = isinstance(error, ConnectionResetError)  # a process died while it handed over a batch
+    if is_cut_off or "DataLoader worker (pid" in text or "DataLoader timed out" in text:
+        return (
+            "a process that prepares images died, or hung. If the system killed it, memory was short: take fewer "
+            "--workers, or a smaller --batch_size; if it comes again, --workers=0 shows where"
+        )
+    return None
+
+
+# ----------------------------------------------------------------------------------------------
+# 5. Parameters
+# ----------------------------------------------------------------------------------------------
+
+
+def script_parameters(namespace):
+    """The parameters of a script: its lowercase module-level names that are bound to plain values.
+
+    namespace: the script's `globals()`.
+    Returns a dict of name to value. (Constants are uppercase; functions and modules are no plain values.)
+    """
+    names = [name for name in namespace if name.islower() and not name.startswith("_")]
+    return {name: namespace[name] for name in names if isinstance(namespace[name], (bool, int, float, str, tuple))}
+
+
+def override_parameters(namespace, arguments):
+    """Let `--name=value` on the command line override a parameter at the top of a script.
+
+    namespace: the script's `globals()`; parameters named in `arguments` are replaced in it.
+    arguments: list of strings, `sys.argv[1:]`. `--help` prints the parameters, their values and comments.
+    Raises SystemExit if an argument is not a `--name=value`, does not name a parameter, or has a value of
+    another type than the one in the file: with the list of valid names, and what is wrong below it.
+    """
+    parameters = script_parameters(namespace)
+    listing = "\n".join(f"  --{name}={value!r}" for name, value in parameters.items())
+    if {"-h", "--help"} & set(arguments):
+        print(f"{namespace.get('__doc__') or ''}\nParameters and their values:\n{_describe_parameters(namespace)}")
+        raise SystemExit(0)
+    for argument in arguments:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals or name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            hint = f" Did you mean --{near[0]}?" if near else ""
+            raise SystemExit(
+                f"Valid are:\n{listing}\nerror: {printable(repr(argument))} is not a --name=value of a parameter.{hint}"
+            )
+        try:
+            namespace[name] = _parse_like(parameters[name], text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            kind = type(parameters[name]).__name__
+            raise SystemExit(
+                f"Valid are:\n{listing}\nerror: --{name} takes a value of type {kind}, such as "
+                f"{parameters[name]!r}, not {printable(repr(text))}"
+            ) from error
+
+
+def _describe_parameters(namespace):
+    """The parameters of a script with their values, and the headings and comments that its source has for them."""
+    parameters = script_parameters(namespace)
+    source = Path(namespace["__file__"]).read_text(encoding="utf-8")
+    lines, described = source.splitlines(), []
+    for node in ast.parse(source).body:
+        name = getattr(node.targets[0], "id", None) if isinstance(node, ast.Assign) else None
+        if name not in parameters:
+            continue
+        # Comments right above: a heading if a line is empty before it.
+        first = node.lineno - 1
+        while first > 0 and lines[first - 1].startswith("#"):
+            first -= 1
+        described += [""] * (first > 0 and not lines[first - 1]) + [line[2:] for line in lines[first : node.lineno - 1]]
+        comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip(" #")
+        described.append(f"  {f'--{name}={parameters[name]!r}':<40} {comment.removesuffix('fmt: skip')}".rstrip())
+    return "\n".join(described)
+
+
+def _parse_like(example, text):
+    """Read `text` as a value of the type of `example`; ValueError or SyntaxError if it is of another."""
+    if isinstance(example, bool):
+        if text not in ("True", "False"):
+            raise ValueError(text)
+        return text == "True"
+    if not isinstance(example, tuple):
+        return type(example)(text)
+    if example and not isinstance(example[0], str):
+        values = ast.literal_eval(text)
+        values = values if isinstance(values, (tuple, list)) else (values,)
+        return tuple(_parse_like(example[0], str(value)) for value in values)
+    # Names, which need no quotation marks: 0,1,2 are three names.
+    try:
+        names = ast.literal_eval(text)
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if all(isinstance(name, str) for name in names):
+            return names
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    return tuple(part.strip() for part in text.split(",") if part.strip())
