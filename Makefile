@@ -16,7 +16,7 @@ lint: .venv/installed-dev
 	$(PYTHON) -m ruff check $(SOURCES)
 	$(PYTHON) -m ruff format --check $(SOURCES)
 
-figures: .venv/installed
+figures: .venv/installed-dev
 	$(PYTHON) tools/make_figures.py
 
 benchmark: .venv/installed
