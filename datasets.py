@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import Dataset, get_worker_info
 
 from utils import MAX_IMAGE_PIXELS, load_label_map, printable, read_json
@@ -51,8 +51,6 @@ MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
 MAX_IMAGE_SIDE = 65_500
 # Errors that say nothing about a file: too many are open, a disk or its network fails, memory is short.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
-# Tags of TIFF and of EXIF data
-WIDTH_TAG, HEIGHT_TAG, ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
 
 
 def read_image(path):
@@ -81,9 +79,9 @@ def stored_size_and_orientation(path):
     The orientation, 1 to 8, says how viewers turn the stored pixels before they show them; 1: not at all.
     """
     image = open_image_file(path)[1]
-    is_tiff = image.format == "TIFF"  # of which Pillow states the size as shown
-    size = (image.tag_v2[WIDTH_TAG], image.tag_v2[HEIGHT_TAG]) if is_tiff else image.size
-    return size, read_orientation(image)
+    orientation = read_orientation(image)
+    is_turned = image.format == "TIFF" and orientation > 4  # Pillow states the size of a TIFF as shown
+    return image.size[::-1] if is_turned else image.size, orientation
 
 
 def open_image_file(path):
@@ -117,10 +115,8 @@ def check_image_file(path):
 def check_image_size(width, height, name):
     """Refuse a header that would make the decoder, or `resize()`, allocate gigabytes (a decompression bomb)."""
     if width * height > MAX_IMAGE_PIXELS or max(width, height) > MAX_IMAGE_SIDE:
-        raise ValueError(
-            f"{name}: its header claims {width} x {height} pixels, more than the {MAX_IMAGE_PIXELS:,} "
-            f"(or {MAX_IMAGE_SIDE:,} a side) allowed; save it smaller, or remove it"
-        )
+        limits = f"{MAX_IMAGE_PIXELS:,} (or {MAX_IMAGE_SIDE:,} a side) allowed; save it smaller, or remove it"
+        raise ValueError(f"{name}: its header claims {width} x {height} pixels, more than the {limits}")
 
 
 def load_as_stored(image):
@@ -128,7 +124,7 @@ def load_as_stored(image):
     orientation = read_orientation(image) if image.format == "TIFF" else 1
     image.load()
     if orientation > 1:  # 6 and 8, quarter turns, undo each other; all others undo themselves
-        image.getexif()[ORIENTATION_TAG] = {6: 8, 8: 6}.get(orientation, orientation)
+        image.getexif()[ExifTags.Base.Orientation] = {6: 8, 8: 6}.get(orientation, orientation)
         image = ImageOps.exif_transpose(image)
     return image
 
@@ -137,7 +133,7 @@ def read_orientation(image):
     """The EXIF orientation of a PIL image, 1 to 8; 1 (stored as it is shown) where it has none."""
     orientation = None
     with contextlib.suppress(Exception):  # damaged EXIF data: the pixels are fine
-        orientation = image.getexif().get(ORIENTATION_TAG)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     return orientation if orientation in range(1, 9) else 1
 
 
@@ -146,10 +142,9 @@ def pil_to_rgb(image):
     if image.mode.startswith("I"):  # 16-bit grey; "I" holds the same values in 32 bits
         pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -166,13 +161,11 @@ NO_OBJECTS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0
 class PascalVOCDataset(Dataset):
     """Images and objects of one split of any data set for which create_data_lists.py wrote lists.
 
-    data_folder: folder with the lists. split: "TRAIN" or "TEST".
-    keep_difficult: whether objects marked as difficult are part of the items.
+    data_folder: with the lists. split: "TRAIN" or "TEST". keep_difficult: whether items hold difficult objects.
     seed: with the epoch and the index it decides how an image is augmented.
     skip_corrupt: False raises on an image that cannot be decoded; True puts a blank image without objects in
-        its place, which keeps the batch's shape. `skipped_images()` lists them.
-    augment: names out of AUGMENTATIONS; None: all of them for "TRAIN", none for "TEST".
-    size, antialias: of the items' images, as in `transform()`.
+        its place. `skipped_images()` lists them.
+    augment: names out of AUGMENTATIONS; None: all for "TRAIN", none for "TEST". size, antialias: as in `transform()`.
 
     An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image (3, S, S) uint8,
     boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and difficulties (M,) uint8; M may be 0.
@@ -257,11 +250,7 @@ class PascalVOCDataset(Dataset):
 
     @staticmethod
     def collate_fn(batch):
-        """Make a batch of items whose numbers of objects differ.
-
-        batch: list of N items.
-        Returns images (N, 3, S, S) uint8, and lists of the N items' boxes, labels and difficulties.
-        """
+        """A batch of a list of N items: images (N, 3, S, S) uint8, and lists of their boxes, labels, difficulties."""
         images, *lists = zip(*batch, strict=True)
         # transform() leaves the channels last in memory; a batch in that order is five times as fast to make.
         images = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
@@ -283,47 +272,38 @@ class TrainingBatches:
     The images are read in an endless sequence of seeded permutations, one for each epoch, batch_size at a time:
     a batch may straddle two epochs, and no image is left out of any.
 
-    n_images: in the data set. batch_size: over all ranks. seed: decides the permutations.
-    first_iteration, last_iteration: which batches are yielded, as in range(): the last is left out.
+    batch_size: over all ranks. first_iteration, last_iteration: which batches are yielded, as in range().
     rank, world_size: this process of how many; each takes its share of every batch.
     Yields lists of (epoch, index), the keys of `PascalVOCDataset`.
     """
 
     def __init__(self, n_images, batch_size, seed, first_iteration, last_iteration, rank=0, world_size=1):
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be 0 or more")
         if n_images < 1:
             raise ValueError("there is no image to train on; run create_data_lists.py on another folder")
         if not 0 <= rank < world_size <= batch_size:
-            raise ValueError(
-                f"rank {rank} of {world_size} processes cannot share a batch of {batch_size}; "
-                "batch_size must be at least the number of processes"
-            )
+            raise ValueError(f"rank {rank} of {world_size} processes has no share in a batch_size of {batch_size}")
         self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
         self.iterations = range(first_iteration, last_iteration)
         self.rank, self.world_size = rank, world_size
-        self.epoch_and_order = None, None  # the last permutation that was computed
+        self.epoch, self.order = None, None  # the last permutation that was computed
 
     def __len__(self):
         return len(self.iterations)
 
     def __iter__(self):
-        for iteration in self.iterations:
-            yield self.batch(iteration)[self.rank :: self.world_size]
+        return (self.batch(iteration)[self.rank :: self.world_size] for iteration in self.iterations)
 
     def batch(self, iteration):
         """The (epoch, index) of all batch_size images of an iteration, over all ranks."""
-        first = iteration * self.batch_size
-        positions = (divmod(position, self.n_images) for position in range(first, first + self.batch_size))
-        return [(epoch, int(self.order(epoch)[position])) for epoch, position in positions]
-
-    def order(self, epoch):
-        """The permutation of one epoch."""
-        if self.epoch_and_order[0] != epoch:
-            # The spawn key keeps this stream apart from those of the augmentation, seeded with three numbers.
-            rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch), spawn_key=(0,)))
-            self.epoch_and_order = epoch, rng.permutation(self.n_images)
-        return self.epoch_and_order[1]
+        first, keys = iteration * self.batch_size, []
+        for position in range(first, first + self.batch_size):
+            epoch, place = divmod(position, self.n_images)
+            if epoch != self.epoch:
+                # The spawn key keeps this stream apart from those of the augmentation, seeded with three numbers.
+                rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch), spawn_key=(0,)))
+                self.epoch, self.order = epoch, rng.permutation(self.n_images)
+            keys.append((epoch, int(self.order[place])))
+        return keys
 
 
 def read_objects(path, images, n_classes):
@@ -333,14 +313,12 @@ def read_objects(path, images, n_classes):
     for each image. images: list of paths. n_classes: background included.
     Returns sizes, starts and image_ids as the data set has them, and a dict of key to float64 array: "boxes"
     (n, 4), boundary form, in pixels, "labels", "difficulties" and, if all objects have one, "areas" (n,).
-    Raises ValueError, naming the image, for numbers that are missing, a box that is not finite, has no area or
-    lies beyond its image, a label without a class; FileNotFoundError if there is no file.
+    Raises FileNotFoundError, or ValueError, naming the image, for what is missing or breaks the rules below.
     """
     packed = {key: array("d") for key in ("size", "boxes", "labels", "difficulties", "areas")}  # numbers, end to end
     counts, image_ids = [], []
 
-    def pack(entry):
-        """Keep the numbers of an image as soon as they are read: COCO's as Python objects would fill 600 MB."""
+    def pack(entry):  # an image's, as soon as they are read: COCO's fill half a GB as Python objects
         size, boxes, areas = entry["size"], entry["boxes"], entry.get("areas", ())
         lengths = {len(entry["labels"]), len(entry["difficulties"]), len(areas or boxes)}
         if lengths != {len(boxes)} or [len(size), *map(len, boxes)] != [2, *[4] * len(boxes)]:
@@ -358,7 +336,7 @@ def read_objects(path, images, n_classes):
     try:
         read_json(path, list, object_hook=pack)
     except (KeyError, TypeError, OverflowError) as error:  # of the first image that is not counted yet
-        refuse(len(counts), f"boxes, labels, difficulties, areas or size are not lists of equal length ({error})")
+        refuse(len(counts), f"boxes, labels, difficulties, areas or size: not numbers, or of unequal length ({error})")
     if len(counts) != len(images):
         raise ValueError(f"{path}: describes {len(counts)} of {len(images)} images")
     packed = {key: np.asarray(values) for key, values in packed.items()}
@@ -382,8 +360,7 @@ def read_objects(path, images, n_classes):
     for key, (is_valid, problem) in rules.items():
         if not is_valid.all():
             row = is_valid.argmin()
-            index = row if key == "size" else image_of[row]
-            value = sizes[row] if key == "size" else packed[key][row]
+            index, value = (row, sizes[row]) if key == "size" else (image_of[row], packed[key][row])
             refuse(index, f"{value.tolist()} in its {key} is {problem}")
     return sizes.astype(np.int64), starts, None if None in image_ids else image_ids, packed
 
@@ -397,7 +374,6 @@ def read_objects(path, images, n_classes):
 #   crop     the part of the canvas that becomes the whole S x S image
 #   source   the part of the crop that shows the photo, of at least one pixel
 #   place    where the source comes to lie on the S x S image
-# rng is a numpy Generator, size is S.
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
@@ -411,19 +387,16 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
 
     image: (3, H, W) uint8 RGB tensor, or PIL image; it is not changed.
     boxes: (n, 4) float tensor, boundary form, pixels, inside the image; n may be 0.
-    labels: (n,) int64 tensor. difficulties: (n,) tensor.
-    split: "TRAIN" or "TEST". rng: for "TRAIN"; None draws a new one.
-    size: S. antialias: as in `resize()`.
+    labels: (n,) int64 tensor. difficulties: (n,) tensor. size: S. antialias: as in `resize()`.
+    split: "TRAIN" or "TEST"; another is a ValueError. rng: numpy Generator for "TRAIN"; None draws a new one.
     augment: names out of AUGMENTATIONS, the steps that are taken for "TRAIN".
     Returns the image as a (3, S, S) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
     fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
-    Raises ValueError for another split.
     """
     if split not in ("TRAIN", "TEST"):
         raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
     keep_freed_memory()
-    is_tensor = isinstance(image, torch.Tensor)
-    pixels = image.permute(1, 2, 0).numpy() if is_tensor else np.array(pil_to_rgb(image))
+    pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.array(pil_to_rgb(image))
     height, width, _ = pixels.shape
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
@@ -454,13 +427,10 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
 
 
 def prepare(images, model):
-    """Images as a model's input: resized as its weights want it, normalised, on its device.
-
-    images: list of N PIL images, or (3, H, W) uint8 RGB tensors, of any sizes.
-    Returns an (N, 3, S, S) float32 tensor.
+    """PIL images, or (3, H, W) uint8 RGB tensors, as a model's input: an (N, 3, S, S) float32 tensor on its device,
+    resized as its weights want it, and normalised.
     """
-    options = {"size": model.input_size, "antialias": model.antialias}
-    pixels = [transform(image, *NO_OBJECTS, "TEST", **options)[0] for image in images]
+    pixels = [transform(image, *NO_OBJECTS, "TEST", None, model.input_size, model.antialias)[0] for image in images]
     return model.normalize(torch.stack(pixels))
 
 
@@ -607,10 +577,8 @@ class Distortion(NamedTuple):
 
 
 def sample_distortion(rng):
-    """Draw a Distortion; each parameter is active with probability 1/2.
-
-    Brightness up to 32 levels, contrast and saturation in [0.5, 1.5], hue up to 36 degrees either way. (Caffe's
-    im_transforms.cpp says 18, on OpenCV's hue circle of 180 steps.)
+    """Draw with probability 1/2 each: brightness up to 32 levels, contrast and saturation in [0.5, 1.5], hue up to
+    36 degrees either way. (Caffe's im_transforms.cpp says 18, on OpenCV's hue circle of 180 steps.)
     """
     return Distortion(
         brightness=int(rng.integers(-32, 32, endpoint=True)) if rng.random() < 0.5 else 0,
@@ -622,21 +590,16 @@ def sample_distortion(rng):
 
 
 def distort(pixels, distortion):
-    """Brightness, contrast, saturation and hue of an (h, w, 3) uint8 array, RGB, as a Distortion says.
-
-    The values are rounded and kept in [0, 255] after each. Returns the array itself if nothing is to change.
+    """Brightness, contrast, saturation and hue of an (h, w, 3) uint8 array, RGB; returns the array itself if nothing
+    is to change. The values are rounded and kept in [0, 255] after each step.
     """
     n_rows = max(1, DISTORTED_AT_ONCE // pixels.shape[1])
     if len(pixels) > n_rows:
         bands = [pixels[first : first + n_rows] for first in range(0, len(pixels), n_rows)]
         return np.concatenate([distort(band, distortion) for band in bands])
-    pixels = add_brightness(pixels, distortion.brightness)
-    if distortion.contrast_first:
-        pixels = multiply_contrast(pixels, distortion.contrast)
-    pixels = distort_color(pixels, distortion.saturation, distortion.hue)
-    if not distortion.contrast_first:
-        pixels = multiply_contrast(pixels, distortion.contrast)
-    return pixels
+    contrasts = (distortion.contrast, 256) if distortion.contrast_first else (256, distortion.contrast)
+    pixels = multiply_contrast(add_brightness(pixels, distortion.brightness), contrasts[0])
+    return multiply_contrast(distort_color(pixels, distortion.saturation, distortion.hue), contrasts[1])
 
 
 def multiply(values, factor):
@@ -663,8 +626,7 @@ def multiply_contrast(pixels, contrast):
         return multiply(pixels, contrast) if contrast < 256 else pixels
     added = multiply(pixels, contrast - 256)
     np.minimum(added, ~pixels, out=added)  # ~pixels = 255 - pixels: up to the end of the range
-    added += pixels
-    return added
+    return np.add(added, pixels, out=added)
 
 
 def distort_color(pixels, saturation, hue):
