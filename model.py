@@ -1,11 +1,10 @@
 """The networks (SSD300 and its family), their priors, and the loss that they learn by.
 
-Reads top to bottom: the table of networks -> bases -> AuxiliaryConvolutions -> PredictionConvolutions
--> SSD300, which puts them together -> detection, from predictions to objects -> MultiBoxLoss
--> what is read from files.
+Reads top to bottom: the table of networks -> bases -> auxiliary and prediction convolutions -> SSD300, which puts
+them together -> detection, from predictions to objects -> the loss -> what is read from files.
 
-Shapes in comments: N images, S the side of the input (300 for SSD300), G the side of a source map's grid,
-P priors (8732 for SSD300), C classes (background = 0 included), M objects in the image of the batch that has most.
+Shapes in comments: N images, S the side of the input (300 for SSD300), G the side of a source map's grid, P priors
+(8732 for SSD300), C classes (background = 0 included), M objects in the image of the batch that has most, T in all.
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"), and the authors' Caffe code.
 """
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 import torchvision
 from torch import nn
@@ -57,8 +55,7 @@ class SourceMap(NamedTuple):
 
     @property
     def n_priors(self):
-        """Priors at each cell: one an aspect ratio, and the extra square one."""
-        return len(self.aspect_ratios) + 1
+        return len(self.aspect_ratios) + 1  # at each cell: one an aspect ratio, and the extra square one
 
 
 class Network(NamedTuple):
@@ -96,7 +93,7 @@ SSD512_SOURCES = (  # the Caffe code's ssd_pascal_512.py
 )
 SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large
     SourceMap("c4", 672, 20, 0.2, SIX),
-    SourceMap("c5", 480, 10, 0.35, SIX),  # 960 channels with ImageNet's weights: see fit_tail()
+    SourceMap("c5", 480, 10, 0.35, SIX),  # 960 channels with ImageNet's weights: see fit_to()
     SourceMap("extra1_2", 512, 5, 0.5, SIX, middle=256),
     SourceMap("extra2_2", 256, 3, 0.65, SIX, middle=128),
     SourceMap("extra3_2", 256, 2, 0.8, SIX, middle=128),
@@ -150,8 +147,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x):
         x = super().forward(x)
-        x = x if self.norm is None else self.norm(x)
-        return F.relu(x, inplace=True)
+        return F.relu(x if self.norm is None else self.norm(x), inplace=True)
 
 
 # SSDLite's: without bias, with batch normalisation and ReLU6.
@@ -175,8 +171,7 @@ VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512,
 class VGGBase(nn.Module):
     """VGG-16, its two large fully connected layers turned into the convolutions conv6 and conv7.
 
-    Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7
-    (N, 1024, 19, 19). (An input of 512 gives grids of 64 and 32.)
+    Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7 (N, 1024, 19, 19).
     Source: Simonyan and Zisserman 2015; its changes: the paper, section 2.2 and footnotes, and the Caffe code.
     """
 
@@ -185,9 +180,9 @@ class VGGBase(nn.Module):
         batch_norm, channels = network.base == "vgg16_bn", 3
         for block, widths in enumerate(VGG_BLOCKS, start=1):
             for i, width in enumerate(widths, start=1):
-                conv = Convolution(channels, width // network.divisor, 3, batch_norm, padding=1)
-                self.add_module(f"conv{block}_{i}", conv)
-                channels = conv.out_channels
+                width //= network.divisor
+                self.add_module(f"conv{block}_{i}", Convolution(channels, width, 3, batch_norm, padding=1))
+                channels = width
             # 300 -> 150 -> 75 -> 38 (not 37: rounded up, as Caffe does) -> 19; the fifth keeps the resolution.
             pool = nn.MaxPool2d(2, ceil_mode=True) if block < 5 else nn.MaxPool2d(3, stride=1, padding=1)
             self.add_module(f"pool{block}", pool)
@@ -195,8 +190,7 @@ class VGGBase(nn.Module):
         self.conv6 = Convolution(channels, fc_channels, 3, batch_norm, padding=6, dilation=6)
         self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm)
 
-    def forward(self, images):
-        x = images  # (N, 3, 300, 300)
+    def forward(self, x):  # images, (N, 3, 300, 300)
         for name, layer in self.named_children():  # one after the other, as they were added
             x = layer(x)
             if name == "conv4_3":
@@ -207,8 +201,8 @@ class VGGBase(nn.Module):
 class MobileNetBase(nn.Module):
     """MobileNetV3-Large without its classifier, as torchvision builds it and names its layers.
 
-    Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), the widened input of the block
-    that goes to stride 32, and c5 (N, 480, 10, 10), or (N, 960, 10, 10) where the tail is not reduced.
+    Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), the widened input of the block that
+    goes to stride 32, and c5 (N, 480, 10, 10), with ImageNet's weights (N, 960, 10, 10).
     Source: Howard et al., "Searching for MobileNetV3", 2019, section 6.3; torchvision's `ssdlite.py`.
     """
 
@@ -218,15 +212,13 @@ class MobileNetBase(nn.Module):
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LITE_NORM, reduced_tail=reduced_tail).features
         init_convolutions(self, network.init_std)
 
-    def forward(self, images):
+    def forward(self, x):  # images, (N, 3, 320, 320)
         blocks = list(self.features)
         expand, *others = blocks[13].block  # from stride 16 to 32
-        x = images  # (N, 3, 320, 320)
-        for layer in (*blocks[:13], expand):
+        for layer in (*blocks[:13], expand, *others, *blocks[14:]):
             x = layer(x)
-        c4 = x  # (N, 672, 20, 20)
-        for layer in (*others, *blocks[14:]):
-            x = layer(x)
+            if layer is expand:
+                c4 = x  # (N, 672, 20, 20)
         return c4, x  # c5: (N, 480, 10, 10)
 
 
@@ -244,8 +236,8 @@ BASES = {  # the class, and torchvision's ImageNet weights for it
 class AuxiliaryConvolutions(nn.Module):
     """Pairs of convolutions behind the base, each with a smaller grid than the one before.
 
-    Takes the base's second map, conv7 (N, 1024, 19, 19). Returns those that follow it in the table: conv8_2
-    (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2 (N, 256, 3, 3) and conv11_2 (N, 256, 1, 1) for SSD300.
+    Takes the base's second map, conv7 (N, 1024, 19, 19). Returns those that follow it in the table: a tuple, for
+    SSD300 of conv8_2 (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2 (N, 256, 3, 3), conv11_2 (N, 256, 1, 1).
     """
 
     def __init__(self, network=NETWORKS["ssd300_vgg16"]):
@@ -301,8 +293,7 @@ class PredictionConvolutions(nn.Module):
         for name, x in zip(self.names, source_maps, strict=True):
             loc = self.get_submodule(f"loc_{name}")(x)  # (N, n_priors * 4, G, G)
             cl = self.get_submodule(f"cl_{name}")(x)  # (N, n_priors * C, G, G)
-            # The channels of a cell hold its priors one after the other. With channels last, (N, G, G, ...),
-            # flattening runs through rows, cells and priors in this order.
+            # With channels last, (N, G, G, ...), flattening runs through rows, cells and priors in this order.
             locs.append(loc.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
             scores.append(cl.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.n_classes))
         return torch.cat(locs, dim=1), torch.cat(scores, dim=1)
@@ -321,8 +312,7 @@ class SSD300(nn.Module):
     priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
     max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
     antialias: whether images are resized with antialiasing, as those were that the weights were trained on.
-
-    Building a model never downloads anything: weights start random until they are loaded.
+    All weights are random until they are loaded.
     """
 
     def __init__(
@@ -337,7 +327,7 @@ class SSD300(nn.Module):
         row = NETWORKS[network]
         self.network, self.input_size, self.n_classes = network, row.input_size, n_classes
         self.max_size_offset, self.antialias = max_size_offset, antialias
-        self.label_map = None  # name -> label; a training run or a checkpoint fills it in
+        self.label_map = None  # name -> label, from a training run or a checkpoint
         self.build(row)
         # Not in the state dict: its keys are those of the layers alone.
         priors_cxcy = self.create_prior_boxes(network) if priors_cxcy is None else priors_cxcy
@@ -350,19 +340,14 @@ class SSD300(nn.Module):
         self.base = BASES[row.base][0](row)
         self.aux_convs = AuxiliaryConvolutions(row)
         self.pred_convs = PredictionConvolutions(self.n_classes, row)
-        # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by
-        # a factor for each channel, which is learned from a start at 20 (the paper, section 3.1; ParseNet):
-        # 0.88 on average. It takes less for fewer channels.
+        # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by a factor
+        # for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet), less for fewer channels.
         start = torch.full((1, row.sources[0].channels, 1, 1), 20 / row.divisor**0.5)
-        factors = None if row.is_lite else nn.Parameter(start)
-        self.register_parameter("rescale_factors", factors)
-        self.frozen_layers = []  # see freeze_base()
+        self.rescale_factors = None if row.is_lite else nn.Parameter(start)
 
     def forward(self, images):
-        """Predict offsets (N, P, 4), gcxgcy form, and scores (N, P, C), before the softmax, at every prior.
-
-        images: (N, 3, S, S) float, normalised by `normalize()`.
-        """
+        """From images (N, 3, S, S), normalised, to offsets (N, P, 4), gcxgcy form, and scores (N, P, C), before the
+        softmax, at every prior."""
         if images.shape[1:] != (3, self.input_size, self.input_size):
             shape = f"(N, 3, {self.input_size}, {self.input_size})"
             raise ValueError(f"images are {shape} for {self.network}, not {tuple(images.shape)}")
@@ -376,8 +361,8 @@ class SSD300(nn.Module):
     def create_prior_boxes(network="ssd300_vgg16"):
         """A network's priors, in the order in which the prediction convolutions' outputs are stacked.
 
-        Returns (P, 4) float32, center-size form, fractional; P is 8732 for SSD300. The centres lie inside the
-        image, but a prior may reach beyond its edges: none is clipped (SSDLite: only the sizes, to the image's).
+        Returns (P, 4) float32, center-size form, fractional; P is 8732 for SSD300. A prior may reach beyond the
+        image's edges: none is clipped (SSDLite: only the sizes, to the image's).
         Source: the paper, section 2.2, equation 4 from conv7 on (0.2 to 0.9), and 0.1 for conv4_3.
         """
         row = NETWORKS[network]
@@ -394,8 +379,9 @@ class SSD300(nn.Module):
         return torch.tensor(priors)  # (P, 4)
 
     def normalize(self, images):
-        """From bytes (N, 3, S, S), on any device, to the network's input on the model's: see `normalize()`."""
-        return normalize(images.to(self.mean.device, non_blocking=True), self.mean, self.std)
+        """Turn bytes, (N, 3, S, S) uint8, RGB, on any device, into the network's input: float32, on the model's."""
+        images = images.to(self.mean.device, non_blocking=True).to(torch.float32)  # bytes travel
+        return images.sub_(255 * self.mean).div_(255 * self.std)  # (images / 255 - mean) / std
 
     def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None):
         """Turn this model's predictions for a batch into objects: see the function `detect_objects()`."""
@@ -411,35 +397,22 @@ class SSD300(nn.Module):
 
     def freeze_base(self):
         """Keep the base but conv6 and conv7 as it is: weights, and the statistics of batch normalisation."""
-        self.frozen_layers = [layer for name, layer in self.base.named_children() if name not in ("conv6", "conv7")]
-        for layer in self.frozen_layers:
-            layer.requires_grad_(False)
+        for name, layer in self.base.named_children():
+            layer.requires_grad_(name in ("conv6", "conv7"))
         self.train(self.training)
 
     def train(self, mode=True):
-        """As `nn.Module.train()`, but frozen layers stay in evaluation mode, so that their statistics stay."""
+        """As `nn.Module.train()`, but frozen layers of the base stay in evaluation mode, so that statistics stay."""
         super().train(mode)
-        for layer in self.frozen_layers:
-            layer.eval()
+        for layer in self.base.children():
+            layer.train(mode and any(parameter.requires_grad for parameter in layer.parameters()))
         return self
 
 
-def normalize(images, mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """Turn a batch of bytes into the network's input, on the device where it lies.
-
-    images: (N, 3, S, S) uint8 tensor, RGB. mean, std: of the images that the weights were trained on, in [0, 1].
-    Returns a (N, 3, S, S) float32 tensor: (images / 255 - mean) / std.
-    """
-    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(3, 1, 1)
-    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(3, 1, 1)
-    return images.to(torch.float32).sub_(255 * mean).div_(255 * std)
-
-
 def l2_normalize(features, eps=1e-10):
-    """Scale the channels of every cell to a Euclidean length of 1; a cell of zeros stays zeros.
+    """Scale the channels of every cell of features, (N, channels, G, G), to a Euclidean length of 1, as float32.
 
-    features: (N, channels, G, G), any float type. Returns float32: squares of half-precision activations lose too
-    much, and may overflow. The epsilon, inside the root as in the Caffe code, also keeps the gradient finite.
+    Half precision's squares may overflow. The epsilon, inside the root as in Caffe's code, keeps cells of zeros at 0.
     """
     features = features.float()
     return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + eps)
@@ -449,9 +422,7 @@ def l2_normalize(features, eps=1e-10):
 # Detection
 # ----------------------------------------------------------------------------------------------
 
-# Offsets that no training produces (a size of exp(40) times the prior's) would overflow float32: they are limited.
-MAX_SIZE_OFFSET, MAX_COORDINATE = 200.0, 1e18
-
+MAX_COORDINATE = 1e18  # where boxes of absurd offsets end, so that their areas do not overflow float32
 PRIORS_FOR_EACH_OBJECT = 8  # so many of the best priors, times top_k, nearly always hold the best top_k objects
 NEW_IN_FIRST_POOL, NEW_IN_POOL = 24, 96  # candidates of a class that enter its pool in a round: twice as many each time
 PAIRS_AT_ONCE, STEPS_A_ROUND = 2**18, 2  # so many pairs stay in a processor's cache; more steps seldom decide more
@@ -461,17 +432,17 @@ PAIRS_AT_ONCE, STEPS_A_ROUND = 2**18, 2  # so many pairs stay in a processor's c
 def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None):
     """Turn raw predictions into the objects that they show: threshold, non-maximum suppression, top k.
 
-    Each pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. In each class
-    a candidate is suppressed when its overlap with a better one that survives is > max_overlap. The best top_k of
-    all classes are returned. Equal scores rank by prior, then by class. Exact, to the last bit, in float32.
+    A pair of a prior and a class (not background) whose softmax score is > min_score is a candidate; it is suppressed
+    when its overlap with a better one of its class that survives is > max_overlap. Equal scores rank by prior, then by
+    class. Exact, to the last bit, in float32.
 
     predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy. predicted_scores: (N, P, C), before the softmax.
     priors_cxcy: (P, 4) float32 tensor, center-size form, fractional.
-    min_score, max_overlap: floats in [0, 1]. top_k: most objects returned for an image, at least 1.
+    min_score, max_overlap: floats in [0, 1]. top_k: most objects returned for an image, of all its classes.
     max_candidates: this many best ones of each class of an image enter suppression (Caffe: 400); None: all do.
-    Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form,
-    not clipped to the image (as in the Caffe code), finite for all finite predictions; labels (n,) int64,
-    1 to C - 1; scores (n,) float32; n <= top_k.
+    Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form, finite,
+    not clipped to the image (as in Caffe's code); labels (n,) int64, 1 to C - 1; scores (n,) float32; n <= top_k.
+    Raises ValueError for shapes that do not belong together and limits out of range.
     """
     n_images, n_priors, shape = len(predicted_locs), len(priors_cxcy), tuple(predicted_scores.shape)
     if predicted_locs.shape != (n_images, n_priors, 4):
@@ -496,9 +467,9 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
 def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, max_candidates):
     """What `detect_objects()` returns, or None if the n best priors of each image are not enough to know it.
 
-    scores: (N, P, C) float32, 0 where there is no candidate. Each class of each image is a row. Whether a candidate
-    survives depends on better ones of its row alone: the best of a row, its pool, are compared with each other, and
-    those suppressed are taken out, with larger and larger pools, until the image's top_k best are known to survive.
+    scores: (N, P, C) float32, 0 where there is no candidate. Each class of each image is a row. The best of a row, its
+    pool, are compared with each other, and those suppressed are taken out, with larger and larger pools, until the
+    image's top_k best are known to survive.
     """
     n_images, n_priors, n_classes = scores.shape
     images = torch.arange(n_images, device=scores.device)[:, None]  # (N, 1)
@@ -552,8 +523,7 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
 
 def _decode(predicted_locs, priors_cxcy, at):
     """Boxes (n, 4), fractional boundary form, finite, at some of the N * P priors of a batch, at: (n,) int64."""
-    centers, sizes = predicted_locs.reshape(-1, 4).index_select(0, at).float().split(2, dim=1)
-    offsets_gcxgcy = torch.cat([centers, sizes.clamp(max=MAX_SIZE_OFFSET)], dim=1)
+    offsets_gcxgcy = predicted_locs.reshape(-1, 4).index_select(0, at).float()
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy.index_select(0, at % len(priors_cxcy))))
     return boxes_xy.clamp_(-MAX_COORDINATE, MAX_COORDINATE)
 
@@ -579,12 +549,9 @@ def _suppress(boxes_xy, is_box, max_overlap):
 # The loss
 # ----------------------------------------------------------------------------------------------
 
-# One more shape: T objects in all images of the batch together.
-
 
 class BatchObjects(NamedTuple):
-    """The true objects of a batch in one list, numbered 0 to T - 1. Number T is background: label 0, and the whole
-    image as a box, so that whatever is computed from it stays finite."""
+    """The objects of a batch, numbered 0 to T - 1; number T is background: label 0, the whole image as its box."""
 
     boxes_xy: torch.Tensor  # (T + 1, 4) float32, boundary form, fractional
     labels: torch.Tensor  # (T + 1,) int64
@@ -593,7 +560,7 @@ class BatchObjects(NamedTuple):
 
 
 def stack_objects(boxes, labels, device):
-    """Put the lists of N that `MultiBoxLoss` takes together on `device`, as BatchObjects, without waiting for it."""
+    """The lists of N that `MultiBoxLoss` takes, as BatchObjects on `device`, without waiting for it."""
     # Put together on the CPU, where the data loader leaves the lists: four copies to the device, not 2N.
     n_objects = torch.tensor([len(image_labels) for image_labels in labels])  # (N,)
     n_all = int(n_objects.sum())  # T
@@ -612,22 +579,21 @@ def stack_objects(boxes, labels, device):
 def match_priors(objects, priors_xy, threshold):
     """Decide for every prior of every image which object it is to predict, if any.
 
-    1. Of all pairs of an object and a prior, the one with the highest overlap is fixed, both are taken out,
-       and so on, until every object owns one prior: also when two objects share their best.
+    1. Of all pairs of an object and a prior, the one with the highest overlap is fixed, both are taken out, and so
+       on, until every object owns one prior: also when two objects share their best.
     2. Every other prior takes the object that it overlaps most, if that overlap reaches the threshold.
 
     objects: BatchObjects. priors_xy: (P, 4) float32, boundary form, fractional.
-    threshold: the lowest overlap that makes a match in step 2.
     Returns (N, P) int64, the number of each prior's object, T for background.
-    Source: the paper, section 2.2; `MatchBBox()` of the Caffe code, whose matching in step 1 this is.
+    Source: the paper, section 2.2; step 1 as in `MatchBBox()` of the Caffe code.
     """
     n_all, n_images, n_priors = len(objects.images), len(objects.numbers), len(priors_xy)
     overlap = find_jaccard_overlap(objects.boxes_xy[:n_all], priors_xy)  # (T, P)
     own_priors = assign_own_priors(overlap, objects.numbers)  # (T,)
     overlap.scatter_(1, own_priors[:, None], torch.inf)  # an owner overlaps its prior more than anybody
 
-    # Of the rows of an image, for each prior: the highest overlap, then the first object that has it.
-    # (Numbers are floats for a while: on a CPU scatter_reduce_() takes ten times as long for integers.)
+    # Of the rows of an image, for each prior: the highest overlap, then the first object that has it. (Numbers are
+    # floats for a while: on a CPU scatter_reduce_() takes ten times as long for integers.)
     image_of_pair = objects.images[:, None].expand(-1, n_priors)  # (T, P)
     best_overlap = overlap.new_full((n_images, n_priors), threshold)
     best_overlap.scatter_reduce_(0, image_of_pair, overlap, "amax")
@@ -640,17 +606,14 @@ def match_priors(objects, priors_xy, threshold):
 def assign_own_priors(overlap, numbers):
     """Step 1 of the matching, the bipartite one: give every object a prior of its own, best pair first.
 
-    overlap: (T, P) float32. numbers: (N, M) int64, the objects of each image, T for none.
-    Returns (T,) int64: the prior of each object, all different in an image.
-    Raises ValueError if an image has more objects than there are priors.
+    overlap: (T, P) float32. numbers: (N, M) int64, the objects of each image, T for none. Returns (T,) int64: the
+    prior of each object, all different in an image. Raises ValueError if an image has more objects than priors.
     """
-    n_all, n_priors = overlap.shape
-    n_objects = numbers.shape[1]  # M
+    (n_all, n_priors), n_objects = overlap.shape, numbers.shape[1]  # T, P, M
     if n_objects > n_priors:
         raise ValueError(f"an image has {n_objects} objects, but there are {n_priors} priors to predict them")
     # When an object's turn comes, M - 1 priors are gone at most: its best M are candidates enough. Of equals, which are
-    # common, the first ones: topk()'s own choice would depend on M, that is on the other images. (As integers, the
-    # bits of numbers that are not negative are in their order.)
+    # common, the first ones: topk()'s own choice would depend on M, that is on the other images.
     places = torch.arange(n_priors, 0, -1, device=overlap.device)
     keys = (overlap.contiguous().view(torch.int32).long() << 32) + places  # (T, P), no two alike in a row
     best_priors = n_priors - (keys.topk(n_objects, dim=1).values & 0xFFFFFFFF)  # (T, M)
@@ -673,11 +636,10 @@ def assign_own_priors(overlap, numbers):
 
 @torch.no_grad()
 def mine_hard_negatives(conf_losses, is_positive, n_negatives):
-    """Hard negative mining: the negatives of each image that are furthest from being taken for background.
+    """The negatives of each image that are furthest from being taken for background (the paper, section 2.2).
 
     conf_losses: (N, P) float, the confidence loss of each prior. is_positive: (N, P) bool. n_negatives: (N, 1) int64,
     how many to take of each image; all there are, if there are fewer. Returns (N, P) bool.
-    Source: the paper, section 2.2, "Hard negative mining".
     """
     hardest_first = conf_losses.masked_fill(is_positive, -torch.inf).argsort(dim=1, descending=True)  # (N, P)
     is_taken = torch.arange(conf_losses.shape[1], device=conf_losses.device) < n_negatives  # (N, P), in that order
@@ -688,10 +650,8 @@ class MultiBoxLoss(nn.Module):
     """The loss of SSD: how far the positive priors' boxes are off, and how wrong the class scores are.
 
     priors_cxcy: (P, 4). threshold: overlap from which a prior matches an object that does not own it.
-    neg_pos_ratio: hardest negatives for each positive of an image.
-    alpha: weight of the localisation loss.
+    neg_pos_ratio: hardest negatives for each positive of an image. alpha: weight of the localisation loss.
     n_negatives_without_objects: hardest negatives in an image without objects. The paper has none (0).
-
     Source: the paper, section 2.2, equations 1-3. As there, offsets are summed over the four coordinates.
     """
 
@@ -699,9 +659,7 @@ class MultiBoxLoss(nn.Module):
         super().__init__()
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
         self.register_buffer("priors_xy", cxcy_to_xy(priors_cxcy), persistent=False)
-        self.threshold = threshold
-        self.neg_pos_ratio = neg_pos_ratio
-        self.alpha = alpha
+        self.threshold, self.neg_pos_ratio, self.alpha = threshold, neg_pos_ratio, alpha
         self.n_negatives_without_objects = n_negatives_without_objects
 
     def forward(self, predicted_locs, predicted_scores, boxes, labels):
@@ -735,9 +693,8 @@ class MultiBoxLoss(nn.Module):
 def compute_divisor(n_positives, n_negatives_without_objects, neg_pos_ratio):
     """What the loss is divided by: the positives, or the negatives of images without objects, if these are more when
     neg_pos_ratio of them count like one positive; 1 at least. A batch without positives then weighs like any other.
-    With several processes (torch.distributed): those of all, divided by how many processes there are. The mean over
-    the processes, which DistributedDataParallel takes of the gradients, is then that of the whole batch.
-    """
+    With several processes: those of all of them, divided by their number, so that the mean over the processes, which
+    DistributedDataParallel takes of the gradients, is that of the whole batch."""
     counted, n_processes = torch.stack([n_positives, n_negatives_without_objects]).float(), 1  # (2,)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(counted)
@@ -754,27 +711,24 @@ def load_pretrained(model, weights):
     """Start the base from a network that was trained to classify ImageNet; take over its mean and std.
 
     weights: a name of torchvision's weights, such as "IMAGENET1K_V1", downloaded once and cached; or a file, a state
-    dict as torchvision names it. (VGG-16: `features.*` alone will do; "IMAGENET1K_FEATURES" was trained with Caffe.)
+    dict as torchvision names it. (VGG-16: `features.*` alone will do.)
     Raises ValueError, FileNotFoundError or ConnectionError, naming the file or the URL, and the way out.
     """
     row = NETWORKS[model.network]
     if row.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
     state = read_pretrained(weights, BASES[row.base][1].__members__)
-    try:
-        fit_tail(model, state.get("features.16.0.weight"))
-        entries = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-        if not row.is_lite:
-            entries = vgg16_entries(model.base, entries, state)
-        check_finite(entries)
-        model.base.load_state_dict(entries)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{weights}: not weights of {row.base}: {printable(error, 1000)}") from error
     # Under its own name or another: torchvision's file of Caffe's weights has NaN where fc6 was left out.
     is_caffe = weights == "IMAGENET1K_FEATURES" or bool(state.get("classifier.0.bias", torch.zeros(1)).isnan().any())
     mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
-    model.mean.copy_(torch.tensor(mean).view_as(model.mean))
-    model.std.copy_(torch.tensor(std).view_as(model.std))
+    try:
+        entries = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+        if not row.is_lite:
+            entries = vgg16_entries(model.base, entries, state)
+        fit_to(model, entries, mean, std)
+        model.base.load_state_dict(entries)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{weights}: not weights of {row.base}: {printable(error, 1000)}") from error
 
 
 def read_pretrained(weights, known):
@@ -783,35 +737,29 @@ def read_pretrained(weights, known):
         try:
             return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:  # urllib's errors, and a file whose hash is wrong
-            raise ConnectionError(
-                f"could not download {known[weights].url}: {error}. Give train.py --pretrained=FILE for the same "
-                "file on this machine, or --pretrained= for random weights"
-            ) from error
+            advice = "Give train.py --pretrained=FILE for the same file, or --pretrained= for random weights"
+            raise ConnectionError(f"could not download {known[weights].url}: {error}. {advice}") from error
     if not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"pretrained={weights!r} is neither a file nor one of {', '.join(known)}; --pretrained= starts from "
-            "random weights"
-        )
+        known = ", ".join(known)
+        raise FileNotFoundError(f"{weights!r} is neither a file nor one of {known}; --pretrained= starts at random")
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
+        if not all(isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()):
+            raise ValueError("some entries are something else")
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
         raise ValueError(f"{weights}: not a state dict of tensors: {printable(error)}") from error
-    is_dict = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not is_dict or not all(map(torch.is_tensor, state.values())):
-        raise ValueError(f"{weights}: not a state dict of tensors, such as torchvision's networks have")
     return state
 
 
 def vgg16_entries(base, features, state):
     """A VGG-16's entries under the names of our base; conv6 and conv7 from fc6 and fc7 if they are usable."""
-    names, index = {}, 0  # in `features` each convolution is followed by its normalisation, if any, and a ReLU
-    for name, layer in base.named_children():
-        names[str(index)], names[str(index + 1)] = name, f"{name}.norm"
-        index += 1 if isinstance(layer, nn.MaxPool2d) else 2 if layer.norm is None else 3
+    names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
+    numbers = sorted({int(entry.split(".")[1]) for entry in features})
+    names = dict(zip(numbers, names, strict=False))
     entries = {}
     for entry, tensor in features.items():
         _, number, kind = entry.split(".")
-        entries[f"{names.get(number, number)}.{kind}"] = tensor
+        entries[f"{names.get(int(number), number)}.{kind}"] = tensor
     # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
     fc = [state.get(f"classifier.{i}.{kind}", torch.tensor(torch.nan)) for kind in ("bias", "weight") for i in (0, 3)]
     if all(bool(tensor.isfinite().all()) for tensor in fc):
@@ -830,19 +778,21 @@ def decimate(tensor, steps):
     return tensor[tuple(slice(None, None, step) for step in steps)]
 
 
-def fit_tail(model, last_weight):
-    """Rebuild an SSDLite whose weights have a tail of another width, by the weight of MobileNet's last convolution."""
-    row = NETWORKS[model.network]
-    if row.is_lite and last_weight is not None and len(last_weight) != row.sources[1].channels:
-        c4, c5, *others = row.sources
-        model.build(row._replace(sources=(c4, c5._replace(channels=len(last_weight)), *others)))
-
-
-def check_finite(tensors):
-    """Raise ValueError, naming the entry, if there are numbers in a dict of tensors that are not finite."""
-    for name, tensor in tensors.items():
+def fit_to(model, entries, mean, std):
+    """Prepare a model for weights: their mean and std, and an SSDLite's tail as wide as theirs; ValueError if there are
+    numbers that are not finite."""
+    for name, tensor in {**entries, "mean": torch.tensor(mean)}.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite")
+    if not 0 < min(std) <= max(std) < math.inf:
+        raise ValueError(f"its std is {std}; the input is divided by it, so it must be more than 0")
+    model.mean.copy_(torch.tensor(mean).view_as(model.mean))
+    model.std.copy_(torch.tensor(std).view_as(model.std))
+    row = NETWORKS[model.network]
+    tail = entries.get("features.16.0.weight", entries.get("base.features.16.0.weight"))
+    if row.is_lite and tail is not None and len(tail) != row.sources[1].channels:
+        c4, c5, *others = row.sources
+        model.build(row._replace(sources=(c4, c5._replace(channels=len(tail)), *others)))
 
 
 def model_state(model):
@@ -859,43 +809,21 @@ def model_state(model):
     }
 
 
-def check_state(saved):
-    """Raise ValueError, LookupError or TypeError for a checkpoint that no model can be rebuilt from."""
-    network = saved.get("network", "ssd300_vgg16")
-    if network not in NETWORKS:
-        raise ValueError(f"its network is {network!r}, which is not one of {', '.join(NETWORKS)}")
-    # Before a head is built for every class that the label map claims to have:
-    n_scores = [tensor.numel() for name, tensor in saved["model"].items() if name.startswith("pred_convs.cl_")][-1]
-    n_classes = n_scores / NETWORKS[network].sources[-1].n_priors
-    if n_classes != len(saved["label_map"]):
-        raise ValueError(f"its label map has {len(saved['label_map'])} classes, its weights are for {n_classes:g}")
-    check_finite({**saved["model"], "priors_cxcy": saved["priors_cxcy"], "mean": torch.tensor(saved["mean"])})
-    if not 0 < min(saved["std"]) <= max(saved["std"]) < math.inf:
-        raise ValueError(f"its std is {saved['std']}; the input is divided by it, so it must be more than 0")
-
-
 @torch.no_grad()
-def restore_state(model, saved, keep_class_heads=False):
-    """Take over weights and what goes with them; keep_class_heads: leave those of the model as they are."""
-    state = saved["model"]
-    fit_tail(model, state.get("base.features.16.0.weight"))
-    if keep_class_heads:
+def load_other_classes(model, saved, label_map):
+    """Take over a checkpoint; its class heads only if its classes are those of `label_map`, in the same order.
+
+    Returns a sentence that says what was done. Raises LookupError, RuntimeError, TypeError or ValueError if an entry
+    is missing, does not fit or is not finite.
+    """
+    state, same_classes = saved["model"], saved["label_map"] == label_map
+    fit_to(model, {**state, "priors_cxcy": saved["priors_cxcy"]}, saved["mean"], saved["std"])
+    if not same_classes:
         own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("pred_convs.cl_")}
         state = {**state, **own}
     model.load_state_dict(state)
     model.priors_cxcy.copy_(saved["priors_cxcy"])
-    model.mean.copy_(torch.tensor(saved["mean"]).view_as(model.mean))
-    model.std.copy_(torch.tensor(saved["std"]).view_as(model.std))
     model.max_size_offset, model.antialias = saved.get("max_size_offset"), saved.get("antialias", True)
-
-
-def load_other_classes(model, saved, label_map):
-    """Start from a checkpoint of other classes: all is taken over but the class heads, and these, too, where the
-    classes (`label_map`: this model's) are the same in the same order. Returns a sentence that says what was done.
-    """
-    check_state(saved)
-    same_classes = saved["label_map"] == label_map
-    restore_state(model, saved, keep_class_heads=not same_classes)
     heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
     return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
 
@@ -904,12 +832,19 @@ def model_from_checkpoint(saved, name):
     """Rebuild a model on the CPU from what `load_checkpoint()` returned; ValueError, with the file's name, if an entry
     is missing, does not fit or is not finite."""
     try:
-        check_state(saved)
-        model = SSD300(len(saved["label_map"]), saved.get("network", "ssd300_vgg16"))
-        restore_state(model, saved)
+        network, label_map = saved.get("network", "ssd300_vgg16"), saved["label_map"]
+        if network not in NETWORKS:
+            raise ValueError(f"its network is {network!r}, which is not one of {', '.join(NETWORKS)}")
+        # Before a head is built for every class that the label map claims to have:
+        n_scores = [tensor.numel() for name, tensor in saved["model"].items() if name.startswith("pred_convs.cl_")][-1]
+        n_classes = n_scores / NETWORKS[network].sources[-1].n_priors
+        if n_classes != len(label_map):
+            raise ValueError(f"its label map has {len(label_map)} classes, its weights are for {n_classes:g}")
+        model = SSD300(len(label_map), network)
+        load_other_classes(model, saved, label_map)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: a checkpoint that does not fit: {printable(error, 1000)}") from error
-    model.label_map = saved["label_map"]
+    model.label_map = label_map
     return model
 
 
@@ -930,8 +865,8 @@ def has_bf16_units(device):
 def fastest_memory_format(device, network):
     """The order of images in memory in which a device trains a network fastest.
 
-    Channels last: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite (AVX512, float32). CPUs without bfloat16
-    units go back through VGG-16's contiguous convolutions 1.6 times as fast (measured on an AVX2 machine).
+    Channels last: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite (AVX512, float32); contiguous: 1.6 times as
+    fast for the way back through VGG-16 on CPUs without bfloat16 units (AVX2).
     """
     is_plain_vgg = NETWORKS[network].base == "vgg16"
     return torch.contiguous_format if is_plain_vgg and not has_bf16_units(device) else torch.channels_last
