@@ -285,7 +285,7 @@ def test_one_graph_for_the_whole_run(network):
 
 
 def test_all_batches_have_one_size():
-    batches = list(TrainingBatches(10, 4, seed=0, start=0, stop=7))
+    batches = list(TrainingBatches(10, 4, 0, 0, 7))
     assert [len(batch) for batch in batches] == [4] * 7
 
 
