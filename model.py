@@ -380,7 +380,7 @@ class SSD300(nn.Module):
 
     def normalize(self, images):
         """Turn bytes, (N, 3, S, S) uint8, RGB, on any device, into the network's input: float32, on the model's."""
-        images = images.to(self.mean.device, non_blocking=True).to(torch.float32)  # bytes travel
+        images = images.to(self.mean.device, non_blocking=True).to(torch.float32)  # copied as bytes
         return images.sub_(255 * self.mean).div_(255 * self.std)  # (images / 255 - mean) / std
 
     def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None):
@@ -754,11 +754,10 @@ def read_pretrained(weights, known):
 def vgg16_entries(base, features, state):
     """A VGG-16's entries under the names of our base; conv6 and conv7 from fc6 and fc7 if they are usable."""
     names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
-    numbers = sorted({int(entry.split(".")[1]) for entry in features})
-    names = dict(zip(numbers, names, strict=False))
+    names = dict(zip(sorted({int(entry.split(".")[1]) for entry in features}), names, strict=False))
     entries = {}
     for entry, tensor in features.items():
-        _, number, kind = entry.split(".")
+        _, number, kind = entry.split(".")  # features.28.bias
         entries[f"{names.get(int(number), number)}.{kind}"] = tensor
     # A fully connected layer is a convolution whose kernel covers its whole input (7 x 7 of 512).
     fc = [state.get(f"classifier.{i}.{kind}", torch.tensor(torch.nan)) for kind in ("bias", "weight") for i in (0, 3)]
@@ -829,8 +828,7 @@ def load_other_classes(model, saved, label_map):
 
 
 def model_from_checkpoint(saved, name):
-    """Rebuild a model on the CPU from what `load_checkpoint()` returned; ValueError, with the file's name, if an entry
-    is missing, does not fit or is not finite."""
+    """Rebuild a model on the CPU from what `load_checkpoint()` returned. ValueError names file and fault."""
     try:
         network, label_map = saved.get("network", "ssd300_vgg16"), saved["label_map"]
         if network not in NETWORKS:
