@@ -1,17 +1,16 @@
 """The loss: matching, mining, values and gradients against a slow reference, and several processes."""
 
+import functools
 import math
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from benchmark_plain import plain_encode, plain_match, plain_multibox_loss
-from helpers import REPO
+from benchmark_plain import plain_match, plain_multibox_loss
+from helpers import REPO, finish, start
 
 from model import SSD300, MultiBoxLoss, assign_own_priors, match_priors, mine_hard_negatives, stack_objects
-from utils import cxcy_to_xy, find_jaccard_overlap, xy_to_cxcy
+from utils import cxcy_to_xy, xy_to_cxcy
 
 PRIORS_CXCY = SSD300.create_prior_boxes()
 CPU = torch.device("cpu")
@@ -50,6 +49,13 @@ def loss_and_gradients(criterion, locs, scores, boxes, labels):
     return loss.detach(), locs.grad, scores.grad
 
 
+def assert_all_close(ours, theirs, rtol):
+    """Loss and gradients agree; of gradients near 0 only to 1e-5 of the largest."""
+    for our, their in zip(ours, theirs, strict=True):
+        assert their.abs().max() > 0
+        torch.testing.assert_close(our, their, rtol=rtol, atol=1e-5 * their.abs().max().item())
+
+
 def match_one_image(boxes_xy, priors_cxcy, threshold=0.5):
     """The index of each prior's object, -1 for background, in an image between two others."""
     other_xy, label = torch.tensor([[0.1, 0.1, 0.6, 0.7]]), torch.tensor([1])
@@ -84,33 +90,27 @@ def test_more_objects_than_priors_is_an_error():
         match_one_image(torch.rand(5, 4).sort(dim=1).values, random_priors(4, 0))
 
 
-def test_an_owner_keeps_its_prior_from_a_better_match():
-    # Both objects overlap prior 0 most. The better one owns it; the other owns prior 1, which the better one
-    # overlaps more, and by more than the threshold.
-    priors_cxcy = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.55, 0.4, 0.4], [0.1, 0.1, 0.05, 0.05]])
-    objects_xy = torch.tensor([[0.3, 0.3, 0.7, 0.7], [0.3, 0.2, 0.7, 0.6]])
-    overlap = find_jaccard_overlap(objects_xy, cxcy_to_xy(priors_cxcy))
-    assert overlap[0, 0] > overlap[1, 0] > overlap[1, 1] and overlap[0, 1] > overlap[1, 1]
-    assert overlap[0, 1] > 0.7
-    assert match_one_image(objects_xy, priors_cxcy) == [0, 1, -1]
+OWNER = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.55, 0.4, 0.4], [0.1, 0.1, 0.05, 0.05]])  # priors, cxcy
+CELLS = xy_to_cxcy(torch.tensor([[0, 0, 4, 2], [1, 0, 5, 2], [0, 0, 2, 2], [4, 4, 8, 8]]) / 8)
 
 
-def test_threshold_by_hand():
-    # Two priors of 4 x 2 cells of the 8 x 8 image; the object covers 4 x 2 as well, shifted by 0 and 1 cell:
-    # overlaps 1 and 6 / 10.
-    priors_cxcy = xy_to_cxcy(torch.tensor([[0, 0, 4, 2], [1, 0, 5, 2], [4, 4, 8, 8]]) / 8)
-    box_xy = torch.tensor([[0, 0, 4, 2]]) / 8
-    assert match_one_image(box_xy, priors_cxcy, threshold=0.5) == [0, 0, -1]
-    assert match_one_image(box_xy, priors_cxcy, threshold=0.61) == [0, -1, -1]
-    # At the threshold itself (2 / 4, exact in floats) it is a match.
-    half = xy_to_cxcy(torch.tensor([[0, 0, 4, 2], [0, 0, 2, 2], [4, 4, 8, 8]]) / 8)
-    assert match_one_image(box_xy, half, threshold=0.5) == [0, 0, -1]
-
-
-def test_an_object_that_hardly_overlaps_anything_has_a_prior_all_the_same():
-    priors_cxcy = SSD300.create_prior_boxes()
-    matched = match_one_image(torch.tensor([[0.501, 0.501, 0.502, 0.502]]), priors_cxcy)
-    assert matched.count(0) == 1 and matched.count(-1) == 8731
+@pytest.mark.parametrize(
+    ("priors_cxcy", "boxes_xy", "threshold", "matched"),
+    [
+        # Both objects overlap prior 0 most. The better one owns it; the other owns prior 1, which the better one
+        # overlaps more, and by more than the threshold.
+        (OWNER, [[0.3, 0.3, 0.7, 0.7], [0.3, 0.2, 0.7, 0.6]], 0.5, [0, 1, -1]),
+        # Overlaps 1, 6/10, 2/4 (the threshold itself is a match) and 0.
+        (CELLS, [[0.0, 0.0, 0.5, 0.25]], 0.5, [0, 0, 0, -1]),
+        (CELLS, [[0.0, 0.0, 0.5, 0.25]], 0.51, [0, 0, -1, -1]),
+        (CELLS, [[0.0, 0.0, 0.5, 0.25]], 0.61, [0, -1, -1, -1]),
+        # An object that hardly overlaps anything has a prior all the same.
+        (CELLS, [[0.9, 0.1, 0.901, 0.11], [0.501, 0.501, 0.502, 0.502]], 0.5, [0, -1, -1, 1]),
+        (CELLS, torch.zeros(0, 4), 0.5, [-1, -1, -1, -1]),
+    ],
+)
+def test_matching_by_hand(priors_cxcy, boxes_xy, threshold, matched):
+    assert match_one_image(torch.as_tensor(boxes_xy), priors_cxcy, threshold) == matched
 
 
 @pytest.mark.parametrize("n_objects", [1, 2, 7, 100])
@@ -124,8 +124,7 @@ def test_matching_against_a_slow_reference(n_objects):
         assert set(range(n_objects)) <= set(expected)  # every object has a prior
 
 
-def test_image_without_objects_is_all_background():
-    assert set(match_one_image(torch.zeros(0, 4), PRIORS_CXCY)) == {-1}
+def test_a_batch_without_objects_is_all_background():
     objects = stack_objects([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, CPU)
     assert (match_priors(objects, cxcy_to_xy(PRIORS_CXCY), 0.5) == 0).all()  # T = 0: number 0 is "no object"
 
@@ -142,45 +141,38 @@ def test_an_object_gets_the_same_prior_in_whatever_batch_it_is():
 
 def test_mining_takes_the_hardest_negatives():
     torch.manual_seed(0)
-    n_priors = 50
-    losses = 3 * torch.rand(4, n_priors)
-    is_positive = torch.rand(4, n_priors) < torch.tensor([0.1, 0.0, 0.5, 1.0])[:, None]
+    losses = 3 * torch.rand(4, 50)
+    is_positive = torch.rand(4, 50) < torch.tensor([0.1, 0.0, 0.5, 1.0])[:, None]
     n_positives = is_positive.sum(dim=1)
     is_hard = mine_hard_negatives(losses, is_positive, 3 * n_positives[:, None])
     for image in range(4):
-        negatives = [prior for prior in range(n_priors) if not is_positive[image, prior]]
+        negatives = [prior for prior in range(50) if not is_positive[image, prior]]
         hardest = sorted(negatives, key=lambda prior: -losses[image, prior])[: 3 * n_positives[image]]
         assert is_hard[image].nonzero().flatten().tolist() == sorted(hardest)
-    assert is_hard.sum(dim=1).tolist() == [3 * n_positives[0], 0, n_priors - n_positives[2], 0]
+    assert is_hard.sum(dim=1).tolist() == [3 * n_positives[0], 0, 50 - n_positives[2], 0]
 
 
 # The loss
 
 
-SETTINGS = [
-    {},
-    {"threshold": 0.3, "neg_pos_ratio": 1, "alpha": 2.5},
-    {"threshold": 0.9, "n_negatives_without_objects": 7},
-    {"neg_pos_ratio": 1000},  # more than there are
-    {"neg_pos_ratio": 0, "n_negatives_without_objects": 200},
-]
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"threshold": 0.3, "neg_pos_ratio": 1, "alpha": 2.5},
+        {"threshold": 0.9, "n_negatives_without_objects": 7},
+        {"neg_pos_ratio": 1000},  # more than there are
+        {"neg_pos_ratio": 0, "n_negatives_without_objects": 200},
+    ],
+)
 def test_loss_and_gradients_against_a_plain_reference_in_float64(settings):
     priors_cxcy = random_priors(300, 2)
     locs, scores, boxes, labels = random_batch([2, 0, 13, 1, 5], 6, priors_cxcy, 3)
     ours = loss_and_gradients(MultiBoxLoss(priors_cxcy, **settings), locs, scores, boxes, labels)
-
-    def plain(*batch):
-        return plain_multibox_loss(*batch, priors_cxcy.double(), **settings)
-
-    boxes = [image_boxes.double() for image_boxes in boxes]
-    theirs = loss_and_gradients(plain, locs.double(), scores.double(), boxes, labels)
+    plain = functools.partial(plain_multibox_loss, priors_cxcy=priors_cxcy.double(), **settings)
+    theirs = loss_and_gradients(plain, locs.double(), scores.double(), [b.double() for b in boxes], labels)
     assert ours[0].dtype == torch.float32 and ours[0].shape == ()
-    for our, their in zip(ours, theirs, strict=True):
-        assert their.abs().max() > 0
-        torch.testing.assert_close(our.double(), their, rtol=1e-5, atol=1e-5 * their.abs().max().item())
+    assert_all_close([our.double() for our in ours], theirs, 1e-5)
 
 
 @pytest.mark.parametrize("spread", [1, 1e4])
@@ -188,10 +180,8 @@ def test_loss_of_the_real_size(spread):
     # Two objects at one prior would leave one of them a choice between others of the same overlap.
     locs, scores, boxes, labels = random_batch([2, 0, 12], 21, PRIORS_CXCY, 4, crowded=False)
     batch = locs, spread * scores, boxes, labels
-    ours = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *batch)
-    theirs = loss_and_gradients(lambda *b: plain_multibox_loss(*b, PRIORS_CXCY), *batch)
-    for our, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-5 * their.abs().max().item())
+    plain = functools.partial(plain_multibox_loss, priors_cxcy=PRIORS_CXCY)
+    assert_all_close(loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *batch), loss_and_gradients(plain, *batch), 1e-4)
 
 
 def test_batch_without_objects():
@@ -205,46 +195,32 @@ def test_batch_without_objects():
     assert (d_locs == 0).all() and (d_scores.abs().sum(dim=2) > 0).sum(dim=1).tolist() == [2, 2]
 
 
-def test_perfect_predictions_cost_nothing():
-    _, _, boxes, labels = random_batch([2, 3], 4, PRIORS_CXCY, 6)
-    objects = stack_objects(boxes, labels, CPU)
-    matched = match_priors(objects, cxcy_to_xy(PRIORS_CXCY), 0.5)
-    locs = torch.stack([plain_encode(objects.boxes_xy[image], PRIORS_CXCY) for image in matched])
-    scores = 50.0 * torch.nn.functional.one_hot(objects.labels[matched], 4)
-    assert MultiBoxLoss(PRIORS_CXCY)(locs, scores, boxes, labels) < 1e-6
-
-
 def test_order_of_objects_and_of_images_does_not_matter():
     locs, scores, boxes, labels = random_batch([6, 0, 3], 5, PRIORS_CXCY, 7)
     criterion = MultiBoxLoss(PRIORS_CXCY)
     loss, d_locs, d_scores = loss_and_gradients(criterion, locs, scores, boxes, labels)
     orders = [torch.randperm(len(b), generator=torch.Generator().manual_seed(8)) for b in boxes]
     assert orders[0].tolist() != sorted(orders[0].tolist())
-    shuffled = [b[o] for b, o in zip(boxes, orders, strict=True)], [b[o] for b, o in zip(labels, orders, strict=True)]
+    shuffled = [[part[o] for part, o in zip(parts, orders, strict=True)] for parts in (boxes, labels)]
     again = loss_and_gradients(criterion, locs, scores, *shuffled)
-    images = [2, 0, 1]
-    turned = loss_and_gradients(
-        criterion, locs[images], scores[images], [boxes[i] for i in images], [labels[i] for i in images]
-    )
+    turn = [2, 0, 1]
+    turned = loss_and_gradients(criterion, locs[turn], scores[turn], *([p[i] for i in turn] for p in (boxes, labels)))
     for one, two, three in zip((loss, d_locs, d_scores), again, turned, strict=True):
         torch.testing.assert_close(one, two)
-        torch.testing.assert_close(one[images] if one.dim() else one, three)
+        torch.testing.assert_close(one[turn] if one.dim() else one, three)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_is_finite_at_the_smallest_and_largest_boxes(dtype):
-    tiny = torch.finfo(torch.float32).tiny
-    extremes = [
-        [0.0, 0.0, 1.0, 1.0],
-        [0.0, 0.0, tiny, tiny],
-        [0.0, 0.0, 1.0, 1e-30],
-        [1 - 2**-24, 1 - 2**-24, 1.0, 1.0],
-        [0.5, 0.5, 0.5 + 2**-24, 0.5 + 2**-24],
-        [0.0, 0.999, 1.0, 1.0],
-    ]
-    boxes = [torch.tensor([box]) for box in extremes] + [torch.tensor(extremes)]
-    boxes[4][0, 2:] = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
-    assert all((b[:, 2:] > b[:, :2]).all() for b in boxes[:-1])
+    tiny, above_half = torch.finfo(torch.float32).tiny, torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
+    extremes = torch.tensor(
+        [
+            [0, 0, 1, 1], [0, 0, tiny, tiny], [0, 0, 1, 1e-30], [0, 0.999, 1, 1],
+            [1 - 2**-24, 1 - 2**-24, 1, 1], [0.5, 0.5, above_half, above_half],
+        ]
+    )  # fmt: skip
+    assert (extremes[:, 2:] > extremes[:, :2]).all()  # the numbers survived float32
+    boxes = [*extremes.split(1), extremes]
     labels = [torch.ones(len(b), dtype=torch.int64) for b in boxes]
     locs = torch.randn(len(boxes), 8732, 4).to(dtype)
     scores = (30 * torch.randn(len(boxes), 8732, 3)).to(dtype)
@@ -260,8 +236,7 @@ def test_batches_weigh_alike_whatever_share_of_their_images_has_objects(neg_pos_
     losses, norms = [], []
     for n_with_objects in (8, 1, 0):
         _, _, boxes, labels = random_batch([3] * n_with_objects + [0] * (8 - n_with_objects), 4, PRIORS_CXCY, 20)
-        zeros = torch.zeros(8, 8732, 4), torch.zeros(8, 8732, 4)
-        loss, _, d_scores = loss_and_gradients(criterion, *zeros, boxes, labels)
+        loss, _, d_scores = loss_and_gradients(criterion, *torch.zeros(2, 8, 8732, 4), boxes, labels)
         losses.append(float(loss))
         norms.append(float(d_scores.norm()))
     assert max(losses) < 4 * min(losses) and max(norms) < 4 * min(norms)
@@ -270,66 +245,56 @@ def test_batches_weigh_alike_whatever_share_of_their_images_has_objects(neg_pos_
 
 def test_half_precision_predictions_are_computed_in_float32():
     locs, scores, boxes, labels = random_batch([4, 1], 5, PRIORS_CXCY, 9)
-    criterion = MultiBoxLoss(PRIORS_CXCY)
     half = locs.bfloat16(), scores.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, d_locs, d_scores = loss_and_gradients(criterion, *half, boxes, labels)
-    expected = loss_and_gradients(criterion, half[0].float(), half[1].float(), boxes, labels)
-    torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(d_locs, expected[1].bfloat16())
-    torch.testing.assert_close(d_scores, expected[2].bfloat16())
+        results = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *half, boxes, labels)
+    expected = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *(part.float() for part in half), boxes, labels)
+    for result, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, value.to(result.dtype))
 
 
 def test_predictions_that_are_not_numbers_show_in_the_loss():
     locs, scores, boxes, labels = random_batch([3, 1], 5, PRIORS_CXCY, 11)
-    for image in range(2):
-        bad = scores.clone()
-        bad[image, 1234, 2] = torch.nan
-        assert MultiBoxLoss(PRIORS_CXCY)(locs, bad, boxes, labels).isnan()
+    scores[1, 1234, 2] = torch.nan
+    assert MultiBoxLoss(PRIORS_CXCY)(locs, scores, boxes, labels).isnan()
 
 
 PROCESS = """
 import sys
 import torch
 import torch.distributed as dist
-sys.path[:0] = {paths!r}
+sys.path.insert(0, sys.argv[2])
 from model import MultiBoxLoss
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method="file://" + folder + "/meeting", rank=rank, world_size=2)
-batch = torch.load(folder + "/batch.pt", weights_only=True)
-images = slice(0, 3) if rank == 0 else slice(3, 6)
-locs, scores = (batch[name][images].clone().requires_grad_() for name in ("locs", "scores"))
-criterion = MultiBoxLoss(batch["priors_cxcy"], n_negatives_without_objects=7)
-loss = criterion(locs, scores, batch["boxes"][images], batch["labels"][images])
-loss.backward()
-torch.save((loss.detach(), locs.grad, scores.grad), folder + "/result" + str(rank) + ".pt")
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
+for name in ("mixed", "empty"):
+    *predictions, boxes, labels, priors_cxcy = torch.load(name, weights_only=True)
+    images = slice(0, 3) if rank == 0 else slice(3, 6)
+    locs, scores = (part[images].clone().requires_grad_() for part in predictions)
+    loss = MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7)(locs, scores, boxes[images], labels[images])
+    loss.backward()
+    torch.save((loss.detach(), locs.grad, scores.grad), name + str(rank))
 dist.destroy_process_group()
 """
 
 
-# Rank 0 has most of the objects, rank 1 an image without any; or there is none at all.
-@pytest.mark.parametrize("counts", [[6, 9, 3, 1, 0, 1], [0] * 6])
-def test_two_processes_take_the_step_of_one(tmp_path, counts):
+def test_two_processes_take_the_step_of_one(tmp_path):
     priors_cxcy = random_priors(500, 14)
-    locs, scores, boxes, labels = random_batch(counts, 5, priors_cxcy, 15)
-    batch = {"locs": locs, "scores": scores, "boxes": boxes, "labels": labels, "priors_cxcy": priors_cxcy}
-    torch.save(batch, tmp_path / "batch.pt")
-    code = PROCESS.format(paths=[str(REPO)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)
-    ]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    # Rank 0 has most of the objects, rank 1 an image without any; or there is none at all.
+    batches = {"mixed": random_batch([6, 9, 3, 1, 0, 1], 5, priors_cxcy, 15)}
+    batches["empty"] = random_batch([0] * 6, 5, priors_cxcy, 15)
+    for name, batch in batches.items():
+        torch.save((*batch, priors_cxcy), tmp_path / name)
+    command = [sys.executable, "-c", PROCESS]
+    processes = [start([*command, rank, str(REPO), str(tmp_path / "meeting")], tmp_path) for rank in "01"]
+    assert [finish(process) for process in processes] == [(0, "")] * 2
     criterion = MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7)
-    loss, *gradients = loss_and_gradients(criterion, locs, scores, boxes, labels)
-    assert loss > 0
-    results = [torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
-    # DistributedDataParallel takes the mean over the processes.
-    torch.testing.assert_close((results[0][0] + results[1][0]) / 2, loss, rtol=1e-5, atol=0)
-    for whole, *parts in zip(gradients, *(result[1:] for result in results), strict=True):
-        torch.testing.assert_close(torch.cat(parts) / 2, whole, rtol=1e-5, atol=1e-7)
+    for name, batch in batches.items():
+        loss, *gradients = loss_and_gradients(criterion, *batch)
+        results = [torch.load(tmp_path / f"{name}{rank}", weights_only=True) for rank in "01"]
+        # DistributedDataParallel takes the mean over the processes.
+        torch.testing.assert_close((results[0][0] + results[1][0]) / 2, loss, rtol=1e-5, atol=0)
+        for whole, *parts in zip(gradients, *(result[1:] for result in results), strict=True):
+            torch.testing.assert_close(torch.cat(parts) / 2, whole, rtol=1e-5, atol=1e-7)
+        assert loss > 0
