@@ -28,6 +28,18 @@ def real_data():
     return path.resolve()
 
 
+@pytest.fixture
+def run_main(monkeypatch):
+    """Runs a script's main() with parameters as from the command line."""
+
+    def run(script, **parameters):
+        for name, value in parameters.items():
+            monkeypatch.setattr(script, name, value)
+        script.main()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """A folder in VOC's layout with 8 generated pictures to train on and 4 to test on; not to be changed."""

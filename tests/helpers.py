@@ -135,6 +135,11 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def read_files(folder):
+    """The contents of all files in a folder and in those below it, by their path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 # ----------------------------------------------------------------------------------------------
 # Annotated data
 # ----------------------------------------------------------------------------------------------
