@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import annotation_xml, object_xml
+from helpers import object_xml, write_annotation
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -34,11 +34,9 @@ def make_entries():
 def folder(tmp_path):
     """A data folder with lists for both splits, of the same seven images."""
     rng = np.random.default_rng(0)
-    paths = []
-    for index in range(N_IMAGES):
-        path = tmp_path / f"image {index}.jpg"
+    paths = [str(tmp_path / f"image {index}.jpg") for index in range(N_IMAGES)]
+    for path in paths:
         Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
-        paths.append(str(path))
     for split in ("TRAIN", "TEST"):
         (tmp_path / f"{split}_images.json").write_text(json.dumps(paths))
         (tmp_path / f"{split}_objects.json").write_text(json.dumps(make_entries()))
@@ -54,15 +52,11 @@ def same(item_1, item_2):
 
 
 def load(dataset, batches, n_workers):
-    """All batches, as a list."""
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=PascalVOCDataset.collate_fn, num_workers=n_workers)
     return list(loader)
 
 
-# Items
-
-
-def test_test_items_hold_all_objects_in_fractions(folder):
+def test_items_hold_objects_in_fractions_and_difficult_ones_if_asked_for(folder):
     dataset = PascalVOCDataset(folder, "TEST", keep_difficult=True)
     assert len(dataset) == N_IMAGES and dataset.label_map == LABEL_MAP
     image, boxes, labels, difficulties = dataset[2]
@@ -71,13 +65,9 @@ def test_test_items_hold_all_objects_in_fractions(folder):
     expected = [[2 * i / 60, 1 / 40, (20.5 + 10 * i) / 60, 32 / 40] for i in range(3)]
     torch.testing.assert_close(boxes, torch.tensor(expected))
     assert labels.tolist() == [1, 2, 1] and difficulties.tolist() == [0, 1, 0]
-    image, boxes, labels, difficulties = dataset[3]
-    assert boxes.shape == (0, 4) and labels.shape == difficulties.shape == (0,)
+    assert [part.shape for part in dataset[3]] == [(3, 300, 300), (0, 4), (0,), (0,)]
     assert dataset[4][2].tolist() == [1, 2]  # the image after the empty one still has its own objects
-
-
-def test_difficult_objects_are_left_out_unless_asked_for(folder):
-    dataset = PascalVOCDataset(folder, "TEST")
+    dataset = PascalVOCDataset(folder, "TEST")  # without the difficult objects
     assert [dataset[index][2].tolist() for index in range(N_IMAGES)] == [[1], [2], [1, 1], [], [1], [2, 2], [1]]
     assert all((item[3] == 0).all() for item in dataset)
     torch.testing.assert_close(dataset[2][1][:, 0], torch.tensor([0, 4 / 60]))
@@ -86,97 +76,73 @@ def test_difficult_objects_are_left_out_unless_asked_for(folder):
 def test_augmentation_depends_on_seed_epoch_and_index_alone(folder):
     dataset = PascalVOCDataset(folder, "TRAIN", keep_difficult=True, seed=5)
     first = dataset[1, 4]
-    for key in ((0, 0), (9, 4), (0, 6)):
-        assert not same(dataset[key], first)
-    assert same(dataset[1, 4], first)
-    assert same(dataset[np.int64(1), np.int64(4)], first)
-    assert same(dataset[4], dataset[0, 4])
-    assert same(dataset[-3], dataset[4])
-    assert same(PascalVOCDataset(folder, "TRAIN", keep_difficult=True, seed=5)[1, 4], first)
-    assert not same(PascalVOCDataset(folder, "TRAIN", keep_difficult=True, seed=6)[1, 4], first)
+    assert not any(same(dataset[key], first) for key in ((0, 0), (9, 4), (0, 6)))
+    assert same(dataset[4], dataset[0, 4]) and same(dataset[-3], dataset[4])
     torch.manual_seed(0)
     np.random.seed(0)
-    assert same(dataset[1, 4], first)
-
-
-def test_augment_can_be_chosen_for_either_split(folder):
+    assert same(dataset[1, 4], first) and same(dataset[np.int64(1), np.int64(4)], first)
+    assert same(pickle.loads(pickle.dumps(dataset))[1, 4], first)  # as another process gets it
+    assert same(PascalVOCDataset(folder, "TRAIN", keep_difficult=True, seed=5)[1, 4], first)
+    assert not same(PascalVOCDataset(folder, "TRAIN", keep_difficult=True, seed=6)[1, 4], first)
+    # Augmentation can be chosen for either split.
     plain = PascalVOCDataset(folder, "TEST")
     assert same(PascalVOCDataset(folder, "TRAIN", augment=())[1, 2], plain[2])
     augmented = PascalVOCDataset(folder, "TEST", augment=AUGMENTATIONS)
     assert same(augmented[1, 2], PascalVOCDataset(folder, "TRAIN")[1, 2])
     assert same(plain[5, 2], plain[2])
-    flipping = PascalVOCDataset(folder, "TRAIN", augment=("flip",))
-    pairs = [(flipping[epoch, index][0], plain[index][0]) for epoch in range(3) for index in range(N_IMAGES)]
-    kept = [torch.equal(image, expected) for image, expected in pairs]
-    flipped = [torch.equal(image.flip(2), expected) for image, expected in pairs]
-    assert all(np.add(kept, flipped) == 1) and any(kept) and any(flipped)
 
 
 def test_items_of_another_size(folder):
     (folder / "image 6.jpg").write_bytes(b"no image")
-    dataset = PascalVOCDataset(folder, "TRAIN", size=512, antialias=False, skip_corrupt=True)
-    images, boxes, *_ = dataset.collate_fn([dataset[index] for index in (0, 5, 6)])
+    dataset = PascalVOCDataset(folder, "TEST", size=512, antialias=False, skip_corrupt=True)
+    images, boxes, *_ = dataset.collate_fn([dataset[index] for index in (0, 1, 6)])
     assert images.shape == (3, 3, 512, 512) and len(boxes[2]) == 0
     assert (images[2] == torch.tensor(FILLER)[:, None, None]).all()
-    plain = PascalVOCDataset(folder, "TEST", size=512, antialias=False)
     pixels = read_image(folder / "image 1.jpg")[None].float()
     expected = F.interpolate(pixels, (512, 512), mode="bilinear", align_corners=False, antialias=False)[0]
-    assert (plain[1][0] - expected).abs().max() <= 1
+    assert (images[1] - expected).abs().max() <= 1
 
 
 def test_collate_makes_a_batch(folder):
     dataset = PascalVOCDataset(folder, "TEST", keep_difficult=True)
     items = [dataset[index] for index in (3, 2)]
-    images, boxes, labels, difficulties = PascalVOCDataset.collate_fn(items)
+    images, *lists = PascalVOCDataset.collate_fn(items)
     assert images.shape == (2, 3, 300, 300) and images.dtype == torch.uint8
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert all(same(images[i], items[i][0]) for i in range(2))
-    assert [len(x) for x in boxes] == [0, 3]
-    assert same([boxes, labels, difficulties], [[item[part] for item in items] for part in (1, 2, 3)])
-
-
-# Order
+    assert same(list(zip(images, *lists, strict=True)), items) and [len(boxes) for boxes in lists[0]] == [0, 3]
 
 
 def test_every_epoch_is_a_permutation_and_batches_straddle_epochs():
     batches = list(TrainingBatches(n_images=7, batch_size=3, seed=0, first_iteration=0, last_iteration=14))
-    assert [len(batch) for batch in batches] == [3] * 14
-    keys = [key for batch in batches for key in batch]
-    assert [epoch for epoch, _ in keys] == [position // 7 for position in range(42)]
-    orders = [[index for _, index in keys[7 * epoch : 7 * epoch + 7]] for epoch in range(6)]
-    assert all(sorted(order) == list(range(7)) for order in orders)
-    assert len({tuple(order) for order in orders}) > 1
-    assert all(type(number) is int for key in keys for number in key)
+    keys = np.concatenate(batches).reshape(6, 7, 2)
+    assert (keys[:, :, 0] == np.arange(6)[:, None]).all() and (np.sort(keys[:, :, 1]) == np.arange(7)).all()
+    assert len(np.unique(keys[:, :, 1], axis=0)) > 1
+    assert all(type(number) is int for batch in batches for key in batch for number in key)
 
 
 def test_a_resumed_run_takes_the_batches_of_the_unbroken_one():
     unbroken = list(TrainingBatches(23, 8, 1, 0, 40))
-    for start in (0, 1, 2, 17, 39):
+    for start in (0, 1, 2, 17, 39, 40):
         assert list(TrainingBatches(23, 8, 1, start, 40)) == unbroken[start:]
-    assert list(TrainingBatches(23, 8, 1, 40, 40)) == []
-    batches = TrainingBatches(23, 8, 1, 5, 40)
-    assert len(batches) == 35
-    assert [batches.batch(iteration) for iteration in (39, 5, 0)] == [unbroken[i] for i in (39, 5, 0)]
-    assert list(batches) == unbroken[5:]  # asking for a batch changes nothing
     assert list(TrainingBatches(23, 8, 2, 0, 40)) != unbroken
+    batches = TrainingBatches(23, 8, 1, 5, 40)
+    assert [batches.batch(iteration) for iteration in (39, 5, 0)] == [unbroken[i] for i in (39, 5, 0)]
+    assert len(batches) == 35 and list(batches) == unbroken[5:]  # asking for a batch changes nothing
 
 
 def test_late_batches_cost_no_more_than_early_ones_and_may_be_larger_than_the_data_set(monkeypatch):
+    (batch,) = TrainingBatches(3, 8, 0, 0, 1)
+    assert [epoch for epoch, _ in batch] == [0, 0, 0, 1, 1, 1, 2, 2]
     make_rng, computed = np.random.default_rng, []
     monkeypatch.setattr(np.random, "default_rng", lambda seed: computed.append(seed) or make_rng(seed))
     assert len(list(TrainingBatches(100, 32, 0, 10**9, 10**9 + 4))) == 4
     assert len(computed) <= 3  # one permutation for each epoch that the four batches touch
-    (batch,) = TrainingBatches(3, 8, 0, 0, 1)
-    assert [epoch for epoch, _ in batch] == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert sorted(index for _, index in batch[3:6]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(8, 2), (8, 3), (5, 5), (8, 1)])
 def test_ranks_share_each_batch(batch_size, world_size):
-    whole = list(TrainingBatches(23, batch_size, 0, 3, 12))
-    shares = [list(TrainingBatches(23, batch_size, 0, 3, 12, rank, world_size)) for rank in range(world_size)]
-    for iteration, batch in enumerate(whole):
-        parts = [share[iteration] for share in shares]
+    shares = [TrainingBatches(23, batch_size, 0, 3, 12, rank, world_size) for rank in range(world_size)]
+    for batch, *parts in zip(TrainingBatches(23, batch_size, 0, 3, 12), *shares, strict=True):
         assert sorted(key for part in parts for key in part) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1 and min(map(len, parts)) >= 1
 
@@ -189,15 +155,11 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(folde
     assert same(load(dataset, TrainingBatches(len(dataset), 4, 3, 2, 6), 2), expected[2:])
 
 
-# Faults
-
-
 REFUSED = [
     (TrainingBatches, (0, 8, 0, 0, 1), "no image"),
     (TrainingBatches, (10, 2, 0, 0, 1, 0, 3), "batch_size"),
     (TrainingBatches, (10, 0, 0, 0, 1), "batch_size"),
     (TrainingBatches, (10, 8, 0, 0, 1, 2, 2), "rank 2"),
-    (TrainingBatches, (10, 8, -1, 0, 1), "seed is -1"),
     (PascalVOCDataset, ("no folder", "val"), "'val'"),
     (PascalVOCDataset, ("no folder", "TRAIN", True, -2), "seed is -2"),
     *((PascalVOCDataset, ("", "TRAIN", True, 0, False, names), "augment is") for names in (("blur",), "flip", True)),
@@ -211,13 +173,12 @@ def test_impossible_arguments_are_refused(kind, arguments, message):
 
 
 ENTRIES = make_entries()
-BAD_LABEL_MAPS = {}, {"background": 0}, {"background": 0, "cat": 2}, {"background": 0, "cat": "1"}, {"cat": 1, "dog": 2}
 BAD_FILES = [
     *itertools.product(
         ("TRAIN_images.json", "TRAIN_objects.json", "label_map.json"),
         (None, b"", b"[1, 2", b"3", b'{"a": 1}', b"[" * 100_000, b"\xff\xfe\x00"),
     ),
-    *(("label_map.json", json.dumps(label_map).encode()) for label_map in BAD_LABEL_MAPS),
+    ("label_map.json", b'{"cat": 1, "dog": 2}'),
     *(("TRAIN_objects.json", json.dumps(ENTRIES[:-1] + more).encode()) for more in ([], [None], [{}], ENTRIES[:2])),
     ("TRAIN_images.json", json.dumps(list(range(N_IMAGES))).encode()),
 ]
@@ -256,26 +217,22 @@ def test_faulty_objects_are_refused_and_their_image_named(folder, part, value):
     (folder / "TRAIN_objects.json").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=r"TRAIN_objects\.json.*image 4\.jpg.*create_data_lists\.py") as caught:
         PascalVOCDataset(folder, "TRAIN")
-    assert part in str(caught.value) or "length" in str(caught.value)
-    assert len(str(caught.value)) < 800
+    assert part in str(caught.value) and len(str(caught.value)) < 800
 
 
 def test_ids_and_areas_of_coco_files_follow_their_objects(folder):
     entries = make_entries()
-    dataset = PascalVOCDataset(folder, "TEST")
-    assert dataset.image_ids is None and dataset.areas is None
     for index, entry in enumerate(entries):
         entry["image_id"], entry["areas"] = f"id {index}", [10 * index + i for i in range(len(entry["labels"]))]
     (folder / "TEST_objects.json").write_text(json.dumps(entries))
-    dataset = PascalVOCDataset(folder, "TEST", keep_difficult=True)
-    assert dataset.image_ids == [f"id {index}" for index in range(N_IMAGES)]
-    assert dataset.areas[dataset.starts[2] : dataset.starts[3]].tolist() == [20, 21, 22]
-    dataset = PascalVOCDataset(folder, "TEST")
-    assert dataset.areas[dataset.starts[2] : dataset.starts[3]].tolist() == [20, 22]  # object 1 is difficult
     del entries[5]["image_id"], entries[5]["areas"]  # lists of two sources
-    (folder / "TEST_objects.json").write_text(json.dumps(entries))
-    dataset = PascalVOCDataset(folder, "TEST")
-    assert dataset.image_ids is None and dataset.areas is None
+    (folder / "TRAIN_objects.json").write_text(json.dumps(entries))
+    for keep_difficult, expected in ((True, [20, 21, 22]), (False, [20, 22])):  # object 1 is difficult
+        dataset = PascalVOCDataset(folder, "TEST", keep_difficult)
+        assert dataset.image_ids == [f"id {index}" for index in range(N_IMAGES)]
+        assert dataset.areas[dataset.starts[2] : dataset.starts[3]].tolist() == expected
+        mixed = PascalVOCDataset(folder, "TRAIN", keep_difficult)
+        assert mixed.image_ids is None and mixed.areas is None
 
 
 def test_boxes_at_the_image_edges_are_accepted_and_so_is_an_empty_split(folder):
@@ -283,9 +240,8 @@ def test_boxes_at_the_image_edges_are_accepted_and_so_is_an_empty_split(folder):
     entries[0]["boxes"] = [[0, 0, 60, 40]]
     entries[1]["boxes"][0] = [59, 39, 60, 40]
     (folder / "TEST_objects.json").write_text(json.dumps(entries))
-    dataset = PascalVOCDataset(folder, "TEST")
-    assert dataset[0][1].tolist() == [[0, 0, 1, 1]]
-    torch.testing.assert_close(dataset[1][1], torch.tensor([[59 / 60, 39 / 40, 1, 1]]))
+    boxes = torch.cat([PascalVOCDataset(folder, "TEST")[index][1] for index in (0, 1)])
+    torch.testing.assert_close(boxes, torch.tensor([[0, 0, 1, 1], [59 / 60, 39 / 40, 1, 1]]))
     for name in ("TEST_images.json", "TEST_objects.json"):
         (folder / name).write_text("[]")
     assert len(PascalVOCDataset(folder, "TEST")) == 0
@@ -295,56 +251,42 @@ def test_images_of_another_size_and_missing_ones_are_errors_even_where_corrupt_o
     Image.new("RGB", (40, 60)).save(folder / "image 5.jpg")
     (folder / "image 0.jpg").unlink()
     dataset = PascalVOCDataset(folder, "TRAIN", skip_corrupt=True)
-    with pytest.raises(ValueError, match=r"image 5\.jpg is 40 x 60 pixels.*60 x 40"):
-        dataset[5]
-    with pytest.raises(FileNotFoundError, match=r"image 0\.jpg"):
-        dataset[0]
-    for index in (N_IMAGES, -N_IMAGES - 1):
-        with pytest.raises(IndexError):
+    errors = [(5, ValueError, r"image 5\.jpg is 40 x 60 pixels.*60 x 40"), (0, FileNotFoundError, r"image 0\.jpg")]
+    errors += [(index, IndexError, "TRAIN has 7 images") for index in (N_IMAGES, -N_IMAGES - 1)]
+    for index, error, message in errors:
+        with pytest.raises(error, match=message):
             dataset[index]
 
 
 def test_a_corrupt_image_ends_the_run_with_its_name_from_any_worker(folder):
-    path = folder / "image 2.jpg"
-    path.write_bytes(path.read_bytes()[:500])
-    dataset = PascalVOCDataset(folder, "TRAIN")
+    (folder / "image 2.jpg").write_bytes((folder / "image 2.jpg").read_bytes()[:500])
     for n_workers in (0, 2):
         with pytest.raises(ValueError, match=r"image 2\.jpg"):
-            load(dataset, TrainingBatches(len(dataset), 2, 0, 0, 8), n_workers)
-    path.unlink()
+            load(PascalVOCDataset(folder, "TRAIN"), TrainingBatches(N_IMAGES, 2, 0, 0, 8), n_workers)
+    (folder / "image 2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"image 2\.jpg"):
-        load(dataset, TrainingBatches(len(dataset), 2, 0, 0, 8), 1)
+        load(PascalVOCDataset(folder, "TRAIN"), TrainingBatches(N_IMAGES, 2, 0, 0, 8), 1)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_corrupt_images_are_skipped_and_listed_on_request(folder, n_workers):
-    sound = PascalVOCDataset(folder, "TRAIN", skip_corrupt=True)
-    expected = load(sound, TrainingBatches(N_IMAGES, 7, 0, 0, 2), n_workers)
-    assert sound.skipped_images() == []
+    dataset, sound = (PascalVOCDataset(folder, "TRAIN", skip_corrupt=True) for _ in range(2))
+    batches = TrainingBatches(N_IMAGES, 7, 0, 0, 2)
+    expected = load(sound, batches, n_workers)
     for index in (2, 5):
         (folder / f"image {index}.jpg").write_bytes(b"no image")
-    dataset = PascalVOCDataset(folder, "TRAIN", skip_corrupt=True)
-    batches = TrainingBatches(N_IMAGES, 7, 0, 0, 2)
     found = load(dataset, batches, n_workers)
+    assert sound.skipped_images() == []
     assert dataset.skipped_images() == [str(folder / "image 2.jpg"), str(folder / "image 5.jpg")]
     for iteration, (batch, sound_batch) in enumerate(zip(found, expected, strict=True)):
-        assert batch[0].shape == (7, 3, 300, 300)
         for position, (_, index) in enumerate(batches.batch(iteration)):
-            item, sound_item = ([part[position] for part in b] for b in (batch, sound_batch))
+            item, sound_item = ([part[position] for part in parts] for parts in (batch, sound_batch))
             if index in (2, 5):
                 assert (item[0] == torch.tensor(FILLER)[:, None, None]).all()
-                assert item[1].shape == (0, 4) and item[2].shape == item[3].shape == (0,)
+                assert [x.shape for x in item] == [(3, 300, 300), (0, 4), (0,), (0,)]
                 assert [x.dtype for x in item] == [x.dtype for x in sound_item]
             else:
                 assert same(item, sound_item)
-
-
-def test_a_data_set_can_be_sent_to_another_process(folder):
-    dataset = PascalVOCDataset(folder, "TRAIN", keep_difficult=True, seed=1)
-    assert same(pickle.loads(pickle.dumps(dataset))[1, 2], dataset[1, 2])
-
-
-# Orientation, long lists
 
 
 @pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
@@ -354,22 +296,20 @@ def test_boxes_stay_on_the_pixels_of_photos_with_an_orientation(tmp_path, suffix
     """A white rectangle, drawn on the photo as stored or as viewers turn it, through the data lists to an item."""
     pixels = np.zeros((40, 64, 3), dtype=np.uint8)
     pixels[8:24, 16:24] = 255
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (tmp_path / folder).mkdir(parents=True)
     path = tmp_path / f"JPEGImages/photo{suffix}"
+    path.parent.mkdir()
     drawn = Image.fromarray(pixels)
     exif = Image.Exif()
     exif[0x0112] = orientation
     drawn.save(path, exif=exif, **({"quality": 100} if suffix == ".jpg" else {}))
-    if drawn_on == "shown":
-        turns = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
-        drawn = drawn.transpose(Image.Transpose[turns[orientation]]) if orientation > 1 else drawn
-    x, y, x_max, y_max = drawn.getbbox()
-    text = annotation_xml(object_xml("cat", (x + 1, y + 1, x_max, y_max)), size=drawn.size)
-    (tmp_path / "Annotations/photo.xml").write_text(text)
+    turns = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+    if drawn_on == "shown" and orientation > 1:
+        drawn = drawn.transpose(Image.Transpose[turns[orientation]])
+    box = tuple(np.add(drawn.getbbox(), (1, 1, 0, 0)))
+    write_annotation(tmp_path / "Annotations", object_xml("cat", box), size=drawn.size, name="photo")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
     for split in ("trainval", "test"):
         (tmp_path / f"ImageSets/Main/{split}.txt").write_text("photo\n")
-
     create_data_lists(train_data=str(tmp_path), output_folder=str(tmp_path / "lists"))
     dataset = PascalVOCDataset(tmp_path / "lists", "TEST")
     assert stored_size_and_orientation(path) == ((64, 40), orientation)
@@ -380,14 +320,12 @@ def test_boxes_stay_on_the_pixels_of_photos_with_an_orientation(tmp_path, suffix
     assert image.float().sum() < 1.1 * 255 * 3 * (x_max - x_min) * (y_max - y_min)  # and nothing beyond the box
 
 
-def test_lists_as_long_as_cocos(folder):
+def test_lists_as_long_as_cocos_are_held_in_a_few_arrays(folder):
     entries = make_entries() * 16_898
-    paths = [f"/data/coco/train2017/{index:012}.jpg" for index in range(len(entries))]
     (folder / "TRAIN_objects.json").write_text(json.dumps(entries))
-    (folder / "TRAIN_images.json").write_text(json.dumps(paths))
+    (folder / "TRAIN_images.json").write_text(json.dumps(["/data/coco/train2017/000000000001.jpg"] * len(entries)))
     dataset = PascalVOCDataset(folder, "TRAIN", keep_difficult=True)
-    assert len(dataset) == len(entries) == 118_286
-    assert len(dataset.labels) == sum(len(entry["labels"]) for entry in entries)
-    assert str(dataset.image_paths[118_285]) == paths[-1] and dataset.image_names()[1] == "000000000001"
+    assert len(dataset) == 118_286 and len(dataset.labels) == sum(len(entry["labels"]) for entry in entries)
+    assert dataset.image_names()[-1] == "000000000001"
     held = [dataset.image_paths, dataset.sizes, dataset.starts, dataset.boxes_xy_pixels, dataset.labels]
     assert sum(array.nbytes for array in held) < 40e6  # shared by all workers; no Python object for a path or box
