@@ -260,12 +260,13 @@ def test_images_of_another_size_and_missing_ones_are_errors_even_where_corrupt_o
 
 def test_a_corrupt_image_ends_the_run_with_its_name_from_any_worker(folder):
     (folder / "image 2.jpg").write_bytes((folder / "image 2.jpg").read_bytes()[:500])
+    dataset, batches = PascalVOCDataset(folder, "TRAIN"), TrainingBatches(N_IMAGES, 2, 0, 0, 8)
     for n_workers in (0, 2):
         with pytest.raises(ValueError, match=r"image 2\.jpg"):
-            load(PascalVOCDataset(folder, "TRAIN"), TrainingBatches(N_IMAGES, 2, 0, 0, 8), n_workers)
+            load(dataset, batches, n_workers)
     (folder / "image 2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"image 2\.jpg"):
-        load(PascalVOCDataset(folder, "TRAIN"), TrainingBatches(N_IMAGES, 2, 0, 0, 8), 1)
+        load(dataset, batches, 1)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
