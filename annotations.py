@@ -7,10 +7,10 @@ in pixels, and else as written: they may be inverted, reach beyond the image, or
 fractions of width and height, until somebody has looked at the image.
 """
 
-import itertools
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -36,10 +36,8 @@ class Annotated(NamedTuple):
 
     name: str
     box: tuple  # (x_min, y_min, x_max, y_max)
-    difficulty: int = 0
+    difficulty: int = 0  # 1: VOC's difficult objects, and COCO's crowds, one box around many
     area: float | None = None  # COCO's, in pixels squared
-    category_id: int | str | None = None  # COCO's
-    is_crowd: bool = False  # COCO's: one box around many
 
 
 @dataclass(slots=True)
@@ -53,6 +51,7 @@ class Record:
     objects: list  # of Annotated
     declared_size: tuple | None = None  # (width, height) by the annotation
     image_id: int | str | None = None  # COCO's
+    category_ids: dict | None = None  # COCO's: class name to id, one dict for all records of a file
     first_pixel: int = 0  # 1: the file counts pixels from 1 and includes both ends
     split: str = ""
     size: tuple | None = None  # (width, height) of the image, once somebody has looked
@@ -82,8 +81,7 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
 
     source: path of a folder or COCO file. splits: {"TRAIN": name of its split, "TEST": name}, or one of the two.
     notes: dict of kind to list; gets {"split", "file", "what"} for everything that was left out or made up.
-    image_folder: where the images are, if not where the layout has them.
-    first_pixel: "0" or "1", what VOC's XML files call the first pixel; "": seen from the data.
+    image_folder, first_pixel: see the parameters of create_data_lists.py.
     Returns what the data look like, in a line, and the records: a dict of "TRAIN" and "TEST" to lists of Record, or
     {"": list} if the data are not split.
     Raises FileNotFoundError and ValueError, naming the files, if something is missing or cannot be read.
@@ -102,8 +100,8 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
         if not records[split]:
             raise ValueError(f"{printable(part.names or part.annotations)}: has no images")
     description = part.words + "".join(f", {printable(name)}: {split}" for split, name in chosen.items() if name)
-    unused = [name for name in parts if name in SPLIT_FOLDERS and name not in chosen.values() and not part.names]
-    description += "".join(f", {name}: not used" for name in unused)
+    unused = () if part.names else parts.keys() - chosen.values()  # of several lists some are always left
+    description += "".join(f", {printable(name)}: not used" for name in sorted(unused))
     if part.form == "VOC":
         first = count_from([record for rows in records.values() for record in rows], first_pixel)
         description += f", pixels counted from {first}"
@@ -129,11 +127,9 @@ def merge_repeats(records, notes):
 
 
 def raise_if_any(problems, headline):
-    """Raise one ValueError that lists the problems, if there are any, as far as a reader wants to know them."""
+    """Raise one ValueError that lists the first problems, if there are any."""
     if problems:
-        lines = [printable(problem, 500) for problem in problems[:20]]
-        while sum(map(len, lines)) > 4000:
-            lines.pop()
+        lines = [printable(problem, 400) for problem in problems[:10]]
         more = [f"... and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []
         raise ValueError("\n  ".join([headline, *lines, *more]))
 
@@ -201,13 +197,11 @@ def suffixes_in(folder):
 
 def refuse_layout(source):
     """Raise the error for a folder that is not recognised: what was found, and what would be."""
-    counts = {}
-    for name in list_folder(source):
-        is_folder = os.path.isdir(os.path.join(source, name))
-        kind = f"the folder {name}" if is_folder else f"{os.path.splitext(name)[1] or 'other'} files"
-        counts[kind] = counts.get(kind, 0) + 1
-    found = ", ".join(kind if kind.startswith("the") else f"{n} {kind}" for kind, n in counts.items())
-    shown = printable(found, 500) or "nothing"
+    is_folder = {name: os.path.isdir(os.path.join(source, name)) for name in list_folder(source)}
+    suffixes = Counter(os.path.splitext(name)[1] for name in is_folder if not is_folder[name])
+    found = [f"{n} {suffix or 'other'} files" for suffix, n in suffixes.items()]
+    found += [f"the folder {name}" for name in is_folder if is_folder[name]]
+    shown = printable(", ".join(found), 500) or "nothing"
     raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {shown}. Can be read:\n{LAYOUTS}")
 
 
@@ -220,23 +214,19 @@ def choose_splits(parts, splits, source):
             candidates = []  # VOC's val is a part of trainval
         chosen[split] = next((name for name in candidates if name in parts), None)
         if chosen[split] is None:
-            found = ", ".join(printable(name, 40) for name in sorted(parts, key=len)[:8])
-            raise FileNotFoundError(
-                f"{printable(source)}: has no split {printable(repr(wanted))}. Name one of {found} as train_split or "
-                "test_split, or move the lists (ImageSets/Main) away to have the images divided at random"
-            )
+            found = printable(", ".join(sorted(parts, key=len)))
+            hint = "or move ImageSets/Main away to have the images divided at random"
+            missing = f"{printable(source)}: has no split {printable(repr(wanted))}"
+            raise FileNotFoundError(f"{missing}. Name one of {found} as train_split or test_split, {hint}")
     return chosen
 
 
 def find_images(folder):
     """The image files in a folder: a dict of name without suffix to path; of several .jpg comes first."""
-    found = {}
-    for name in list_folder(folder):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES:
-            rank = IMAGE_SUFFIXES.index(suffix.lower())
-            found[stem] = min(found.get(stem, (rank, name)), (rank, name))
-    return {stem: os.path.join(folder, name) for stem, (_, name) in found.items()}
+    names = [name for name in list_folder(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
+    names.sort(key=lambda name: -IMAGE_SUFFIXES.index(os.path.splitext(name)[1].lower()))  # the last one stays
+    images = {os.path.splitext(name)[0]: os.path.join(folder, name) for name in names}
+    return dict(sorted(images.items()))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -248,9 +238,7 @@ def read_voc(part, source, split, notes):
     """The records of XML files, with the corners as written: `count_from()` makes them continuous."""
     images = find_images(part.images)
     if part.names:
-        # A name may have spaces, and bytes that are not UTF-8.
-        with open(part.names, encoding="utf-8-sig", errors="surrogateescape") as file:
-            names = [line.strip() for line in file if line.strip()]
+        names = [line.strip() for line in read_lines(part.names)]
     else:
         names = [name[:-4] for name in list_folder(part.annotations) if name.lower().endswith(".xml")]
         for name in sorted(images.keys() - names):
@@ -267,9 +255,9 @@ def read_voc(part, source, split, notes):
         size = (annotation["width"], annotation["height"]) if annotation["width"] else None
         image = images.get(name, os.path.join(part.images, name + ".jpg"))
         records.append(Record(image, file, source, "VOC", [Annotated(*row) for row in rows], size))
-        for kind in ("difficult_missing", "float_coordinates"):
-            if annotation[kind]:
-                add_note(notes, kind, (split, file), f"{annotation[kind]} object{'s' * (annotation[kind] > 1)}")
+        missing = annotation["difficult_missing"]
+        if missing:
+            add_note(notes, "difficult_missing", (split, file), f"{missing} object{'s' * (missing > 1)}")
     raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(names)} annotations cannot be used:")
     return records
 
@@ -277,55 +265,42 @@ def read_voc(part, source, split, notes):
 def count_from(records, first_pixel):
     """Make boxes continuous that are written as the corners of VOC; returns what the files call the first pixel.
 
-    VOC counts pixels from 1 and includes both ends, so 1 is taken off the minima. A file that counts from 0 has a
-    minimum of 0 wherever an object touches the left or upper edge, and VOC never has one: a single 0 tells. The
-    tools that count from 0 write the rectangle that was drawn, whose corners are continuous already, so nothing is
-    taken off its minima, and nothing added to its maxima.
+    VOC counts pixels from 1 and includes both ends, so 1 is taken off the minima. Tools that count from 0 write the
+    rectangle that was drawn, which is continuous already; a single minimum of 0, which VOC never has, tells them.
     """
-    first = str(first_pixel)
-    if not first:
-        minima = (side for record in records for row in record.objects for side in row.box[:2])
-        first = "0" if any(0 <= side < 1 for side in minima) else "1"
+    minima = (side for record in records for row in record.objects for side in row.box[:2])
+    first = int(first_pixel if first_pixel != "" else not any(0 <= side < 1 for side in minima))
     for record in records:
-        record.first_pixel = int(first)
-        if first == "1":
-            boxes = [(row.box[0] - 1, row.box[1] - 1, *row.box[2:]) for row in record.objects]
-            record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
-    return int(first)
+        record.first_pixel = first
+        boxes = ((row.box[0] - first, row.box[1] - first, *row.box[2:]) for row in record.objects)
+        record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
+    return first
 
 
 def parse_annotation(path, first_pixel=1):
     """Read one annotation in Pascal VOC's XML format.
 
-    path: the XML file. Entities, which could expand without bounds or reach other files, are refused.
-    first_pixel: what the file calls the first pixel: 1 as in VOC, or 0.
-    Returns a dict:
-        boxes: list of [xmin - first_pixel, ymin - first_pixel, xmax, ymax], floats, which are continuous, boundary
-            form, in pixels, as written: they may be inverted, reach beyond the image, or not be finite;
-        names, difficulties: for each box the class name and 0 or 1 (0 if <difficult> is missing);
-        width, height: ints in pixels; both None if <size> is missing, zero or absurd;
-        difficult_missing, float_coordinates: how many objects lack <difficult>, have fractions of pixels.
+    path: the XML file. first_pixel: what it calls the first pixel: 1 as in VOC, or 0.
+    Returns a dict: boxes, a list of [xmin - first_pixel, ymin - first_pixel, xmax, ymax], floats, continuous, boundary
+    form, in pixels, and else as written; names and difficulties, for each box the class name and 0 or 1;
+    width and height, ints in pixels, both None if <size> is missing or absurd; difficult_missing, how many
+    objects lack <difficult>, which is then 0.
     Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is not an
-    annotation, or an object lacks its name or box.
+    annotation, an object lacks its name or box, or entities are declared, which could expand without bounds.
     """
     shown = printable(path, 1000)
     root = parse_xml(path, shown)
     if root.tag != "annotation":
         raise ValueError(f"{shown}: not a VOC annotation: its root is <{printable(root.tag, 40)}>, not <annotation>")
-    size, sides = root.find("size"), [None, None]
-    if size is not None and all((size.findtext(tag) or "").strip() for tag in ("width", "height")):
-        sides = [parse_number(size, tag, shown) for tag in ("width", "height")]
-    width, height = usable_size(*sides) or (None, None)
-    annotation = {"boxes": [], "names": [], "difficulties": [], "width": width, "height": height}
-    annotation.update(difficult_missing=0, float_coordinates=0)
+    width, height = usable_size(root.findtext("size/width"), root.findtext("size/height")) or (None, None)
+    annotation = {"boxes": [], "names": [], "difficulties": [], "difficult_missing": 0}
+    annotation |= {"width": width, "height": height}
     # Only the objects right below the root: the person layout challenge nests <part>s with boxes in them.
     for i, element in enumerate(root.findall("object"), start=1):
-        name = (element.findtext("name") or "").strip()
-        if not name:
-            raise ValueError(f"{shown}: object {i} has no <name>")
-        box, where = element.find("bndbox"), f"{shown}: object {i} ({printable(name, 60)})"
-        if box is None:
-            raise ValueError(f"{where} has no <bndbox>")
+        name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
+        where = f"{shown}: object {i} ({printable(name, 60)})"
+        if not name or box is None:
+            raise ValueError(f"{where} has no {'<bndbox>' if name else '<name>'}")
         corners = [parse_number(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax")]
         difficult = (element.findtext("difficult") or "").strip()
         if difficult not in ("", "0", "1"):
@@ -334,24 +309,15 @@ def parse_annotation(path, first_pixel=1):
         annotation["names"].append(name)
         annotation["difficulties"].append(int(difficult or 0))
         annotation["difficult_missing"] += not difficult
-        annotation["float_coordinates"] += any(math.isfinite(c) and c != int(c) for c in corners)
     return annotation
 
 
 def parse_xml(path, shown):
     """The root element of an XML file that declares no entities; ValueError, naming it, for any other."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{shown}: no such annotation")
-    with open(path, "rb") as file:
-        content = file.read(MAX_ANNOTATION_BYTES + 1)
-    if len(content) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"{shown}: not an annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
-    # The bytes can be searched before any parser sees them, because no encoding that expat knows hides them,
-    # except UTF-16, which has zero bytes.
-    if b"\0" in content:
-        raise ValueError(f"{shown}: holds zero bytes (UTF-16?); save it as UTF-8")
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise ValueError(f"{shown}: a document type or an entity is declared, which is refused; remove it")
+    content = read_bytes(path)
+    # No encoding that expat knows hides these bytes, except UTF-16, which has zero bytes.
+    if any(part in content for part in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
+        raise ValueError(f"{shown}: a document type, an entity or a zero byte (UTF-16?), which are refused; remove it")
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -361,19 +327,20 @@ def parse_xml(path, shown):
 def parse_number(parent, tag, where):
     """The number in the child `tag` of an element, possibly infinite or NaN."""
     text = parent.findtext(tag)
-    if text is None:
-        raise ValueError(f"{where} has no <{tag}>")
     try:
         return float(text)
-    except ValueError:
-        raise ValueError(f"{where}: <{tag}> is {printable(repr(text), 40)}, not a number") from None
+    except (TypeError, ValueError):
+        shown = "missing" if text is None else f"{printable(repr(text), 40)}, not a number"
+        raise ValueError(f"{where}: <{tag}> is {shown}") from None
 
 
 def usable_size(width, height):
     """(width, height) as ints, or None if they cannot be those of an image that could be read."""
-    if all(type(side) in (int, float) and 1 <= side <= MAX_IMAGE_PIXELS for side in (width, height)):
-        return int(width), int(height)
-    return None
+    try:
+        size = float(width), float(height)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (int(size[0]), int(size[1])) if all(1 <= side <= MAX_IMAGE_PIXELS for side in size) else None
 
 
 def read_coco(part, source, split, notes):
@@ -382,8 +349,7 @@ def read_coco(part, source, split, notes):
     Entries that cannot be used are left out and noted. Raises ValueError if no image, or no annotation, is left.
     """
     path = part.annotations
-    content = read_json(path, dict, object_hook=without_outline)
-    faults, shown = [], printable(path, 1000)
+    content, shown = read_json(path, dict, object_hook=without_outline), printable(path, 1000)
 
     def usable(key, make):
         """What make() returns of each entry of a list, without those for which it raises a ValueError."""
@@ -399,19 +365,28 @@ def read_coco(part, source, split, notes):
                 problems.append(f"{key}[{i}]: {error}")
         if not made:
             raise_if_any(problems, f"{shown}: none of the {len(problems)} entries of {key!r} can be used:")
-        faults.extend(problems)
+        for problem in problems:
+            add_note(notes, "entry_unusable", (split, path), problem)
         return made
+
+    def by_id(key, make):
+        """A dict of the (id, value) pairs of usable(), without ids that stand for two things: which one is meant?"""
+        pairs = usable(key, make)
+        values = dict(pairs)
+        for entry_id in {entry_id for entry_id, value in pairs if value != values[entry_id]}:
+            del values[entry_id]
+            what = f"{key}: 'id' {printable(repr(entry_id), 60)} is given twice"
+            add_note(notes, "entry_unusable", (split, path), what)
+        return values
 
     folder, stem = os.path.split(path.removesuffix(".json"))
     # COCO's own folders: annotations/instances_train2017.json and, beside `annotations`, train2017.
     own = os.path.join(os.path.dirname(folder), stem.rpartition("_")[2])
     folders = [part.images] if part.images else [folder, os.path.join(folder, "images"), own]
-    pairs = usable("categories", lambda row: (take_field(row, "id", (int, str)), take_field(row, "name", str)))
-    names = index_by_id(pairs, faults, "categories")
-    records = index_by_id(usable("images", lambda entry: make_coco_record(entry, folders, source)), faults, "images")
+    names = by_id("categories", lambda row: (take_field(row, "id", (int, str)), take_field(row, "name", str).strip()))
+    category_ids = {name: category_id for category_id, name in names.items()}
+    records = by_id("images", lambda entry: make_coco_record(entry, folders, source, category_ids))
     usable("annotations", lambda entry: add_coco_object(entry, records, names))
-    for fault in faults:
-        add_note(notes, "entry_unusable", (split, path), fault)
     return list(records.values())
 
 
@@ -419,19 +394,6 @@ def without_outline(entry):
     """An entry of a JSON file without the object's outline: outlines take most of the memory."""
     entry.pop("segmentation", None)
     return entry
-
-
-def index_by_id(pairs, faults, kind):
-    """A dict of (id, value) pairs, without ids that stand for two things: nobody knows which one is meant."""
-    values, clashes = {}, set()
-    for key, value in pairs:
-        if key in values and values[key] != value:
-            clashes.add(key)
-        values[key] = value
-    for key in clashes:
-        del values[key]
-        faults.append(f"{kind}: 'id' {printable(repr(key), 60)} is given twice")
-    return values
 
 
 def take_field(entry, key, types):
@@ -442,23 +404,18 @@ def take_field(entry, key, types):
     return value
 
 
-def make_coco_record(entry, folders, source):
-    """(id, record without objects) of an entry of "images"."""
+def make_coco_record(entry, folders, source, category_ids):
+    """(id, record without objects) of an entry of "images"; ValueError for a name that no file can have."""
     image_id, name = take_field(entry, "id", (int, str)), take_field(entry, "file_name", str)
-    if not name or re.search("[\0\ud800-\udfff]", name):
-        raise ValueError(f"'file_name' is {printable(repr(name), 60)}, which no file can be called")
     candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
     image = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
-    for key in entry.keys() & {"width", "height"}:
-        take_field(entry, key, (int, float))
     size = usable_size(entry.get("width"), entry.get("height"))
-    return image_id, Record(image, image, source, "COCO", [], size, image_id)
+    return image_id, Record(image, image, source, "COCO", [], size, image_id, category_ids)
 
 
 def add_coco_object(entry, records, names):
     """Give the object of an entry of "annotations" to the record of its image."""
     record, name = look_up(entry, "image_id", records), look_up(entry, "category_id", names)
-    name = name.strip()
     if name in ("", "N/A"):  # what torchvision's list of COCO's classes has in place of ids that are not used
         raise ValueError(f"its category is called {name!r}")
     box = take_field(entry, "bbox", list)
@@ -472,14 +429,14 @@ def add_coco_object(entry, records, names):
     area = entry.get("area")
     area = float(area) if type(area) in (int, float) and 0 <= area < 1e300 else width * height
     box = (x_min, y_min, x_min + width, y_min + height)
-    record.objects.append(Annotated(name, box, int(is_crowd), area, entry["category_id"], bool(is_crowd)))
+    record.objects.append(Annotated(name, box, int(is_crowd), area))
 
 
 def look_up(entry, key, table):
     """What an entry's id stands for; ValueError if the file does not have it."""
     value = take_field(entry, key, (int, str))
     if value not in table:
-        known = "".join(f", where ids are of type {type(other).__name__}" for other in itertools.islice(table, 1))
+        known = f", where ids are of type {type(next(iter(table))).__name__}" if table else ""
         raise ValueError(f"{key} {printable(repr(value), 60)} ({type(value).__name__}) is not in the file{known}")
     return table[value]
 
@@ -507,12 +464,21 @@ def read_yolo(part, source, split, notes):
     return records
 
 
+def read_bytes(path):
+    """The bytes of a file with annotations."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{printable(path, 1000)}: no such annotation")
+    with open(path, "rb") as file:
+        content = file.read(MAX_ANNOTATION_BYTES + 1)
+    if len(content) > MAX_ANNOTATION_BYTES:
+        raise ValueError(f"{printable(path, 1000)}: not an annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
+    return content
+
+
 def read_lines(path):
-    """The lines of a text file that are not blank."""
-    if os.path.getsize(path) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"{printable(path)}: larger than {MAX_ANNOTATION_BYTES:,} bytes")
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        return [line.rstrip() for line in file if line.strip()]
+    """The lines of a text file that are not blank. Names in them may have bytes that are not UTF-8."""
+    lines = read_bytes(path).decode("utf-8-sig", "surrogateescape").split("\n")
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def parse_yolo_line(fields, names):

@@ -5,20 +5,19 @@
     python create_data_lists.py --train_data=/path/to/mine    data of your own, with classes of their own
 
 Reads VOC's XML, COCO's JSON and YOLO's text files, in the layouts that annotations.py lists. Writes into
-`output_folder` {TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json, label_map.json, and category_ids.json for COCO's
-files; data_report.txt, which counts and names what was dropped or mended; and contact_sheet.jpg, some images with
-their boxes. Any parameter below can be overridden on the command line with --name=value.
+`output_folder` {TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json, label_map.json, and category_ids.json (empty but
+for COCO's files); data_report.txt, which counts and names what was dropped or mended; and contact_sheet.jpg, some
+images with their boxes. Any parameter below can be overridden on the command line with --name=value.
 """
 
 import gc
 import inspect
+import itertools
 import json
 import math
 import os
 import random
-import re
 import sys
-import tempfile
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -28,24 +27,12 @@ from torchvision.datasets import VOCDetection
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from annotations import add_note, merge_repeats, raise_if_any, read_annotations
+import utils
+from annotations import add_note, merge_repeats, raise_if_any, read_annotations, read_lines
 from datasets import read_image, stored_size_and_orientation
 from detect import draw_boxes
 from model import NETWORKS, SSD300
-from utils import (
-    class_colors,
-    cxcy_to_xy,
-    exit_with_message,
-    find_paired_overlap,
-    load_label_map,
-    make_label_map,
-    override_parameters,
-    printable,
-    read_json,
-    rev_label_map,
-    voc_labels,
-    write_file,
-)
+from utils import printable
 
 # Pascal VOC: trainval of both years becomes TRAIN, test of 2007 becomes TEST
 voc07_path = "data/VOCdevkit/VOC2007"
@@ -85,7 +72,6 @@ NOTES = {
     "image_unlabelled": "Images without an annotation file: left out",
     "label_file_missing": "Images without a label file: taken to have no objects",
     "image_repeated": "Images listed more than once: kept once, with all their objects",
-    "size_missing": "Annotations without a usable size of the image: taken from the image",
     "size_differs": "Annotations with another size than the image's: the image's taken; look at the boxes",
     "boxes_turned": "Boxes drawn on the image as rotated by its EXIF data: turned back to the stored pixels",
     "exif_unclear": "Images to be rotated by their EXIF data: boxes taken to be drawn without; look at them",
@@ -97,7 +83,7 @@ NOTES = {
     "crowd_kept": "Crowds, one box around many: kept as difficult objects",
     "class_skipped": "Objects of other classes: skipped, as told",
     "difficult_missing": "Annotations with objects without <difficult>: taken as 0, not difficult",
-    "float_coordinates": "Annotations with float coordinates: kept as they are",
+    "ids_left_out": "COCO's ids of images, which several images have, or some lack: left out",
     "image_in_both": "Images in both TRAIN and TEST: the score will flatter",
     "class_not_trained": "Classes without an object in TRAIN: they cannot be learned",
     "class_not_tested": "Classes without an object in TEST: they get no score",
@@ -127,13 +113,12 @@ def create_data_lists(
     boxes in the lists are those of the pixels as stored, before any rotation that a photo's EXIF data ask for.
 
     Returns the report, a dict: "label_map"; "sources": a line on each; "splits": {"TRAIN": counts, "TEST": counts};
-        "notes": a dict of kind (those of NOTES) to a list of {"split", "file", "what"}; "overlaps": a text.
-    Raises FileNotFoundError and ValueError, naming the files, if something is missing, cannot be read, looks
-    wrong as a whole, or has an unknown class.
+    "notes": a dict of kind (those of NOTES) to a list of {"split", "file", "what"}; "overlaps": a text.
+    Raises FileNotFoundError and ValueError, naming the files, for data that cannot be used.
     """
     if not train_data:
         train_data, test_data = [voc07_path, voc12_path], test_data or voc07_path
-        class_names = class_names or voc_labels
+        class_names = class_names or utils.voc_labels
     train_sources = as_sources(train_data)
     test_sources = as_sources(test_data) or train_sources
     if not train_sources:
@@ -152,10 +137,9 @@ def create_data_lists(
         source_lines.append(f"{printable(source)}: {line}")
         print(source_lines[-1])
         for split, rows in records.items():
-            splits[split or next(iter(wanted))] += rows
-    for split, rows in splits.items():
-        for record in rows:
-            record.split = split
+            for record in rows:
+                record.split = split or next(iter(wanted))
+                splits[record.split].append(record)
 
     # 2. Look at the images, and mend.
     set_sizes(splits["TRAIN"] + splits["TEST"], check_images, notes)
@@ -209,10 +193,7 @@ def set_sizes(records, check_images, notes):
 
 
 def look_at_image(path, decode):
-    """What an image file says of itself: (size, EXIF orientation, None), or (None, None, what is wrong).
-
-    The size is (width, height) of the pixels as stored, which is how `read_image()` delivers them.
-    """
+    """(size as stored, EXIF orientation, None) of an image file, or (None, None, what is wrong)."""
     if not os.path.isfile(path):
         return None, None, f"{printable(path, 400)}: no such image"
     try:
@@ -235,9 +216,8 @@ def set_size(record, stored, orientation, notes):
     record.size, boxes = stored, [row.box for row in record.objects]
     if record.form == "YOLO":
         boxes = [tuple(value * side for value, side in zip(box, stored * 2, strict=True)) for box in boxes]
-    elif declared not in (stored, shown):
-        kind, what = ("size_differs", f"annotation {declared}") if declared else ("size_missing", "")
-        add_note(notes, kind, record.where, f"{what} image {stored}".strip())  # (width, height)
+    elif declared and declared not in (stored, shown):
+        add_note(notes, "size_differs", record.where, f"annotation {declared} image {stored}")  # (width, height)
     if orientation > 1 and declared == shown != stored:
         boxes, record.declared_size = [turn_back(box, shown, orientation) for box in boxes], stored
         add_note(notes, "boxes_turned", record.where, f"EXIF orientation {orientation}, {len(boxes)} boxes")
@@ -263,37 +243,35 @@ def check_conventions(every_record):
     """Raise ValueError if the boxes of a source look as if they were meant in another way than they are read."""
     for source in dict.fromkeys(record.source for record in every_record):
         records = [record for record in every_record if record.source == source]
-        numbers = (number for record in records for row in record.objects for number in (*row.box, *record.size))
-        table = np.fromiter(numbers, np.float64).reshape(-1, 6)  # (M, 6): box, width and height of the image
-        table = table[np.isfinite(table).all(axis=1)]
-        suspicion = find_suspicion(records[0].form, table[:, :2], table[:, 2:4], table[:, 4:]) if len(table) else ""
-        resized = sum(record.declared_size not in (None, record.size) for record in records)
-        if not suspicion and resized >= max(5, 0.25 * len(records)):
-            suspicion = f"{resized} of {len(records)} images have another size than their annotations say: they look "
-            suspicion += "like resized after they were annotated"
+        suspicion = find_suspicion(records)
         if suspicion:
             hint = "If the boxes are right all the same, --trust_boxes=True takes them as they are"
             raise ValueError(f"{printable(source, 1000)}: {suspicion}. {hint}")
 
 
-def find_suspicion(form, mins, maxs, sizes):
-    """What boxes look like, if not like what they are read as; "". All are (M, 2) arrays, in pixels."""
-    n, sides = len(mins), maxs - mins
-    if form != "YOLO" and maxs.max() <= 1.001:
+def find_suspicion(records):
+    """What the boxes of one source look like, in words, if not like what they are read as; or ""."""
+    form, numbers = records[0].form, (n for record in records for row in record.objects for n in row.box + record.size)
+    table = np.fromiter(numbers, np.float64).reshape(-1, 6)  # (M, 6): box, width and height of the image
+    table = table[(np.abs(table) < 1e100).all(axis=1)]
+    mins, maxs, sizes = table[:, :2], table[:, 2:4], table[:, 4:]
+    n, sides = len(table), maxs - mins
+    if n and form != "YOLO" and maxs.max() <= 1.001:
         return "all boxes lie within one pixel: they look like fractions of the image, not like pixels"
-    with np.errstate(all="ignore"):  # numbers that are too large
-        beyond = (maxs > 1.01 * sizes + 1).any(axis=1).sum()
-        fits_as_corners = ((sides > mins) & (sides <= 1.01 * sizes + 1)).all(axis=1)
-        kept = (np.clip(maxs, 0, sizes) - np.clip(mins, 0, sizes)).prod(axis=1)
-        lost = n - ((kept >= 0.9 * sides.prod(axis=1)) & (sides > 0).all(axis=1)).sum()
-    if form == "COCO" and beyond >= max(3, 0.1 * n) and fits_as_corners.mean() > 0.98:
-        return (
-            f"read as [x_min, y_min, width, height], {beyond} of {n} boxes reach beyond their images: they look like "
-            "corners, [x_min, y_min, x_max, y_max]"
-        )
+    beyond = (maxs > 1.01 * sizes + 1).any(axis=1).sum()
+    fits_as_corners = ((sides > mins) & (sides <= 1.01 * sizes + 1)).all(axis=1).sum()
+    if form == "COCO" and beyond >= max(3, 0.1 * n) and fits_as_corners > 0.98 * n:
+        said = f"read as [x_min, y_min, width, height], {beyond} of {n} boxes reach beyond their images"
+        return f"{said}: they look like corners, [x_min, y_min, x_max, y_max]"
+    kept = (np.clip(maxs, 0, sizes) - np.clip(mins, 0, sizes)).prod(axis=1)
+    lost = n - ((kept >= 0.9 * sides.prod(axis=1)) & (sides > 0).all(axis=1)).sum()
     if lost >= max(5, 0.25 * n):
         what = "pixels, not fractions" if form == "YOLO" else "boxes of images of another size, or of another form"
         return f"{lost} of {n} boxes are inverted, or lie outside the image by a tenth or more: they look like {what}"
+    resized = sum(record.declared_size not in (None, record.size) for record in records)
+    if resized >= max(5, 0.25 * len(records)):
+        said = f"{resized} of {len(records)} images have another size than their annotations say"
+        return f"{said}: they look like resized after they were annotated"
     return ""
 
 
@@ -301,7 +279,7 @@ def mend_objects(record, keep_crowds, notes):
     """Clip a record's boxes to the image, and leave out those that nothing can be learned from."""
     kept = []
     for row in record.objects:
-        if row.is_crowd:
+        if record.form == "COCO" and row.difficulty:  # a crowd
             is_kept = keep_crowds or record.split == "TEST"
             add_note(notes, "crowd_kept" if is_kept else "crowd_skipped", record.where, printable(row.name, 60))
             if not is_kept:
@@ -321,8 +299,7 @@ def clip_box(box, size, first_pixel):
     """(None or what is to be noted, the box inside the image or None) of a box in continuous pixels."""
     if not all(math.isfinite(value) for value in box):
         return "box_not_finite", None
-    # Where both ends are included, one pixel is written as xmin = xmax. No annotator means that: it is what a
-    # click without a drag leaves behind.
+    # Where both ends are included, one pixel is written as xmin = xmax: what a click without a drag leaves behind.
     if min(box[2] - box[0], box[3] - box[1]) <= first_pixel:
         return "box_no_area", None
     clipped = tuple(min(max(value, 0.0), float(limit)) for value, limit in zip(box, size * 2, strict=True))
@@ -340,27 +317,27 @@ def number_classes(records, class_names, skip_unknown, notes):
     found = sorted({row.name for record in records for row in record.objects} - {"background"})
     if not found and not class_names:
         raise ValueError("The annotations hold no object of any class: there is nothing to learn from")
-    label_map = make_label_map(class_names or found)
-    for name in label_map:  # evaluation writes a file for each class
-        if len(name.encode(errors="replace")) > 200 or re.search("[\0\ud800-\udfff]", name):
-            shown = printable(repr(name), 60)
-            raise ValueError(f"{shown} cannot be a class: longer than 200 bytes, or characters that are not text")
+    label_map = utils.make_label_map(class_names or found)
     unknown = {}
     for record in records:
-        for row in record.objects:
-            if not label_map.get(row.name):
-                unknown.setdefault(row.name, []).append(record.file)
-                add_note(notes, "class_skipped", record.where, printable(row.name, 60))
+        for name in (row.name for row in record.objects if not label_map.get(row.name)):
+            unknown.setdefault(name, []).append(record.file)
+            add_note(notes, "class_skipped", record.where, printable(name, 60))
         record.objects = [row for row in record.objects if label_map.get(row.name)]
     if not skip_unknown:
         lines = [f"{printable(repr(x), 60)}: {len(files)} objects, first in {files[0]}" for x, files in unknown.items()]
-        headline = f"{len(unknown)} unknown classes (class_names has {len(label_map) - 1}); add them to class_names, "
-        raise_if_any(lines, headline + "or leave their objects out with skip_unknown:")
+        hint = "add them to class_names, or leave their objects out with skip_unknown"
+        raise_if_any(lines, f"{len(unknown)} unknown classes (class_names has {len(label_map) - 1}); {hint}:")
     return label_map
 
 
 def compare_splits(splits, label_map, notes):
     """Note what makes TRAIN and TEST unfit for one another; ValueError if TRAIN has nothing to learn from."""
+    ids = [record.image_id for record in splits["TEST"]]
+    if set(ids) != {None} and (None in ids or len(set(ids)) < len(ids)):
+        add_note(notes, "ids_left_out", ("TEST", ""), "")
+        for record in splits["TEST"]:
+            record.image_id = None
     training_images = {record.real_path for record in splits["TRAIN"]}
     for record in splits["TEST"]:
         if record.real_path in training_images:
@@ -381,15 +358,13 @@ def compare_splits(splits, label_map, notes):
 
 
 def count_objects(records):
-    """What the report says of one split: counts of images and objects, the latter also for each class."""
-    counts = {"images": len(records), "objects": 0, "easy": 0, "difficult": 0, "classes": {}}
-    counts["images_without_objects"] = sum(not record.objects for record in records)
+    """What the report says of one split: counts of images and objects, and (easy, difficult) of each class."""
+    classes = {}
     for row in (row for record in records for row in record.objects):
-        of_class = counts["classes"].setdefault(row.name, {"easy": 0, "difficult": 0})
-        for table in (counts, of_class):
-            table["difficult" if row.difficulty else "easy"] += 1
-        counts["objects"] += 1
-    return counts
+        classes.setdefault(row.name, [0, 0])[row.difficulty] += 1
+    easy, difficult = (sum(counts[i] for counts in classes.values()) for i in (0, 1))
+    counts = {"images": len(records), "images_without_objects": sum(not record.objects for record in records)}
+    return {**counts, "objects": easy + difficult, "easy": easy, "difficult": difficult, "classes": classes}
 
 
 def write_lists(output_folder, splits, report):
@@ -404,33 +379,22 @@ def write_lists(output_folder, splits, report):
             rows = record.objects
             entry = {"boxes": [row.box for row in rows], "labels": [label_map[row.name] for row in rows]}
             entry |= {"difficulties": [row.difficulty for row in rows], "size": record.size}
+            if record.image_id is not None:
+                entry["image_id"] = record.image_id
             if record.form == "COCO":
-                entry |= {"image_id": record.image_id, "areas": [row.area for row in rows]}
-                category_ids |= {row.name: row.category_id for row in rows}
+                entry["areas"] = [row.area for row in rows]
+                category_ids |= record.category_ids  # of TEST, if they differ
             entries.append(entry)
         texts[f"{split}_images.json"] = json.dumps([record.image for record in records])
         texts[f"{split}_objects.json"] = json.dumps(entries)
-    if category_ids:
-        texts["category_ids.json"] = json.dumps(category_ids)
-    try:
-        os.makedirs(output_folder, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output_folder, prefix=".lists") as new:  # the disk may be full
-            for name, text in texts.items():
-                write_file(os.path.join(new, name), text)
-            for name in texts:
-                os.replace(os.path.join(new, name), os.path.join(output_folder, name))
-        if not category_ids and os.path.exists(os.path.join(output_folder, "category_ids.json")):
-            os.remove(os.path.join(output_folder, "category_ids.json"))  # of other data
-    except OSError as error:
-        raise OSError(f"{output_folder}: could not write the data lists: {error}") from error
+    category_ids = {name: category_ids[name] for name in label_map if name in category_ids}
+    texts["category_ids.json"] = json.dumps(category_ids)
+    utils.write_files(output_folder, texts)
 
 
 def data_report_text(report, max_lines=5):
-    """The report of `create_data_lists()` in words.
-
-    max_lines: how many lines to give to each kind of note, and 20 times as many to the classes.
-    """
-    names = [name for name in report["label_map"] if name != "background"]
+    """The report of `create_data_lists()` in words, max_lines on each kind of note, and 20 times as many on classes."""
+    names = list(report["label_map"])[1:]
     notes = {kind: rows for kind, rows in report["notes"].items() if rows}
     lines = []
     for split, counts in report["splits"].items():
@@ -443,8 +407,8 @@ def data_report_text(report, max_lines=5):
     for name in names[: 20 * max_lines]:
         line = f"  {printable(name, 28):<28}"
         for counts in report["splits"].values():
-            n = counts["classes"].get(name, {"easy": 0, "difficult": 0})
-            line += f"{n['easy'] + n['difficult']:,} ({n['difficult']:,})".rjust(18)
+            easy, difficult = counts["classes"].get(name, (0, 0))
+            line += f"{easy + difficult:,} ({difficult:,})".rjust(18)
         lines.append(line)
     if len(names) > 20 * max_lines:
         lines.append(f"  ... and {len(names) - 20 * max_lines:,} classes more")
@@ -459,64 +423,58 @@ def data_report_text(report, max_lines=5):
 def overlap_table(label_map, records, min_overlap):
     """A table, as text: the number of objects by class and size, and the share whose best prior overlaps enough.
 
-    label_map: dict of class name to label. records: of TRAIN. The classes stand there for SSD300; for every other
-    network that has priors of its own, the sum of all classes.
+    The classes stand there for SSD300; for every other network that has priors of its own, the sum of all classes.
     """
     numbers = (n for record in records for row in record.objects for n in (label_map[row.name], *row.box, *record.size))
     table = torch.from_numpy(np.fromiter(numbers, np.float64).reshape(-1, 7))  # label, box, width, height
     # Fractions: that is where the priors are, whatever the shape of the image.
     labels, boxes_xy = table[:, 0], (table[:, 1:5] / table[:, [5, 6, 5, 6]]).float()  # (M,), (M, 4)
     sides = 300 * (boxes_xy[:, 2:] - boxes_xy[:, :2]).prod(dim=1).sqrt()  # (M,), pixels of the resized image
-    column = torch.bucketize(sides, torch.tensor(SIZE_LIMITS, dtype=torch.float32), right=True)
-    columns = [column == i for i in range(len(SIZE_LIMITS) + 1)] + [column >= 0]
-    titles = [f"{low}-{high}" for low, high in zip((0, *SIZE_LIMITS), (*SIZE_LIMITS, 300), strict=True)] + ["all"]
+    limits = [0, *SIZE_LIMITS, math.inf]
+    columns = [(sides >= low) & (sides < high) for low, high in itertools.pairwise(limits)] + [sides >= 0]
+    titles = [f"{low}-{high}" for low, high in itertools.pairwise([*limits[:-1], 300])] + ["all"]
     lines = [
         "Objects of TRAIN by size (root of the area, in pixels of a 300 x 300 image), and of each number the share",
         f"whose best prior overlaps {min_overlap:g} or more; to the others no prior fits well.",
-        f"  {'':<36}" + "".join(title.rjust(13) for title in titles),
+        " " * 38 + "".join(title.rjust(13) for title in titles),
     ]
+    rows = [(name, labels == label) for name, label in label_map.items() if label][:100]
     seen = []
-    for name, network in NETWORKS.items():
-        priors = SSD300.create_prior_boxes(name)
+    for network, row in NETWORKS.items():
+        priors = SSD300.create_prior_boxes(network)
         if any(torch.equal(priors, other) for other in seen):
             continue
-        is_found = best_overlaps(boxes_xy, priors, network.sources) >= min_overlap
-        rows = [(of_class, labels == label) for of_class, label in label_map.items() if label][: 0 if seen else 100]
-        for title, chosen in [*rows, (f"all, {name} ({network.input_size})", labels > 0)]:
+        is_found = best_overlaps(boxes_xy, priors, row.sources) >= min_overlap
+        for title, chosen in [*rows, (f"all, {network} ({row.input_size})", labels > 0)]:
             cells = [is_found[chosen & column] for column in columns]
             texts = [f"{len(cell):,} {cell.float().mean():.0%}" if len(cell) else "-" for cell in cells]
             lines.append(f"  {printable(title, 36):<36}" + "".join(text.rjust(13) for text in texts))
-        seen.append(priors)
+        seen, rows = [*seen, priors], []
     return "\n".join(lines) + "\n"
 
 
 def best_overlaps(boxes_xy, priors_cxcy, sources):
     """The overlap of each box with its best prior: (M, 4), boundary form, fractional -> (M,).
 
-    The priors of one size on a map are copies of each other, one in each cell. The copy whose centre is nearest to
-    the box's, in x and in y, overlaps the box most: that of the cell in which the box has its centre. So a box is
-    compared with one prior of each size, not with thousands.
-
-    priors_cxcy: (P, 4), center-size form. sources: the network's maps, in the order of the priors.
+    sources: the network's maps. The priors of one size on a map are copies of each other, one in each cell. The one
+    that overlaps a box most is that of the cell in which the box has its centre; the others need not be looked at.
     """
-    best = torch.zeros(len(boxes_xy))
-    of_maps = cxcy_to_xy(priors_cxcy).split([source.grid**2 * source.n_priors for source in sources])
-    for boxes, out in zip(boxes_xy.split(50_000), best.split(50_000), strict=True):
-        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        for source, of_map in zip(sources, of_maps, strict=True):
-            column, row = (centers * source.grid).long().clamp_(0, source.grid - 1).unbind(dim=1)  # (m,) each
-            nearest = of_map.view(source.grid, source.grid, source.n_priors, 4)[row, column]  # (m, n_priors, 4)
-            overlaps = find_paired_overlap(boxes[:, None], nearest).amax(dim=1)
-            torch.maximum(out, overlaps, out=out)
+    best, centers = torch.zeros(len(boxes_xy)), (boxes_xy[:, :2] + boxes_xy[:, 2:]) / 2
+    of_maps = utils.cxcy_to_xy(priors_cxcy).split([source.grid**2 * source.n_priors for source in sources])
+    for source, of_map in zip(sources, of_maps, strict=True):
+        column, row = (centers * source.grid).long().clamp_(0, source.grid - 1).unbind(dim=1)  # (M,) each
+        for copies in of_map.view(source.grid, source.grid, source.n_priors, 4).unbind(dim=2):
+            best = torch.maximum(best, utils.find_paired_overlap(boxes_xy, copies[row, column]))
     return best
 
 
 def draw_contact_sheet():
     """Write contact_sheet.jpg: what the lists say, drawn on the images. Swapped coordinates and classes show."""
-    label_map = load_label_map(output_folder)
-    paths, objects = (read_json(os.path.join(output_folder, f"TRAIN_{x}.json"), list) for x in ("images", "objects"))
+    label_map = utils.load_label_map(output_folder)
+    lists = (os.path.join(output_folder, f"TRAIN_{kind}.json") for kind in ("images", "objects"))
+    paths, objects = (utils.read_json(path, list) for path in lists)
     chosen = sorted(random.Random(seed).sample(range(len(paths)), min(n_sheet_images, len(paths))))
-    colors, names = class_colors(label_map), rev_label_map(label_map)
+    colors, names = utils.class_colors(label_map), utils.rev_label_map(label_map)
     width, height = SHEET_CELL
     n_columns = min(SHEET_COLUMNS, len(chosen))
     sheet = Image.new("RGB", (n_columns * width, -(-len(chosen) // n_columns) * height), "white")
@@ -566,17 +524,15 @@ def prepare_voc():
 
 
 def is_complete(folder, split):
-    """Whether a VOC folder holds a split with all its images and annotations."""
-    split_file = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
-    if not os.path.isfile(split_file):
+    """Whether a VOC folder holds a split with all its images, which are unpacked last."""
+    try:
+        names = read_lines(os.path.join(folder, "ImageSets", "Main", f"{split}.txt"))
+    except FileNotFoundError:
         return False
-    with open(split_file, encoding="utf-8") as file:
-        names = file.read().split()
-    files = [file for name in names for file in (f"JPEGImages/{name}.jpg", f"Annotations/{name}.xml")]
-    return all(os.path.isfile(os.path.join(folder, file)) for file in files)
+    return all(os.path.isfile(os.path.join(folder, "JPEGImages", f"{name}.jpg")) for name in names)
 
 
 if __name__ == "__main__":
-    override_parameters(globals(), sys.argv[1:])
-    with exit_with_message():
+    utils.override_parameters(globals(), sys.argv[1:])
+    with utils.exit_with_message():
         main()

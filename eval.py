@@ -17,7 +17,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -66,9 +65,9 @@ def main():
 
     start = time.perf_counter()
     if read_detections_from:
-        detections = read_detections(read_detections_from, dataset)
+        verb, detections = "read", read_detections(read_detections_from, dataset)
     else:
-        detections = detect_all(test_loader, model)
+        verb, detections = "detected", detect_all(test_loader, model)
     seconds = time.perf_counter() - start
     if write_detections_to:
         write_detections(write_detections_to, dataset, detections)
@@ -77,7 +76,6 @@ def main():
     overlaps = "overlaps from 0.50 to 0.95" if metric == "coco" else f"overlap {min_overlap:g} or more"
     if metric == "coco" and dataset.image_ids is None:
         overlaps += ", difficult objects as crowds"
-    verb = "read" if read_detections_from else "detected"
     rate = f"{len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
     print(f"{metric}, {overlaps}; {rate}")
 
@@ -95,9 +93,8 @@ def check_parameters():
 def evaluate(test_loader, model):
     """Average precision of a model on the TEST lists, with the parameters at the top of this file.
 
-    test_loader: from `make_test_loader()`. model: an SSD300 with a label map, on any device.
-    Returns a dict of class name to average precision (NaN for a class without an object to find), and the
-    mean over the other classes (COCO's AP with that metric). The model is left in evaluation mode.
+    test_loader: from `make_test_loader()`. model: an SSD300 with a label map, on any device; left in evaluation mode.
+    Returns a dict of class name to average precision (NaN without an object to find), and the mean (COCO: the AP).
     """
     average_precisions, summary = score(detect_all(test_loader, model), test_loader.dataset)
     return average_precisions, next(iter(summary.values()))
@@ -115,16 +112,13 @@ def make_test_loader(data_folder, batch_size, workers, model, skip_corrupt=False
 def detect_all(test_loader, model):
     """Detect the objects in all images of a loader.
 
-    test_loader: yields batches of `PascalVOCDataset`'s items, in the order of the data set.
-    model: an SSD300, on any device.
+    test_loader: from `make_test_loader()`. model: an SSD300, on any device.
     Returns three lists with an entry an image: boxes (n, 4) float32, boundary form, in pixels of the original
     image, labels (n,) and scores (n,); on the CPU. Raises ValueError if the model's classes are not the data set's.
     """
     dataset, device = test_loader.dataset, model.mean.device
     if model.label_map != dataset.label_map:
-        known, wanted = (
-            f"{len(names)} labels ({printable(', '.join(names))})" for names in (model.label_map, dataset.label_map)
-        )
+        known, wanted = (f"{len(x)} labels ({printable(', '.join(x))})" for x in (model.label_map, dataset.label_map))
         raise ValueError(f"the model knows {known}, the data set has {wanted}: evaluate on the model's classes")
     memory_format = fastest_memory_format(device, model.network)
     model.eval()
@@ -132,10 +126,8 @@ def detect_all(test_loader, model):
     for images, *_ in tqdm(test_loader, unit="batch", leave=False):
         images = model.normalize(images).contiguous(memory_format=memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            predicted_locs, predicted_scores = model(images)
-        found = model.detect_objects(
-            predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates or None
-        )
+            predicted = model(images)  # locs, scores
+        found = model.detect_objects(*predicted, min_score, max_overlap, top_k, max_candidates or None)
         counts = [len(scores) for scores in found[2]]
         for part, parts in zip(detections, found, strict=True):
             part += torch.cat(parts).cpu().split(counts)  # one copy a batch, not one an image
@@ -166,7 +158,7 @@ def print_table(average_precisions, summary):
 # ----------------------------------------------------------------------------------------------
 
 # As in the Python ports of the development kit: 3, 6 and 7 tenths come out a little above 0.3, 0.6 and 0.7, so
-# that a recall of just 3/10 does not reach the fourth point. (On real detections this can cost 0.001.)
+# that a recall of just 3/10 does not reach the fourth point.
 RECALL_POINTS = tuple(0.1 * i for i in range(11))
 
 
@@ -183,8 +175,7 @@ def calculate_mAP(
 
     det_boxes, det_labels, det_scores: lists with a tensor an image: (n, 4) float, boundary form, fractional
         or in pixels, (n,) int64 and (n,) float; on any device; n may be 0.
-    true_boxes, true_labels, true_difficulties: the same for the objects, in the same unit; the last is 1 or
-        True for a difficult object.
+    true_boxes, true_labels, true_difficulties: the same for the objects; 1 or True for a difficult one.
     label_map: dict of name to label; None takes Pascal VOC's.
     metric: "11 points": the mean of the highest precisions at a recall of 0, 0.1, ... 1 or more (VOC2007);
         "area": the area under the precision-recall curve, made monotonic (VOC2010 and later).
@@ -221,10 +212,7 @@ def calculate_mAP(
 
 
 def _concatenate(n_labels, boxes, labels, values):
-    """Lists with a tensor an image as groups (n,), boxes (n, 4), a float64 tensor, labels (n,) and values (n,).
-
-    A group, image * n_labels + label, is all that is of one class in one image.
-    """
+    """Lists with a tensor an image as groups (n,), image * n_labels + label, boxes (n, 4), labels (n,), values (n,)."""
     counts = [part.numel() for part in labels]  # numel() is several times as fast as len()
     if [part.numel() // 4 for part in boxes] != counts or [part.numel() for part in values] != counts:
         raise ValueError("boxes, labels, and scores or difficulties differ in number in at least one image")
@@ -240,10 +228,7 @@ def _concatenate(n_labels, boxes, labels, values):
 
 
 def _find_best_objects(det_boxes, det_groups, true_boxes, groups):
-    """For each detection the object of its group that it overlaps most, the first one of equals, and that overlap.
-
-    Boxes are float64 tensors, groups arrays of ints. Returns two (D,) arrays; -1 and 0 where it overlaps none.
-    """
+    """For each detection the first object of its group that it overlaps most, -1 for none, and that overlap: (D,)."""
     best_objects, best_overlaps = np.full(len(det_groups), -1), np.zeros(len(det_groups))
     by_group = np.argsort(groups, kind="stable")  # objects, group by group
     counts = np.bincount(groups, minlength=det_groups.max(initial=0) + 1)
@@ -280,19 +265,16 @@ def _average_precision(objects, is_easy, n_easy, metric):
     return float(np.sum(np.diff(recall, prepend=0.0) * highest_from))
 
 
-COCO_NUMBERS = (
-    "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
-    "AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large",
-)  # fmt: skip
+COCO_NUMBERS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
+COCO_NUMBERS += ("AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large")
 
 
 def calculate_coco(det_boxes, det_labels, det_scores, dataset):
     """COCO's average precision of each class and its twelve numbers, by pycocotools, the reference itself.
 
     AP is the mean over 101 points of recall and the overlaps 0.50, 0.55, ... 0.95; AR the recall with at most 1, 10
-    or 100 detections of a class in an image (AP takes 100). Sizes are those of the original image, by COCO's `area`
-    or else the box's: small up to 32 x 32 pixels, large from 96 x 96. Crowds are ignored as COCO does it; in lists
-    that come from no COCO file, difficult objects count as crowds.
+    or 100 detections of a class in an image (AP takes 100). Small are objects up to 32 x 32 pixels of the original
+    image, large from 96 x 96, by COCO's `area` or else the box's. Difficult objects are ignored as COCO's crowds are.
 
     det_boxes, det_labels, det_scores: as from `detect_all()`. dataset: a `PascalVOCDataset` with difficult objects.
     Returns a dict of class name to average precision, and one of COCO_NUMBERS; NaN where there is no object.
@@ -329,8 +311,7 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
     # (overlaps, recalls, classes, areas, numbers of detections); all -1 for a class without objects
     by_class = evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
     by_class, twelve = (np.where(values < 0, np.nan, values).tolist() for values in (by_class, evaluation.stats))
-    names = sorted(dataset.label_map, key=dataset.label_map.get)[1:]
-    return dict(zip(names, by_class, strict=True)), dict(zip(COCO_NUMBERS, twelve, strict=True))
+    return dict(zip(list(dataset.label_map)[1:], by_class, strict=True)), dict(zip(COCO_NUMBERS, twelve, strict=True))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -339,43 +320,29 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
 
 
 def write_detections(path, dataset, detections=None):
-    """Write detections on a data set, three lists as from `detect_all()`: all files or none.
+    """Write detections, three lists as from `detect_all()`, all files or none; None only tries whether it can be done.
 
     A .json file gets the format of COCO's results: a list of {"image_id", "category_id", "bbox", "score"}. In a folder
     each class gets a file comp4_det_test_<class>.txt, as Pascal VOC's development kit reads it: lines of `image score
-    x_min y_min x_max y_max`, in pixels that count from 1 and include both ends. None only tries whether it can be done.
+    x_min y_min x_max y_max`, in pixels that count from 1 and include both ends.
     Raises OSError, naming the path; ValueError for names or ids that the format cannot hold.
     """
     path = Path(path)
-    folder = path.parent if path.suffix == ".json" else path
-    texts = _to_texts(path, dataset, *(detections or [[torch.zeros(0, 4)] * len(dataset)] * 3))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            for name, text in texts.items():
-                utils.write_file(Path(unfinished, name), text)
-            for name in texts if detections else ():
-                os.replace(Path(unfinished, name), folder / name)
-    except OSError as error:
-        raise OSError(f"{path}: the detections cannot be written: {error}") from error
-
-
-def _to_texts(path, dataset, boxes, labels, scores):
-    """The files that hold these detections: a dict of name to contents."""
     is_coco = path.suffix == ".json"
     images, classes = coco_ids(dataset) if is_coco else voc_names(dataset.image_names(), dataset.label_map)
     files = {path.name: []} if is_coco else {name: [] for name in classes.values()}
-    for image, *found in zip(images, boxes, labels, scores, strict=True):
+    for image, *found in zip(images, *detections, strict=True) if detections else ():
         for (x_min, y_min, x_max, y_max), label, score in zip(*(part.tolist() for part in found), strict=True):
             if is_coco:
-                ids = f'"image_id": {json.dumps(image)}, "category_id": {json.dumps(classes[label])}'
-                bbox = f"{x_min:.9g}, {y_min:.9g}, {x_max - x_min:.9g}, {y_max - y_min:.9g}"
-                files[path.name].append(f'{{{ids}, "bbox": [{bbox}], "score": {score:.9g}}}')
+                bbox = [x_min, y_min, x_max - x_min, y_max - y_min]
+                entry = {"image_id": image, "category_id": classes[label], "bbox": bbox, "score": score}
+                files[path.name].append(json.dumps(entry))
             else:
                 line = f"{image} {score:.9g} {x_min + 1:.9g} {y_min + 1:.9g} {x_max:.9g} {y_max:.9g}\n"
                 files[classes[label]].append(line)
     begin, between, end = ("[", ",\n", "]\n") if is_coco else ("", "", "")
-    return {name: begin + between.join(lines) + end for name, lines in files.items()}
+    texts = {name: begin + between.join(lines) + end for name, lines in files.items()}
+    utils.write_files(path.parent if is_coco else path, texts, trial=detections is None)
 
 
 def read_detections(path, dataset):
@@ -400,8 +367,6 @@ def read_voc_detections(folder, image_names, label_map):
 
     Returns three lists with a tensor for each of `image_names`: boxes (n, 4) float64, boundary form, in
     continuous pixels, labels (n,) and scores (n,) float64. In an image they keep the order of the lines.
-    (`calculate_mAP()` then ranks equal scores by image first, the development kit by line alone; the two differ
-    only where a file is not in the order of the images.)
     Raises FileNotFoundError or ValueError, naming file and line, for what is missing or not a detection.
     """
     images, classes = voc_names(image_names, label_map)
@@ -454,14 +419,13 @@ def voc_names(image_names, label_map):
 
 def coco_ids(dataset):
     """A dict of image id to number, and one of label to category id: COCO's, or else 1, 2, ... and the labels."""
-    labels = {name: label for name, label in dataset.label_map.items() if label > 0}
     path = dataset.data_folder / "category_ids.json"
-    ids_by_name = utils.read_json(path, dict) if path.exists() else labels
-    images = {image_id: number for number, image_id in enumerate(dataset.image_ids or range(1, len(dataset) + 1))}
-    classes = {label: ids_by_name.get(name) for name, label in labels.items()}
-    if len(images) < len(dataset) or len({None, *classes.values()}) <= len(classes):
-        raise ValueError(f"{path.parent}: two images, or two classes, have one id of COCO's, or one has none")
-    return images, classes
+    category_ids = (utils.read_json(path, dict) if path.exists() else {}) or dataset.label_map
+    classes = {label: category_ids.get(name) for name, label in dataset.label_map.items() if label > 0}
+    if None in classes.values() or len(set(classes.values())) < len(classes):
+        raise ValueError(f"{path}: two classes have one of COCO's ids, or a class has none")
+    images = dataset.image_ids or range(1, len(dataset) + 1)
+    return {image_id: number for number, image_id in enumerate(images)}, classes
 
 
 if __name__ == "__main__":

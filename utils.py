@@ -265,14 +265,20 @@ def write_file(path, contents):
     remove_leftovers(path)
 
 
-def write_files(folder, texts):
-    """Write several files, a dict of name to text, into a folder: the old ones stay until all new ones are whole."""
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as unfinished:  # the disk may be full
-        for name, text in texts.items():
-            write_file(Path(unfinished, name), text)
-        for name in texts:
-            os.replace(Path(unfinished, name), Path(folder, name))
+def write_files(folder, texts, trial=False):
+    """Write a dict of file name to text into a folder: the old files stay until all new ones are whole.
+
+    trial: only try whether it can be done. Raises OSError, naming folder and files.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as unfinished:
+            for name, text in texts.items():
+                write_file(Path(unfinished, name), text)
+            for name in () if trial else texts:
+                os.replace(Path(unfinished, name), Path(folder, name))
+    except OSError as error:
+        raise OSError(f"{printable(', '.join(texts))} cannot be written to {folder}: {error}") from error
 
 
 def remove_leftovers(path):

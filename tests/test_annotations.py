@@ -24,7 +24,6 @@ def test_parse_annotation_makes_boxes_continuous(tmp_path):
         "width": 100,
         "height": 80,
         "difficult_missing": 0,
-        "float_coordinates": 0,
     }
     assert parse_annotation(path, first_pixel=0)["boxes"] == [[1, 1, 100, 80], [11, 21, 40, 60]]
 
@@ -34,8 +33,7 @@ def test_parse_annotation_keeps_fractions_and_tolerates_white_space(tmp_path):
     annotation = parse_annotation(write_annotation(tmp_path, dog, object_xml(difficult="<difficult/>")))
     assert annotation["boxes"] == [[44.25, 1, 50, 60.5], [10, 20, 40, 60]]
     assert annotation["names"] == ["guide dog", "dog"]
-    assert annotation["difficulties"] == [1, 0]
-    assert (annotation["float_coordinates"], annotation["difficult_missing"]) == (1, 1)
+    assert annotation["difficulties"] == [1, 0] and annotation["difficult_missing"] == 1
 
 
 def test_parse_annotation_does_not_take_parts_for_objects(tmp_path):
@@ -52,6 +50,7 @@ def test_parse_annotation_does_not_take_parts_for_objects(tmp_path):
              "<size><width>640</width></size>", "<size><width>640</width><height> </height></size>",
              "<size><width>-5</width><height>7</height></size>",
              "<size><width>1e300</width><height>7</height></size>",
+             "<size><width>wide</width><height>7</height></size>",
              "<size><width>nan</width><height>inf</height></size>"],
 )  # fmt: skip
 def test_parse_annotation_without_usable_size(tmp_path, size):
@@ -75,13 +74,12 @@ def test_numbers_of_400_digits_are_infinite(tmp_path):
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "unreadable XML"),
         ('<?xml version="1.0" encoding="gbk"?><annotation/>', "unreadable XML"),
         ("<html/>", "<html>"),
-        (annotation_xml(object_xml(name=" ")), "object 1 has no <name>"),
+        (annotation_xml(object_xml(name=" ")), r"object 1 \(\) has no <name>"),
         (annotation_xml("<object><name>dog</name></object>"), r"object 1 \(dog\) has no <bndbox>"),
         (annotation_xml(object_xml(), object_xml(box=("x1", 2, 3, 4))), r"object 2 \(dog\): <xmin> is 'x1'"),
         (annotation_xml(object_xml(box=(1, 2, "", 4))), "<xmax> is ''"),
-        (annotation_xml(object_xml()).replace("ymax", "ymex"), "has no <ymax>"),
+        (annotation_xml(object_xml()).replace("ymax", "ymex"), "<ymax> is missing"),
         (annotation_xml(object_xml(difficult="<difficult>maybe</difficult>")), "<difficult> is 'maybe'"),
-        (annotation_xml(size=("wide", 5)), "<width> is 'wide'"),
         (annotation_xml(object_xml("\x85" + "x" * 9000, box=("\x9b", 2, 3, 4))), r"x\.\.\.\): <xmin> is '\\x9b'"),
     ],
 )
@@ -121,7 +119,7 @@ def test_missing_large_and_deep_annotations(tmp_path):
         file.truncate(10**12)  # a sparse file: a terabyte to read, nothing on the disk
     with pytest.raises(ValueError, match=r"large\.xml.*larger than"):
         parse_annotation(path)
-    path.write_text("<annotation>" + "<a>" * 500_000 + "</a>" * 500_000 + "</annotation>")
+    path.write_text("<annotation>" + "<a>" * 50_000 + "</a>" * 50_000 + "</annotation>")
     assert parse_annotation(path)["boxes"] == []
 
 
@@ -301,9 +299,10 @@ def test_coco_records(tmp_path):
     (record,) = read(write_coco(tmp_path, coco(annotations=[DOG, crowd])))
     assert (record.image_id, record.declared_size) == (7, (100, 80))
     assert record.objects == [
-        ("dog", (10, 20, 40, 60), 0, 1200, 3, False),
-        ("dog", (0.5, 0, 9.5, 8), 1, 55.5, 3, True),
+        ("dog", (10, 20, 40, 60), 0, 1200),
+        ("dog", (0.5, 0, 9.5, 8), 1, 55.5),
     ]
+    assert record.category_ids == {"pets": 0, "dog": 3, "N/A": 5}
 
 
 @pytest.mark.parametrize("images", [".", "images", "val2017", "elsewhere"])
@@ -341,24 +340,16 @@ FAULTS = [
 def test_all_bad_entries_of_coco_files_are_left_out_and_noted(tmp_path):
     annotations = [DOG, *({**DOG, **change} for change, _ in FAULTS), 3, {"image_id": 7, "category_id": 3}]
     images = [*coco()["images"], {"id": 8}, {"id": 9, "file_name": "a\0"}, {"id": 9, "file_name": "\ud800"}]
-    images += [
-        {"id": 4, "file_name": "a.jpg", "width": "wide"},
-        {"id": 5, "file_name": "b"},
-        {"id": 5, "file_name": "c"},
-    ]
+    images += [{"id": 5, "file_name": "b"}, {"id": 5, "file_name": "c"}]
     notes = {}
     (record,) = read(write_coco(tmp_path, coco(images=images, annotations=annotations)), notes)
     assert len(record.objects) == 1
     found = [row["what"] for row in notes["entry_unusable"]]
     assert all(any(words in line for line in found) for _, words in FAULTS)
     assert sum(line.startswith("annotations[") for line in found) == len(annotations) - 1
-    assert [line for line in found if line.startswith("images")] == [
-        "images[1]: 'file_name' is missing",
-        r"images[2]: 'file_name' is 'a\x00', which no file can be called",
-        r"images[3]: 'file_name' is '\ud800', which no file can be called",
-        "images[4]: 'width' is 'wide'",
-        "images: 'id' 5 is given twice",
-    ]
+    of_images = [line for line in found if line.startswith("images")]
+    faults = ("[1]: 'file_name' is missing", "[2]: embedded null", "[3]: 'utf-8' codec", ": 'id' 5 is given twice")
+    assert all(line.startswith(f"images{fault}") for line, fault in zip(of_images, faults, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +365,7 @@ def test_all_bad_entries_of_coco_files_are_left_out_and_noted(tmp_path):
         (coco(images=[], annotations=[]), "has no images"),
         (coco(images=[{"id": 7}]), r"none of the 1 entries of 'images'.*images\[0\]: 'file_name' is missing"),
         (coco(categories=[]), r"annotations\[0\]: category_id 3 .*is not in the file"),
-        (coco(annotations=[{**DOG, "image_id": "7" * 9000}] * 9000), "none of the 9000.*and 89.. more"),
+        (coco(annotations=[{**DOG, "image_id": "7" * 9000}] * 900), "none of the 900 .*and 890 more"),
     ],
 )
 def test_coco_files_that_cannot_be_used(tmp_path, content, message):
