@@ -525,11 +525,8 @@ def prepare_voc():
 
 def is_complete(folder, split):
     """Whether a VOC folder holds a split with all its images, which are unpacked last."""
-    try:
-        names = read_lines(os.path.join(folder, "ImageSets", "Main", f"{split}.txt"))
-    except FileNotFoundError:
-        return False
-    return all(os.path.isfile(os.path.join(folder, "JPEGImages", f"{name}.jpg")) for name in names)
+    file, images = os.path.join(folder, "ImageSets", "Main", f"{split}.txt"), os.path.join(folder, "JPEGImages")
+    return os.path.isfile(file) and all(os.path.isfile(os.path.join(images, f"{x}.jpg")) for x in read_lines(file))
 
 
 if __name__ == "__main__":

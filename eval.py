@@ -112,7 +112,6 @@ def make_test_loader(data_folder, batch_size, workers, model, skip_corrupt=False
 def detect_all(test_loader, model):
     """Detect the objects in all images of a loader.
 
-    test_loader: from `make_test_loader()`. model: an SSD300, on any device.
     Returns three lists with an entry an image: boxes (n, 4) float32, boundary form, in pixels of the original
     image, labels (n,) and scores (n,); on the CPU. Raises ValueError if the model's classes are not the data set's.
     """
@@ -244,10 +243,7 @@ def _find_best_objects(det_boxes, det_groups, true_boxes, groups):
 
 
 def _average_precision(objects, is_easy, n_easy, metric):
-    """Average precision of one class, NaN if no object of it is easy.
-
-    objects: for each detection, by falling score, the object that it is near to, or -1. is_easy: of all objects.
-    """
+    """Average precision of one class. objects: what each detection, by falling score, is near to; -1: none."""
     if n_easy == 0:
         return math.nan
     # Those near a difficult object do not count. Of those near an easy one the first, the best-scored, is true.

@@ -253,21 +253,6 @@ def test_name_that_is_no_text(tmp_path):
     assert r"\udcff.xml" in (tmp_path / "lists" / "data_report.txt").read_text()
 
 
-def test_symlink_loops_are_missing_files(tmp_path):
-    folder = write_voc(tmp_path / "mine", {"a": [object_xml()], "b": [object_xml()]})
-    image = folder / "JPEGImages" / "a.jpg"
-    image.unlink()
-    image.symlink_to("a.jpg")
-    (folder / "JPEGImages" / "loop").symlink_to(".")
-    with pytest.raises(ValueError, match=r"1 of 3 images cannot be used.*\s+.*a\.jpg: no such image"):
-        make_lists(folder)
-    annotation = folder / "Annotations" / "b.xml"
-    annotation.unlink()
-    annotation.symlink_to("b.xml")
-    with pytest.raises(ValueError, match=r"b\.xml: no such annotation"):
-        make_lists(folder)
-
-
 def test_image_in_both_splits_is_reported_also_under_another_name(tmp_path):
     folder = write_voc(tmp_path / "mine", {"a": [object_xml()], "b": [object_xml()]}, test=("t", "a"))
     (folder / "JPEGImages" / "b.jpg").unlink()
@@ -522,7 +507,7 @@ def test_damaged_coco_files_are_read_or_refused_clearly(tmp_path):
     rng = random.Random(0)
     path = write_coco(tmp_path, [[10, 10, 20, 20]] * 4)
     original, refused = path.read_bytes(), 0
-    for _ in range(200):
+    for _ in range(100):
         data, start = bytearray(original), rng.randrange(len(original))
         data[start : start + rng.randint(0, 12)] = rng.choice([b"", b"\xff\xfe", b"null", b"1e999", b'"', b"[", b"-1,"])
         path.write_bytes(data)
@@ -531,7 +516,7 @@ def test_damaged_coco_files_are_read_or_refused_clearly(tmp_path):
         except ValueError as error:
             refused += 1
             assert str(tmp_path) in str(error) or "nothing to learn" in str(error) or "leaves TRAIN" in str(error)
-    assert 50 < refused < 200
+    assert 25 < refused < 100
 
 
 # ----------------------------------------------------------------------------------------------
@@ -589,7 +574,7 @@ def test_script_on_data_of_ones_own_from_any_working_directory(tmp_path):
     command += ["--output_folder=out put", "--class_names=('dog', 'cat')"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert "TRAIN: 2 images" in result.stdout
+    assert "TRAIN: 2 images" in result.stdout and "contact_sheet.jpg: 2 images" in result.stdout
     assert load_label_map(tmp_path / "out put") == {"background": 0, "dog": 1, "cat": 2}
 
 
@@ -667,21 +652,14 @@ def test_best_overlaps_are_those_of_the_full_table(network):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def run_script(tmp_path, **parameters):
-    """script.py as a user runs it; returns what it printed."""
-    arguments = [f"--{name}={value}" for name, value in parameters.items()]
-    command = [sys.executable, script.__file__, f"--output_folder={tmp_path / 'lists'}", *arguments]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-
-
-def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path):
+def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path, monkeypatch, capsys):
     folder = write_voc(tmp_path / "data", {f"a{i}": [object_xml(box=(31, 41, 60, 70))] for i in range(3)} | {"t": []})
     for path in (folder / "JPEGImages").iterdir():
         Image.new("RGB", (100, 80)).save(path)
-    output = run_script(tmp_path, train_data=folder)
-    assert "contact_sheet.jpg: 3 images of TRAIN" in output
-    assert "Objects of TRAIN by size" in output
-    assert "Objects of TRAIN by size" in (tmp_path / "lists" / "data_report.txt").read_text()
+    make_lists(folder)
+    monkeypatch.setattr(script, "output_folder", str(tmp_path / "lists"))
+    script.draw_contact_sheet()
+    assert "contact_sheet.jpg: 3 images of TRAIN" in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "lists" / "contact_sheet.jpg").convert("RGB")).astype(int)
     assert sheet.shape == (240, 960, 3)
     # A 100 x 80 image becomes 290 x 232, 4 pixels from the edge: x = 30 lies at 4 + 87, y = 40 at 4 + 116.
@@ -695,8 +673,5 @@ def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path):
 def test_the_report_needs_no_images(tmp_path):
     folder = write_voc(tmp_path / "data", {"a": [object_xml()], "t": []})
     shutil.rmtree(folder / "JPEGImages")
-    output = run_script(tmp_path, train_data=folder, check_images=False)
-    assert "Objects of TRAIN by size" in output
-    assert "contact_sheet" not in output
-    output = run_script(tmp_path, train_data=folder, check_images=False, report_overlap=0)
-    assert "Objects of TRAIN by size" not in output
+    assert "Objects of TRAIN by size" in make_lists(folder, check_images=False)[0]["overlaps"]
+    assert make_lists(folder, check_images=False, report_overlap=0)[0]["overlaps"] == ""
