@@ -1,25 +1,28 @@
-"""The README: its commands run, its examples compute, its tables are the script's, its links and names are true."""
+"""The README and docs/: commands parse, examples compute, links lead somewhere, tables are what the code computes."""
 
 import contextlib
 import doctest
 import io
-import json
 import re
 import runpy
 import shlex
-import subprocess
-import sys
+import tarfile
 
 import make_figures
 import pytest
 import scene
+import torch
 from helpers import REPO
-from make_sample import make_sample
 from PIL import Image
+from torch import nn
 
+from model import NETWORKS, SSD300
 from utils import override_parameters, script_parameters
 
-TEXT = re.sub(r"<!--.*?-->", "", (REPO / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+README = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(REPO).as_posix(): path.read_text(encoding="utf-8") for path in REPO.glob("docs/*.md")}
+PAGES["README.md"] = README
+TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
 PROSE = re.sub(r"^```.*?^```", "", TEXT, flags=re.DOTALL | re.MULTILINE)
 INLINE = re.findall(r"`([^`\n]+)`", PROSE)
@@ -27,7 +30,7 @@ FIGURES = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", TEXT)
 
 
 def read_commands():
-    """The command lines of the README, as lists of words."""
+    """The command lines of the pages, as lists of words."""
     lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
     lines += [text for text in INLINE if text.startswith("python ")]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
@@ -35,13 +38,12 @@ def read_commands():
 
 def find_script(words):
     """Index of the script of this repository that a command runs; None if it runs none."""
-    scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
-    return scripts[0] if scripts else None
+    return next((i for i, word in enumerate(words) if word.endswith(".py")), None)
 
 
-# ----------------------------------------------------------------------------------------------
-# Commands
-# ----------------------------------------------------------------------------------------------
+def load_namespace(script):
+    """The globals of a script of the repository, a fresh copy."""
+    return runpy.run_path(str(REPO / script), run_name="imported")
 
 
 def test_every_command_is_of_a_known_kind():
@@ -52,244 +54,180 @@ def test_every_command_is_of_a_known_kind():
             launcher = words[: find_script(words)]
             assert launcher in (["python"], [".venv/bin/python"]) or launcher[0] == "torchrun", words
         else:
-            assert words[0] in ("make", "python3", ".venv/bin/python"), words
+            assert words[0] in ("make", "python3", ".venv/bin/python", "pip"), words
 
 
-def test_plain_commands_are_those_of_the_makefile():
+def test_targets_of_make_exist():
     makefile = (REPO / "Makefile").read_text(encoding="utf-8")
-    variables = dict(re.findall(r"^(\w+) = *([^#\n]*)", makefile, re.MULTILINE))
-    recipes = [line[1:] for line in makefile.splitlines() if line.startswith("\t")]
-    recipes = {re.sub(r"\$\((\w+)\)", lambda name: variables[name[1]].strip(), line).strip() for line in recipes}
-    plain = {" ".join(words) for words in read_commands() if words[0] in ("python3", ".venv/bin/python")}
-    assert len(plain) >= 5 and plain <= recipes, plain - recipes
     for target in re.findall(r"make ([\w-]+)", " ".join(INLINE) + " ".join(block for _, block in BLOCKS)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the Makefile has no target {target}"
 
 
-@pytest.mark.parametrize("words", read_commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in read_commands() if find_script(w) is not None], ids=" ".join)
 def test_overrides_are_parameters(words):
     index = find_script(words)
-    if index is None:
-        return
-    namespace = load_namespace(words[index])
-    override_parameters(namespace, words[index + 1 :])  # SystemExit, with the valid names, if one is not
-
-
-NAMESPACES = {}
-
-
-def load_namespace(script):
-    """The globals of a script of the repository, a fresh copy."""
-    if script not in NAMESPACES:
-        NAMESPACES[script] = runpy.run_path(str(REPO / script), run_name="imported")
-    return dict(NAMESPACES[script])
-
-
-# Files that the commands write, by the names that the README gives them.
-WRITTEN = {
-    "TRAIN_images.json": "data", "TRAIN_objects.json": "data", "TEST_images.json": "data", "TEST_objects.json": "data",
-    "label_map.json": "data", "data_report.txt": "data", "train_log.csv": "", "checkpoint_ssd300.pth.tar": "",
-    "best_checkpoint_ssd300.pth.tar": "",
-}  # fmt: skip
-
-SCRIPTS = sorted({words[find_script(words)] for words in read_commands() if find_script(words) is not None})
+    override_parameters(load_namespace(words[index]), words[index + 1 :])  # SystemExit if one is not
 
 
 def test_inline_overrides_are_parameters():
     named = {match[1] for text in INLINE for match in re.finditer(r"(?:^| )--(\w+)(?==|$| )", text)}
     named -= {"name", "help"}  # `--name=value` itself
-    parameters = {name for script in SCRIPTS for name in script_parameters(load_namespace(script))}
-    assert len(named) > 10
-    assert named <= parameters
+    scripts = {words[find_script(words)] for words in read_commands() if find_script(words) is not None}
+    parameters = {name for script in scripts for name in script_parameters(load_namespace(script))}
+    assert len(named) > 10 and named <= parameters, named - parameters
 
 
-# What the commands of a script are shortened by; these take the place of the command's own.
-SHORTENED = {
-    "train.py": {"network": "ssd300_tiny", "batch_size": 2, "workers": 0, "pretrained": "", "evaluate_every": 1,
-                 "minutes": 0.0, "overwrite": True},
-    "eval.py": {"workers": 0, "batch_size": 2},
-    "create_data_lists.py": {},
-    "detect.py": {},
-}  # fmt: skip
-
-# Runs commands, and then Python code, all in one process.
-DRIVER = """
-import json, runpy, sys
-sys.path[:0] = {paths!r}
-for script, arguments in json.load(sys.stdin):
-    print("$", script, *arguments, flush=True)
-    if script == "":
-        exec(arguments[0], dict(__name__="readme"))
-        continue
-    sys.argv = [script, *arguments]
-    try:
-        runpy.run_path({repo!r} + "/" + script, run_name="__main__")
-    except SystemExit as error:
-        if error.code:
-            raise
-"""
+def test_examples_compute_what_they_show():
+    examples = "\n".join(block for kind, block in BLOCKS if kind == "pycon")
+    assert examples.count(">>>") > 15
+    test = doctest.DocTestParser().get_doctest(examples, {}, "README", None, 0)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        doctest.DocTestRunner().run(test)
+    assert output.getvalue() == ""
 
 
-@pytest.fixture
-def workplace(tmp_path):
-    """A folder with the data that the README's commands name."""
-    make_sample(tmp_path / "my_data", n_train=3, n_test=2, seed=0)
-    as_voc = {"circle": "person", "rectangle": "car", "star": "dog", "triangle": "cat"}
-    for year in ("VOC2007", "VOC2012"):
-        make_sample(tmp_path / "VOCdevkit" / year, n_train=2, n_test=2, seed=int(year[3:]))
-        for path in (tmp_path / "VOCdevkit" / year / "Annotations").iterdir():
-            text = path.read_text()
-            for old, new in as_voc.items():
-                text = text.replace(f"<name>{old}<", f"<name>{new}<")
-            path.write_text(text)
-    make_sample(tmp_path / "demo" / "sample", n_train=0, n_test=1, seed=1)
-    (tmp_path / "photos").mkdir()
-    categories = [{"id": i, "name": name} for i, name in enumerate(as_voc, start=1)]
-    for split in ("train", "test"):
-        Image.effect_noise((120, 90), 60 + len(split)).convert("RGB").save(tmp_path / "photos" / f"{split}.jpg")
-        annotations = [{"image_id": 1, "category_id": i, "bbox": [10 * i, 9, 40, 50]} for i in range(1, 5)]
-        images = [{"id": 1, "file_name": f"{split}.jpg"}]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (tmp_path / f"{split}.json").write_text(json.dumps(content))
-    frames = [Image.new("RGB", (64, 48), color) for color in ("red", "blue")]
-    frames[0].save(tmp_path / "photo.jpg")
-    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=50)
-    return tmp_path
+def test_python_blocks_compile():
+    for kind, block in BLOCKS:
+        if kind == "python":
+            compile(block, "README", "exec")
 
 
-def test_commands_run(workplace):
-    """All commands of the pipeline in the README's order, training shortened; then its Python code.
+def anchor(title):
+    """GitHub's name of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
 
-    Not run: what downloads (VOC), tools/demo.py (minutes), tools/convert_weights.py (needs a foreign file; see
-    test_convert_weights.py), and tools/make_figures.py (below).
-    """
-    todo, n_iterations = [], 0
-    for words in read_commands():
-        index = find_script(words)
-        if index is None or words[index] not in SHORTENED or "--download=True" in words:
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("http"):
             continue
-        script, arguments = words[index], words[index + 1 :]
-        shortened = dict(SHORTENED[script])
-        if script == "train.py":
-            n_iterations = n_iterations + 1 if any(a.startswith("--checkpoint=") for a in arguments) else 1
-            shortened["iterations"] = n_iterations
-        arguments = [a for a in arguments if a[2:].partition("=")[0] not in shortened]
-        extra = [f"--{name}={value}" for name, value in shortened.items()]
-        todo.append((script, arguments + extra))
-        if script == "train.py":  # the demo's checkpoint, which a command of detect.py takes
-            copy = "import shutil; shutil.copy('checkpoint_ssd300.pth.tar', 'demo')"
-            todo.append(("", [copy]))
-    assert {script for script, _ in todo} == {*SHORTENED, ""}
-    todo += [("", [block]) for kind, block in BLOCKS if kind == "python"]
-    code = DRIVER.format(paths=[str(REPO / "tools"), str(REPO)], repo=str(REPO))
-    process = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(todo), cwd=workplace, capture_output=True, text=True, timeout=400
-    )
-    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-    written = [f"{folder or '.'}/{name}" for name, folder in WRITTEN.items()]
-    written += [f"detections/{name}" for name in ("photo.jpg", "test_00001.jpg", "clip.gif")]
-    for name in (*written, "annotated/test_00001.jpg", "found/comp4_det_test_circle.txt"):
-        assert (workplace / name).is_file(), name
+        path, _, part = target.partition("#")
+        file = ((REPO / page).parent / path).resolve() if path else REPO / page
+        assert file.exists(), f"{page}: {target}"
+        if part and file.suffix == ".md":
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert part in map(anchor, titles), f"{page}: {target}"
 
 
-def test_interactive_examples():
-    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
-    examples = parser.get_doctest(TEXT, {}, "README.md", "README.md", 0)
-    assert len(examples.examples) > 15
-    report = io.StringIO()
-    with contextlib.redirect_stdout(report):
-        runner.run(examples)
-    assert runner.failures == 0, report.getvalue()
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_links_to_code_have_the_right_line(page):
+    assert make_figures.update_links(PAGES[page]) == PAGES[page], "run `make figures`"
+
+
+def test_tables_of_the_scene_are_computed():
+    assert README.count("<!-- scene:") == len(scene.TABLES)
+    assert scene.fill_in_tables(README) == README, "run `make figures`"
+
+
+def test_the_scene_tells_what_the_text_says():
+    """The star is too small for any prior, owns one all the same, and the seven priors show every case."""
+    here = scene.Scene()
+    assert here.names == ["rectangle", "star"]
+    assert float(here.all_overlaps[:, 1].max()) < 0.5 <= float(here.all_overlaps[:, 0].max())
+    assert set(here.owners()) == {(0, 1), (0, 2), (1, 1), (None, 2)}
+    width, height = ((here.boxes_xy[1, 2:] - here.boxes_xy[1, :2]) * 300).round().int().tolist()
+    assert f"{width} × {height} pixels" in README
+    assert f"more than {float(here.all_overlaps[:, 1].max()):.2f}" in README
+
+
+def test_numbers_of_the_precision_recall_example():
+    recalls, precisions, average_precision = make_figures.precision_recall()
+    rows = re.findall(r"^\| \d \|.*\| (\d)/(\d) \| (\d)/(\d) \|$", README, re.MULTILINE)
+    assert [int(a) / int(b) for a, b, _, _ in rows] == pytest.approx(precisions)
+    assert [int(c) / int(d) for _, _, c, d in rows] == pytest.approx(recalls)
+    assert f"{average_precision:.3f}" in README
+
+
+def test_figures_are_the_script_s_and_can_be_read_aloud():
+    shown = {path for _, path in FIGURES}
+    assert shown == {f"img/{name}" for name in make_figures.FIGURES}
+    for words, path in FIGURES:
+        assert len(words.split()) > 5, f"{path}: no words for those who cannot see it"
+        with Image.open(REPO / path) as image:
+            assert image.width >= 400
+        assert (REPO / path).stat().st_size <= make_figures.MAX_BYTES
+
+
+def test_file_map_names_every_script():
+    for path in REPO.glob("*.py"):
+        assert f"[`{path.name}`]({path.name})" in README
 
 
 # ----------------------------------------------------------------------------------------------
-# Figures
+# Numbers in the text that the code can compute
 # ----------------------------------------------------------------------------------------------
 
-
-def test_figures_are_shown_and_described():
-    shown = [path for _, path in FIGURES]
-    assert len(set(shown)) == len(shown)
-    assert all(len(description) > 40 for description, _ in FIGURES)
-    in_folder = {f"img/{path.name}" for path in (REPO / "img").iterdir() if path.suffix in (".jpg", ".png")}
-    assert set(shown) == in_folder <= {f"img/{name}" for name in make_figures.FIGURES}
-    assert all(path.stat().st_size <= make_figures.MAX_BYTES for path in (REPO / "img").iterdir())
+WORDS = " ".join(README.split())
+SOURCES = NETWORKS["ssd300_vgg16"].sources
 
 
-def test_tables_are_those_of_the_script():
-    text = (REPO / "README.md").read_text(encoding="utf-8")
-    assert scene.fill_in_tables(text) == text, "a table is out of date: make figures"
+def test_priors_in_the_text():
+    rows = re.findall(r"^\| (conv\w+) \| (\d+) × \2 \| ([\d.]+) \| [\d, /]+ \| (\d) \| (\d+) \|$", README, re.MULTILINE)
+    computed = [(s.name, str(s.grid), f"{s.scale:g}", str(s.n_priors), str(s.grid**2 * s.n_priors)) for s in SOURCES]
+    assert rows == computed
+    priors_cxcy = SSD300.create_prior_boxes()
+    low, high = priors_cxcy[:, :2] - priors_cxcy[:, 2:] / 2, priors_cxcy[:, :2] + priors_cxcy[:, 2:] / 2
+    assert f"{int(((low < 0) | (high > 1)).any(dim=1).sum())} of the {len(priors_cxcy)} do" in WORDS
+    area = float((300 * priors_cxcy[:, 2:]).prod(dim=1).min())
+    assert f"fewer than {int((area / 2) ** 0.5)} pixels" in WORDS
+    for name, row in NETWORKS.items():
+        n_priors = sum(source.n_priors * source.grid**2 for source in row.sources)
+        assert f"| {row.input_size} | {n_priors:,} |".replace("8,732", "8732").replace("3,234", "3234") in README or (
+            f"`{name}`" in README and name.endswith("_coco")
+        )
 
 
-# ----------------------------------------------------------------------------------------------
-# Links and names
-# ----------------------------------------------------------------------------------------------
+def test_size_and_view_of_the_network():
+    with torch.device("meta"):
+        model = SSD300(n_classes=21)
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+            module.register_forward_hook(lambda m, _, output, name=name: layers.append((name, m, output.shape[2])))
+    model(torch.empty(1, 3, 300, 300, device="meta"))
+    costs = {name: side**2 * layer.weight.numel() for name, layer, side in layers if isinstance(layer, nn.Conv2d)}
+    in_base = sum(cost for name, cost in costs.items() if name.startswith("base.")) / sum(costs.values())
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{n_parameters / 1e6:.1f} million parameters" in WORDS
+    assert f"{sum(costs.values()) / 1e9:.1f} billion multiply-adds, and {in_base:.0%} of them" in WORDS
+    field, step, fields = 1, 1, {}
+    for name, layer, _ in layers:
+        if not name.startswith("pred_convs"):
+            geometry = (layer.kernel_size, layer.stride, layer.dilation)
+            side, stride, dilation = (value[0] if isinstance(value, tuple) else value for value in geometry)
+            field, step = field + (side - 1) * dilation * step, step * stride
+            fields[name.rpartition(".")[2]] = field + 2 * step  # a head's kernel is 3 x 3
+    assert f"on {fields['conv4_3']} × {fields['conv4_3']} pixels" in WORDS
+    assert f"on {fields['conv7']} × {fields['conv7']} pixels" in WORDS
 
 
-def slug(heading):
-    """The anchor that GitHub gives to a heading."""
-    return re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading).strip().lower()).replace(" ", "-")
+def test_recipe_in_the_text_is_the_default():
+    train, evaluate = load_namespace("train.py"), load_namespace("eval.py")
+    assert (train["batch_size"], train["iterations"], train["lr"], train["warmup"]) == (32, 120_000, 1e-3, 500)
+    assert (train["decay_lr_at"], train["bias_lr_factor"], train["weight_decay"]) == ((80_000, 100_000), 2, 5e-4)
+    assert (train["momentum"], train["threshold"], train["neg_pos_ratio"], train["alpha"]) == (0.9, 0.5, 3, 1)
+    assert "SGD, momentum 0.9, weight decay 0.0005" in WORDS and "after 80,000 and 100,000 of 120,000" in WORDS
+    assert (evaluate["min_score"], evaluate["max_overlap"], evaluate["top_k"]) == (0.01, 0.45, 200)
+    assert "min_score = 0.01, max_overlap = 0.45 and top_k = 200" in WORDS
 
 
-def test_links_resolve():
-    anchors = {slug(heading) for heading in re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)}
-    links = re.findall(r"\]\(([^)\s]+)\)", TEXT)
-    assert len(links) > 60
-    for link in links:
-        path, _, anchor = link.partition("#")
-        if link.startswith("https://"):
-            continue
-        if path:
-            assert (REPO / path).exists(), link
-            assert not anchor or re.fullmatch(r"L\d+", anchor), link
-        else:
-            assert anchor in anchors, link
-
-
-def test_links_to_code_name_the_right_line():
-    assert len(make_figures.CODE_LINK.findall(TEXT)) > 20
-    wrong = [
-        f"{link[1]} in {link[2]}" for link in make_figures.CODE_LINK.finditer(TEXT)
-        if make_figures.update_links(link[0]) != link[0]
-    ]  # fmt: skip
-    assert not wrong, f"lines of {', '.join(wrong)}: `make figures` sets them anew"
-
-
-def test_definitions_are_found(tmp_path, monkeypatch):
-    code = "threshold = 1\n\nclass A:\n    def run(self):\n        pass\n\nclass B:\n    def run(self):\n        pass\n"
-    (tmp_path / "a.py").write_text(code)
-    monkeypatch.setattr(make_figures, "REPO", tmp_path)
-    found = [make_figures.line_of("a.py", name) for name in ("threshold", "A", "A.run", "B.run")]
-    assert found == [1, 3, 4, 8]
-    assert make_figures.update_links("x [`B.run()`](a.py#L77) y") == "x [`B.run()`](a.py#L8) y"
-    with pytest.raises(ValueError, match=r"a\.py does not define B\.walk"):
-        make_figures.line_of("a.py", "B.walk")
-
-
-def test_everything_named_exists():
-    """What is in code type is a file of the repository, or made of words that its code has."""
-    sources = [*REPO.glob("*.py"), *REPO.glob("tools/*.py"), REPO / "Makefile"]
-    words = set(re.findall(r"\w+", " ".join(path.read_text(encoding="utf-8") for path in sources)))
-    # A file of the Caffe code; variables of an example.
-    words |= {"ssd_pascal", "W", "x", "small"}
-    commands = ("python", "pip", "apt", "source", "--")
-    names = [text for text in INLINE if not text.startswith(commands) and text not in WRITTEN]
-    assert len(names) > 60
-    for text in names:
-        if text == "_pixels":  # how a name ends
-            assert any(word.endswith(text) for word in words)
-        elif not (REPO / text).exists():
-            missing = set(re.findall(r"[A-Za-z_]\w*", text)) - words
-            assert not missing, f"`{text}`: {missing}"
-            assert not re.fullmatch(r"[\w/]+\.(py|ipynb)", text) or text == "ssd_pascal.py", text
-
-
-def test_the_file_map_is_complete():
-    section = TEXT[TEXT.index("\n## File map") :].partition("\n## ")[2].partition("\n## ")[0]
-    for path in [*REPO.glob("*.py"), *REPO.glob("tools/*.py"), *REPO.glob("notebooks/*.ipynb")]:
-        name = path.relative_to(REPO).as_posix()
-        assert f"[`{name}`]({name})" in section, f"the file map lacks {name}"
+def test_counts_of_voc(real_data):
+    counts = {"trainval": [0, 0, 0], "test": [0, 0, 0]}
+    with tarfile.open(real_data / "voc_annotations.tar.xz") as archive:
+        contents = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    for year, split in (("2007", "trainval"), ("2012", "trainval"), ("2007", "test")):
+        folder = f"VOCdevkit/VOC{year}"
+        names = contents[f"{folder}/ImageSets/Main/{split}.txt"].decode().split()
+        texts = [contents[f"{folder}/Annotations/{name}.xml"] for name in names]
+        n_objects = sum(text.count(b"<object>") for text in texts)
+        n_easy = n_objects - sum(text.count(b"<difficult>1</difficult>") for text in texts)
+        counts[split] = [a + b for a, b in zip(counts[split], (len(texts), n_objects, n_easy), strict=True)]
+    train, test = counts["trainval"], counts["test"]
+    assert f"{train[0]:,} training images with {train[1]:,} objects ({train[2]:,} of them not difficult)" in WORDS
+    assert f"{test[0]} test images with {test[1]:,} objects ({test[2]:,})" in WORDS
 
 
 def test_nothing_is_left_to_be_filled_in():
-    assert not re.findall(r"^[A-Z]{3,}$|TODO|FIXME", (REPO / "README.md").read_text(), re.MULTILINE)
+    assert not re.findall(r"\b[A-Z]+_(?:ALT|TABLE|CPU|GPU)\b|TODO|FIXME|^[A-Z]{5,}$", TEXT, re.MULTILINE)

@@ -237,7 +237,7 @@ def losses_table(scene):
         right = CLASS_NAMES[int(labels[i])]
         loc = f"{float(loc_losses[i]):.2f}" if is_positive else "–"
         probability, entropy = float((-entropies[i]).exp()), float(entropies[i])
-        rows.append([f"**{name}**", right, f"{probability:.3f}", f"{entropy:.3f}", role, loc])
+        rows.append([f"**{name}**", right, f"{probability:.3f}", f"{entropy:.4f}", role, loc])
     header = ["prior", "right class", "its probability", "cross entropy", "role", "smooth L1 of the offsets"]
     n_positive = int((labels > 0).sum())
     conf, loc = float((entropies * counts).sum()), float(loc_losses.sum())
