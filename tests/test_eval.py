@@ -209,8 +209,8 @@ def voc07_test(real_data, tmp_path_factory):
         contents = {os.path.basename(entry.name): archive.extractfile(entry).read() for entry in of_2007}
     names, objects = contents["test.txt"].decode().split(), ([], [], [])
     for name in names:
-        (folder / "a.xml").write_bytes(contents[f"{name}.xml"])
-        annotation = parse_annotation(folder / "a.xml")
+        (folder / f"{name}.xml").write_bytes(contents[f"{name}.xml"])
+        annotation = parse_annotation(folder / f"{name}.xml")
         labels = [label_map[name] for name in annotation["names"]]
         for part, values in zip(objects, (annotation["boxes"], labels, annotation["difficulties"]), strict=True):
             part.append(torch.tensor(values))
