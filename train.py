@@ -60,8 +60,8 @@ workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
 network = "ssd300_vgg16"  # a row of NETWORKS in model.py, such as "ssd300_tiny"; a checkpoint brings its own
-pretrained = "IMAGENET1K_V1"  # of the base: or "IMAGENET1K_FEATURES" (VGG-16), a file with a state dict, "" for random
-freeze_base = False  # True: pretrained layers stay as they are: faster (on a CPU three times), safer with few images
+pretrained = "IMAGENET1K_V1"  # weights of the base: or "IMAGENET1K_FEATURES" (VGG-16), a file, "" for random ones
+freeze_base = False  # True: pretrained layers stay as they are: three times as fast on a CPU, safer with few images
 finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
@@ -86,8 +86,7 @@ seed = 0  # of the initial weights, the order of the images and their augmentati
 threshold = 0.5  # overlap from which a prior matches an object
 neg_pos_ratio = 3  # hardest background priors for each matched one
 alpha = 1.0  # weight of the localisation loss
-# Hardest background priors of an image without objects; the paper has none. (An image whose objects were all left
-# out, by keep_difficult = False, counts as one.)
+# Hardest background priors of an image without objects (or whose objects keep_difficult leaves out); the paper: 0
 n_negatives_without_objects = 0
 
 # Speed
@@ -404,9 +403,7 @@ def describe_run(model, dataset, begin):
     say(f"run      iterations {begin.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all")
     say(f"         {optimizer_name}, lr {lr:g}, {schedule}, warm-up {warmup}")
     if minutes:
-        say(
-            f"         by the clock: {begin.seconds / 60:.1f} of its {minutes:g} minutes are used; two such runs differ"
-        )
+        say(f"         by the clock: {begin.seconds / 60:.1f} of its {minutes:g} minutes are used")
     if warmup > iterations:
         say(f"warning: the warm-up of {warmup} iterations is longer than the run; --warmup={iterations // 10} is usual")
 
@@ -491,16 +488,12 @@ class Run:
             advice = f"{path} is left as it was. Try a lower lr (--lr), a longer --warmup, or --grad_clip=10"
             raise FloatingPointError(f"weights are no longer finite at iteration {self.done}; {advice}")
         state = {
-            **model_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.done,
-            "seconds": self.seconds,
-            "to_evaluate": to_evaluate,
-            "best_map": self.best_map,
+            **model_state(self.model), "optimizer": self.optimizer.state_dict(),
+            "iteration": self.done, "seconds": self.seconds, "best_map": self.best_map, "to_evaluate": to_evaluate,
             # Of torch's generators. (Data order and augmentation need none: see datasets.py.)
             "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "parameters": script_parameters(globals()),
-        }
+        }  # fmt: skip
         save_checkpoint(state, path)
 
     def finish(self):
@@ -560,12 +553,8 @@ class TrainingLog:
         elif self.first_flush and done >= self.first_flush[0] + 10:
             step = (now - self.first_flush[1]) / (done - self.first_flush[0])
             self.first_flush = ()
-            to_go = (
-                f"{60 * minutes / step:.0f} iterations"
-                if minutes
-                else f"{datetime.timedelta(seconds=round(step * (iterations - done)))} to go"
-            )
-            say(f"{step:.2f} s an iteration: about {to_go}")
+            to_go = datetime.timedelta(seconds=round(step * (iterations - done)))
+            say(f"{step:.2f} s an iteration" if minutes else f"{step:.2f} s an iteration: about {to_go} to go")
 
     def write(self, done, *, loss="", rate="", speed="", mean_ap=""):
         """Append a row to the file. A full disk costs the log, not the run."""
@@ -634,7 +623,7 @@ class Console:
 
 
 if __name__ == "__main__":
-    override_parameters(globals(), sys.argv[1:])
     sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
+    override_parameters(globals(), sys.argv[1:])
     with exit_with_message():
         main()

@@ -197,33 +197,22 @@ def test_batch_without_objects():
 
 def test_order_of_objects_and_of_images_does_not_matter():
     locs, scores, boxes, labels = random_batch([6, 0, 3], 5, PRIORS_CXCY, 7)
-    criterion = MultiBoxLoss(PRIORS_CXCY)
-    loss, d_locs, d_scores = loss_and_gradients(criterion, locs, scores, boxes, labels)
-    orders = [torch.randperm(len(b), generator=torch.Generator().manual_seed(8)) for b in boxes]
-    assert orders[0].tolist() != sorted(orders[0].tolist())
-    shuffled = [[part[o] for part, o in zip(parts, orders, strict=True)] for parts in (boxes, labels)]
-    again = loss_and_gradients(criterion, locs, scores, *shuffled)
+    expected = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), locs, scores, boxes, labels)
     turn = [2, 0, 1]
-    turned = loss_and_gradients(criterion, locs[turn], scores[turn], *([p[i] for i in turn] for p in (boxes, labels)))
-    for one, two, three in zip((loss, d_locs, d_scores), again, turned, strict=True):
-        torch.testing.assert_close(one, two)
-        torch.testing.assert_close(one[turn] if one.dim() else one, three)
+    turned = locs[turn], scores[turn], *([part[i].flip(0) for i in turn] for part in (boxes, labels))
+    results = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *turned)
+    for result, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, value[turn] if value.dim() else value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_is_finite_at_the_smallest_and_largest_boxes(dtype):
-    tiny, above_half = torch.finfo(torch.float32).tiny, torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))
-    extremes = torch.tensor(
-        [
-            [0, 0, 1, 1], [0, 0, tiny, tiny], [0, 0, 1, 1e-30], [0, 0.999, 1, 1],
-            [1 - 2**-24, 1 - 2**-24, 1, 1], [0.5, 0.5, above_half, above_half],
-        ]
-    )  # fmt: skip
+    tiny, above_half = torch.finfo(torch.float32).tiny, torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)).item()
+    extremes = torch.tensor([[0, 0, 1, 1], [0, 0, tiny, tiny], [0, 0, 1, 1e-30], [0.5, 0.5, above_half, above_half]])
     assert (extremes[:, 2:] > extremes[:, :2]).all()  # the numbers survived float32
     boxes = [*extremes.split(1), extremes]
     labels = [torch.ones(len(b), dtype=torch.int64) for b in boxes]
-    locs = torch.randn(len(boxes), 8732, 4).to(dtype)
-    scores = (30 * torch.randn(len(boxes), 8732, 3)).to(dtype)
+    locs, scores = torch.randn(5, 8732, 4).to(dtype), (30 * torch.randn(5, 8732, 3)).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         results = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), locs, scores, boxes, labels)
     assert all(result.isfinite().all() for result in results)
@@ -234,11 +223,10 @@ def test_loss_is_finite_at_the_smallest_and_largest_boxes(dtype):
 def test_batches_weigh_alike_whatever_share_of_their_images_has_objects(neg_pos_ratio):
     criterion = MultiBoxLoss(PRIORS_CXCY, neg_pos_ratio=neg_pos_ratio, n_negatives_without_objects=50)
     losses, norms = [], []
-    for n_with_objects in (8, 1, 0):
-        _, _, boxes, labels = random_batch([3] * n_with_objects + [0] * (8 - n_with_objects), 4, PRIORS_CXCY, 20)
+    for n in (8, 1, 0):  # images with objects
+        _, _, boxes, labels = random_batch([3] * n + [0] * (8 - n), 4, PRIORS_CXCY, 20)
         loss, _, d_scores = loss_and_gradients(criterion, *torch.zeros(2, 8, 8732, 4), boxes, labels)
-        losses.append(float(loss))
-        norms.append(float(d_scores.norm()))
+        losses, norms = [*losses, float(loss)], [*norms, float(d_scores.norm())]
     assert max(losses) < 4 * min(losses) and max(norms) < 4 * min(norms)
     assert losses[2] == pytest.approx(max(neg_pos_ratio, 1) * math.log(4))
 
@@ -282,8 +270,8 @@ dist.destroy_process_group()
 def test_two_processes_take_the_step_of_one(tmp_path):
     priors_cxcy = random_priors(500, 14)
     # Rank 0 has most of the objects, rank 1 an image without any; or there is none at all.
-    batches = {"mixed": random_batch([6, 9, 3, 1, 0, 1], 5, priors_cxcy, 15)}
-    batches["empty"] = random_batch([0] * 6, 5, priors_cxcy, 15)
+    counts = {"mixed": [6, 9, 3, 1, 0, 1], "empty": [0] * 6}
+    batches = {name: random_batch(numbers, 5, priors_cxcy, 15) for name, numbers in counts.items()}
     for name, batch in batches.items():
         torch.save((*batch, priors_cxcy), tmp_path / name)
     command = [sys.executable, "-c", PROCESS]
