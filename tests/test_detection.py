@@ -26,8 +26,6 @@ def detect_as_plain(*arguments, **parameters):
     return results
 
 
-# By hand
-
 ROW = [[0.1, 0.1, 0.5, 0.4], [0.2, 0.1, 0.6, 0.4], [0.3, 0.1, 0.7, 0.4]]  # neighbours overlap by 0.6, the ends by 1/3
 HALVES = [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.25, 0.5]]  # overlap by exactly 1/2
 CHAIN = [[i / 4, 0.0, i / 4 + 1.0, 1.0] for i in range(100)]  # each overlaps the next by 0.6
@@ -86,9 +84,6 @@ def test_images_of_one_batch_do_not_touch_each_other():
     for i in range(3):
         alone = detect_objects(locs[i : i + 1], scores[i : i + 1], PRIORS_CXCY[:500], 0.05, 0.45, 50)
         assert_same([[part[i]] for part in together], alone)
-
-
-# Against the plain algorithm
 
 
 def random_predictions(n_images, n_priors, n_classes, seed):
@@ -204,9 +199,6 @@ def test_the_host_waits_once_a_round(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, None)
     detect_objects(*random_predictions(2, len(PRIORS_CXCY), 4, seed=7), PRIORS_CXCY, 0.01, 0.1, 200)
     assert len(waits) == len(rounds) > 1
-
-
-# Errors
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 import functools
 import math
-import sys
 
 import pytest
 import torch
 from benchmark_plain import plain_match, plain_multibox_loss
-from helpers import REPO, finish, start
 
-from model import SSD300, MultiBoxLoss, assign_own_priors, match_priors, mine_hard_negatives, stack_objects
+from model import SSD300, MultiBoxLoss, assign_own_priors, match_priors, stack_objects
 from utils import cxcy_to_xy, xy_to_cxcy
 
 PRIORS_CXCY = SSD300.create_prior_boxes()
@@ -64,9 +62,6 @@ def match_one_image(boxes_xy, priors_cxcy, threshold=0.5):
     matched = match_priors(objects, cxcy_to_xy(priors_cxcy), threshold)
     assert matched.shape == (3, len(priors_cxcy)) and matched.dtype == torch.int64
     return torch.where(matched[1] == len(boxes_xy) + 3, -1, matched[1] - 1).tolist()
-
-
-# Matching
 
 
 @pytest.mark.parametrize("n_levels", [2**24, 4, 1])  # hardly any ties, many ties, nothing but ties
@@ -124,35 +119,11 @@ def test_matching_against_a_slow_reference(n_objects):
         assert set(range(n_objects)) <= set(expected)  # every object has a prior
 
 
-def test_a_batch_without_objects_is_all_background():
-    objects = stack_objects([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, CPU)
-    assert (match_priors(objects, cxcy_to_xy(PRIORS_CXCY), 0.5) == 0).all()  # T = 0: number 0 is "no object"
-
-
 def test_an_object_gets_the_same_prior_in_whatever_batch_it_is():
     _, _, boxes, labels = random_batch([2, 40, 5], 4, PRIORS_CXCY, 1)  # with many equal overlaps
     together = match_priors(stack_objects(boxes, labels, CPU), cxcy_to_xy(PRIORS_CXCY), 0.5)
     alone = match_priors(stack_objects(boxes[:1], labels[:1], CPU), cxcy_to_xy(PRIORS_CXCY), 0.5)
     assert torch.equal(torch.where(together[:1] == 47, 2, together[:1]), alone)
-
-
-# Mining
-
-
-def test_mining_takes_the_hardest_negatives():
-    torch.manual_seed(0)
-    losses = 3 * torch.rand(4, 50)
-    is_positive = torch.rand(4, 50) < torch.tensor([0.1, 0.0, 0.5, 1.0])[:, None]
-    n_positives = is_positive.sum(dim=1)
-    is_hard = mine_hard_negatives(losses, is_positive, 3 * n_positives[:, None])
-    for image in range(4):
-        negatives = [prior for prior in range(50) if not is_positive[image, prior]]
-        hardest = sorted(negatives, key=lambda prior: -losses[image, prior])[: 3 * n_positives[image]]
-        assert is_hard[image].nonzero().flatten().tolist() == sorted(hardest)
-    assert is_hard.sum(dim=1).tolist() == [3 * n_positives[0], 0, 50 - n_positives[2], 0]
-
-
-# The loss
 
 
 @pytest.mark.parametrize(
@@ -247,42 +218,24 @@ def test_predictions_that_are_not_numbers_show_in_the_loss():
     assert MultiBoxLoss(PRIORS_CXCY)(locs, scores, boxes, labels).isnan()
 
 
-PROCESS = """
-import sys
-import torch
-import torch.distributed as dist
-sys.path.insert(0, sys.argv[2])
-from model import MultiBoxLoss
-
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=2)
-for name in ("mixed", "empty"):
-    *predictions, boxes, labels, priors_cxcy = torch.load(name, weights_only=True)
-    images = slice(0, 3) if rank == 0 else slice(3, 6)
-    locs, scores = (part[images].clone().requires_grad_() for part in predictions)
-    loss = MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7)(locs, scores, boxes[images], labels[images])
-    loss.backward()
-    torch.save((loss.detach(), locs.grad, scores.grad), name + str(rank))
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_take_the_step_of_one(tmp_path):
+@pytest.mark.parametrize("counts", [[6, 9, 3, 1, 0, 1], [0] * 6])  # unlike in the two processes; or no object at all
+def test_two_processes_take_the_step_of_one(monkeypatch, counts):
+    """One after the other here; test_train.py has a run of two."""
     priors_cxcy = random_priors(500, 14)
-    # Rank 0 has most of the objects, rank 1 an image without any; or there is none at all.
-    counts = {"mixed": [6, 9, 3, 1, 0, 1], "empty": [0] * 6}
-    batches = {name: random_batch(numbers, 5, priors_cxcy, 15) for name, numbers in counts.items()}
-    for name, batch in batches.items():
-        torch.save((*batch, priors_cxcy), tmp_path / name)
-    command = [sys.executable, "-c", PROCESS]
-    processes = [start([*command, rank, str(REPO), str(tmp_path / "meeting")], tmp_path) for rank in "01"]
-    assert [finish(process) for process in processes] == [(0, "")] * 2
-    criterion = MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7)
-    for name, batch in batches.items():
-        loss, *gradients = loss_and_gradients(criterion, *batch)
-        results = [torch.load(tmp_path / f"{name}{rank}", weights_only=True) for rank in "01"]
-        # DistributedDataParallel takes the mean over the processes.
-        torch.testing.assert_close((results[0][0] + results[1][0]) / 2, loss, rtol=1e-5, atol=0)
-        for whole, *parts in zip(gradients, *(result[1:] for result in results), strict=True):
-            torch.testing.assert_close(torch.cat(parts) / 2, whole, rtol=1e-5, atol=1e-7)
-        assert loss > 0
+    criterion, batch = (
+        MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7),
+        random_batch(counts, 5, priors_cxcy, 15),
+    )
+    loss, *gradients = loss_and_gradients(criterion, *batch)
+    shares, counted = [[part[images] for part in batch] for images in (slice(3), slice(3, 6))], []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counted.append(counts.clone()))
+    for share in shares:
+        criterion(*share)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counts.copy_(sum(counted)))
+    results = [loss_and_gradients(criterion, *share) for share in shares]
+    # DistributedDataParallel takes the mean over the processes.
+    assert_all_close([(results[0][0] + results[1][0]) / 2], [loss], 1e-5)
+    for whole, *parts in zip(gradients, *(result[1:] for result in results), strict=True):
+        torch.testing.assert_close(torch.cat(parts) / 2, whole, rtol=1e-5, atol=1e-7)

@@ -165,11 +165,13 @@ def test_memory_stays_flat(lists, tmp_path):
         ("warmup", -5), ("lr", float("nan")), ("lr", 0.0), ("grad_clip", -1.0), ("weight_decay", float("inf")),
         ("iterations", 0), ("log_every", 0), ("optimizer_name", "adam"), ("schedule", "linear"), ("minutes", -1.0),
         ("save_to", "no_such_folder/last.pth.tar"), ("save_to", ""), ("save_to", "a_folder"),
+        ("sync_batch_norm", True),  # without CUDA
     ],
 )  # fmt: skip
 def test_parameters_that_cannot_work_are_refused(tmp_path, monkeypatch, name, value):
     (tmp_path / "a_folder").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(train, name, value)
     with pytest.raises(ValueError, match=rf"^{name} is {value!r}"):
         train.main()

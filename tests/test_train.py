@@ -72,8 +72,6 @@ def step_and_send(optimizer):
 torch.optim.SGD.step = step_and_send
 """
 
-# Resuming
-
 
 def test_resume_after_kills_takes_the_same_steps(lists, unbroken, tmp_path):
     n_kills, rng, checkpoint = int(os.environ.get("SSD_KILLS", 2)), random.Random(0), tmp_path / "last.pth.tar"
@@ -205,9 +203,6 @@ def test_resuming_with_other_classes_names_both(run, lists, unbroken, tmp_path, 
     assert "but for the class heads" in output and "\x1b" not in output + str(caught.value)
 
 
-# Signals, several processes, the console
-
-
 def test_several_processes_take_the_same_steps(run, lists, tmp_path, monkeypatch):
     """Without batch normalisation, which sees each process's share of the batch alone."""
     plain = "import model as m; m.NETWORKS['ssd300_tiny'] = m.NETWORKS['ssd300_tiny']._replace(base='vgg16')"
@@ -240,26 +235,12 @@ def test_each_machine_downloads_once(monkeypatch):
     assert steps == ["load", "wait", "wait", "wait", "load", "wait"]
 
 
-def test_sync_batch_norm_needs_cuda(run, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="sync_batch_norm is True; PyTorch has it on CUDA only"):
-        run(sync_batch_norm=True)
-
-
-@pytest.mark.parametrize("console", ["2>&1 >/dev/full | head -1", ">&- 2>&-"])
+@pytest.mark.parametrize("console", ["2>&1 >/dev/full | head -1", ">&- 2>&-", "--help 2>&1 | head -1"])
 def test_a_console_that_takes_no_output_does_not_end_the_run(lists, tmp_path, console):
     command = " ".join(f"'{part}'" for part in training(lists, iterations=2))
     code, output = finish(start(["bash", "-c", f"set -o pipefail; {command} {console}"], tmp_path))
-    assert code == 0, output
-    assert load_checkpoint(tmp_path / "last.pth.tar")["iteration"] == 2
-
-
-def test_the_help_may_be_cut_off(tmp_path):
-    command = f"set -o pipefail; '{sys.executable}' '{REPO / 'train.py'}' --help | head -1"
-    assert finish(start(["bash", "-c", command], tmp_path)) == (0, "Train a network of the SSD family.\n")
-
-
-# What happens in a run
+    assert code == 0 and "Traceback" not in output, output
+    assert "--help" in console or load_checkpoint(tmp_path / "last.pth.tar")["iteration"] == 2
 
 
 def test_a_run_says_what_it_does(run, capsys):

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from helpers import Payload
 
 import train
 from model import SSD300
@@ -36,8 +35,6 @@ from utils import (
 )
 
 CONTENTS = {"iteration": 3, "label_map": {"background": 0, "cat": 1}, "model": {"w": torch.arange(5.0)}}
-
-# Boxes
 
 
 def random_boxes_xy(n, seed=0, dtype=torch.float32):
@@ -87,28 +84,6 @@ def test_encoding_and_decoding_undo_each_other():
     torch.testing.assert_close(again, offsets, rtol=1e-5, atol=1e-4)
 
 
-def test_encoding_is_finite_and_undone_at_the_extremes_of_float32():
-    tiny = torch.finfo(torch.float32).tiny  # 1.2e-38
-    subnormal = tiny * torch.finfo(torch.float32).eps  # 1.4e-45: the smallest number above 0
-    above_half = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)).item()
-    boxes_xy = torch.tensor(
-        [
-            [0, 0, 1, 1], [0, 0, tiny, tiny], [0, 0, subnormal, 1], [0.5, 0.5, above_half, above_half],
-            [1 - 2**-24, 0, 1, 1], [0, 0, 1e4, 1e4],
-        ]
-    )  # fmt: skip
-    assert (boxes_xy[:, 2:] > boxes_xy[:, :2]).all()  # the numbers survived float32
-    priors_cxcy = SSD300.create_prior_boxes()[::97]
-    boxes_cxcy = xy_to_cxcy(boxes_xy)[:, None].expand(-1, len(priors_cxcy), -1)
-    offsets = cxcy_to_gcxgcy(boxes_cxcy, priors_cxcy)
-    assert offsets.isfinite().all()
-    decoded = gcxgcy_to_cxcy(offsets, priors_cxcy)
-    # A relative error of 6e-8 in ln(size / prior), 104 at most, is 6e-6 in the size.
-    normal = boxes_cxcy[..., 2:] >= tiny
-    torch.testing.assert_close(decoded[..., 2:][normal], boxes_cxcy[..., 2:][normal], rtol=3e-5, atol=0)
-    torch.testing.assert_close(decoded[..., :2], boxes_cxcy[..., :2], rtol=1e-6, atol=1e-7)
-
-
 def test_overlap_by_hand():
     box = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
     others = torch.tensor(
@@ -143,9 +118,6 @@ def test_overlap_against_a_slow_reference(dtype):
     assert torch.equal(boxes_1, copies[0]) and torch.equal(boxes_2, copies[1])  # the arguments are left alone
 
 
-# Labels and colours
-
-
 @pytest.mark.parametrize("names", [(), "dog", ["a", "a"], ["background"], ["a", " "], ["a", 3]])
 def test_bad_class_names_are_refused(names):
     with pytest.raises(ValueError, match=r"class|name"):
@@ -171,9 +143,6 @@ def test_a_bad_label_map_names_its_file(tmp_path, text):
     (tmp_path / "label_map.json").write_text(text)
     with pytest.raises(ValueError, match=r"label_map\.json"):
         load_label_map(tmp_path)
-
-
-# Files and messages
 
 
 def test_json_is_read_from_regular_files_only(tmp_path):
@@ -246,15 +215,6 @@ def test_another_programs_file_is_named(tmp_path, contents):
         load_checkpoint(path)
 
 
-def test_a_pickled_payload_does_not_run(tmp_path):
-    torch.save({"format": "ssd300/1", "extra": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match=r"evil\.pth: refused"):
-        load_checkpoint(tmp_path / "evil.pth")
-    assert not (tmp_path / "ran").exists()
-    torch.load(tmp_path / "evil.pth", weights_only=False)  # the payload is a real one
-    assert (tmp_path / "ran").exists()
-
-
 def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
     """A limit on the size of files stands for the disk: the write breaks off in the middle."""
     path = tmp_path / "c.pth.tar"
@@ -270,19 +230,12 @@ def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-# Parameters
-
-
 def make_namespace():
     """What `globals()` of a script may hold."""
     return {
         "__doc__": "A script.", "lr": 1e-3, "iterations": 100, "bf16": True, "folder": "data", "decay_at": (80, 90),
         "names": (), "steps": ("crop", "flip"), "MEAN": (1, 2), "_private": 1, "main": make_namespace, "os": os,
     }  # fmt: skip
-
-
-def test_parameters_are_the_lowercase_plain_values():
-    assert " ".join(script_parameters(make_namespace())) == "lr iterations bf16 folder decay_at names steps"
 
 
 @pytest.mark.parametrize(
@@ -310,8 +263,9 @@ def test_after_a_bad_argument_the_error_stands_last(argument):
     namespace = make_namespace()
     with pytest.raises(SystemExit) as error:
         override_parameters(namespace, [argument])
-    *listing, last = str(error.value).splitlines()
-    assert "  --decay_at=(80, 90)" in listing and "  --names=()" in listing
+    _, *listing, last = str(error.value).splitlines()  # the lowercase plain values
+    names = " ".join(line.strip(" -").partition("=")[0] for line in listing)
+    assert names == "lr iterations bf16 folder decay_at names steps" and "  --decay_at=(80, 90)" in listing
     assert last.startswith("error: ") and argument.split("=")[-1] in last and namespace == make_namespace()
     assert ("Did you mean --iterations?" in last) == (argument == "--iteration=1")
 
