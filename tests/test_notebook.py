@@ -3,24 +3,19 @@
 import ast
 import json
 
-import pytest
 import torch
 from helpers import REPO
-from make_sample import make_sample
 from PIL import Image
 
 from model import SSD300, model_state
 from utils import make_label_map, save_checkpoint
 
-
-@pytest.fixture(scope="module")
-def code_cells():
-    cells = json.loads((REPO / "notebooks" / "detect.ipynb").read_text(encoding="utf-8"))["cells"]
-    return [cell for cell in cells if cell["cell_type"] == "code"]
+CELLS = json.loads((REPO / "notebooks" / "detect.ipynb").read_text(encoding="utf-8"))["cells"]
+CODE_CELLS = [cell for cell in CELLS if cell["cell_type"] == "code"]
 
 
-def test_it_is_committed_without_outputs(code_cells):
-    assert code_cells and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_cells)
+def test_it_is_committed_without_outputs():
+    assert CODE_CELLS and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in CODE_CELLS)
 
 
 def save_model(path):
@@ -44,17 +39,18 @@ def run_cell(source, namespace):
     return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
 
 
-def test_its_cells_run(code_cells, tmp_path, monkeypatch, capsys):
-    make_sample(tmp_path / "demo" / "sample", n_train=0, n_test=1, seed=0)
-    save_model(tmp_path / "demo" / "checkpoint_ssd300.pth.tar")
+def test_its_cells_run(sample, tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "sample").symlink_to(sample)
+    save_model(tmp_path / "demo" / "checkpoint_ssd300.pth.tar")
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.syspath_prepend(tmp_path)  # the notebook adds to the path
 
     namespace = {"__name__": "__main__"}
-    shown = [run_cell("".join(cell["source"]), namespace) for cell in code_cells]
+    shown = [run_cell("".join(cell["source"]), namespace) for cell in CODE_CELLS]
+    photo = Image.open(sample / "JPEGImages" / "test_00001.jpg")
     pictures = [value for value in shown if isinstance(value, Image.Image)]
-    photo = Image.open(tmp_path / "demo" / "sample" / "JPEGImages" / "test_00001.jpg")
     assert [picture.size for picture in pictures] == [photo.size, photo.size]
     assert all(picture.tobytes() != photo.convert("RGB").tobytes() for picture in pictures)
     assert shown[1] == {0: "background", 1: "circle", 2: "rectangle", 3: "star", 4: "triangle"}
