@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ablations
 import demo
 import gpu_check
 import pytest
 import torch
 from helpers import REPO, run_script, script
 
+import train
 from utils import override_parameters
 
 
@@ -53,6 +55,24 @@ def test_benchmark_of_the_loss(tmp_path):
     run_script(script("tools/benchmark.py", only="loss", repeats=1), tmp_path)
     case = json.loads((tmp_path / "benchmark.json").read_text())["cases"][0]
     assert "MultiBoxLoss" in case["median_ms"] and len(case["median_ms"]) == 4
+
+
+@pytest.mark.parametrize("choice", ["no_ownership", "no_extra_prior"])
+def test_ablations_in_short(tmp_path, choice):
+    run_script(
+        script(
+            "tools/ablations.py", output_folder=tmp_path, choices=choice, seeds="0,", iterations=2, n_train=8, n_test=2
+        ),
+        tmp_path,
+    )
+    with open(tmp_path / "results.csv") as file:
+        assert [line.split(",")[:3] for line in file] == [[name, "0", "2"] for name in ("baseline", choice)]
+
+
+def test_choices_of_the_ablations_are_parameters():
+    for words, parameters, patch in ablations.CHOICES.values():
+        assert words and (parameters or patch or words == "everything as it is")
+        override_parameters(dict(vars(train)), [f"--{name}={value}" for name, value in parameters.items()])
 
 
 def test_gpu_check_needs_a_gpu(monkeypatch):
