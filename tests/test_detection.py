@@ -76,16 +76,6 @@ def test_nothing_found_gives_empty_tensors():
     assert_same(results, [[torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, [torch.zeros(0)] * 2])
 
 
-def test_images_of_one_batch_do_not_touch_each_other():
-    locs, scores = random_predictions(3, 500, 6, seed=1)
-    scores[1] = torch.tensor([20.0, 0, 0, 0, 0, 0])  # nothing in the second image
-    together = detect_objects(locs, scores, PRIORS_CXCY[:500], 0.05, 0.45, 50)
-    assert [len(labels) for labels in together[1]] == [50, 0, 50]
-    for i in range(3):
-        alone = detect_objects(locs[i : i + 1], scores[i : i + 1], PRIORS_CXCY[:500], 0.05, 0.45, 50)
-        assert_same([[part[i]] for part in together], alone)
-
-
 def random_predictions(n_images, n_priors, n_classes, seed):
     """Offsets and scores as of a network that has learned little."""
     generator = torch.Generator().manual_seed(seed)
@@ -102,7 +92,7 @@ def random_case(seed):
 
     n_images, n_priors, n_classes = choose(1, 1, 2), choose(1, 2, 5, 12, 30), choose(2, 3, 5)
     priors = torch.rand(n_priors, 4, generator=generator) * choose(0.2, 0.5, 1.0) + 0.1
-    locs = torch.randn(n_images, n_priors, 4, generator=generator) * choose(0.0, 0.3, 1.0, 4.0)
+    locs = torch.randn(n_images, n_priors, 4, generator=generator) * choose(0.0, 0.3, 1.0, 4.0, 30.0)
     scores = torch.randn(n_images, n_priors, n_classes, generator=generator) * choose(0.0, 1.0, 3.0)
     if choose(True, False):  # equal scores, equal boxes, overlaps that are simple fractions
         scores, locs = scores.round(), locs.round()
@@ -161,12 +151,6 @@ def test_extreme_offsets_give_finite_boxes(size):
     boxes, _, kept_scores = detect_objects(signs * size, scores, PRIORS_CXCY[-200:], 0.01, 0.45, 1000)
     assert len(boxes[0]) > 100 and boxes[0].isfinite().all() and kept_scores[0].isfinite().all()
     assert (boxes[0][:, 2:] >= boxes[0][:, :2]).all()
-
-
-def test_large_offsets_that_do_not_overflow_are_left_alone():
-    locs, scores = random_predictions(2, 300, 4, seed=3)
-    locs *= 30  # sizes of up to exp(20) times the prior's
-    detect_as_plain(locs, scores, PRIORS_CXCY[:300], 0.1, 0.45, 200)
 
 
 def test_scores_that_are_not_numbers_are_no_candidates():

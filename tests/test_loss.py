@@ -166,16 +166,6 @@ def test_batch_without_objects():
     assert (d_locs == 0).all() and (d_scores.abs().sum(dim=2) > 0).sum(dim=1).tolist() == [2, 2]
 
 
-def test_order_of_objects_and_of_images_does_not_matter():
-    locs, scores, boxes, labels = random_batch([6, 0, 3], 5, PRIORS_CXCY, 7)
-    expected = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), locs, scores, boxes, labels)
-    turn = [2, 0, 1]
-    turned = locs[turn], scores[turn], *([part[i].flip(0) for i in turn] for part in (boxes, labels))
-    results = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *turned)
-    for result, value in zip(results, expected, strict=True):
-        torch.testing.assert_close(result, value[turn] if value.dim() else value)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_is_finite_at_the_smallest_and_largest_boxes(dtype):
     tiny, above_half = torch.finfo(torch.float32).tiny, torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)).item()

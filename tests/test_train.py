@@ -106,7 +106,7 @@ def test_a_signal_saves_and_ends_with_its_exit_code(lists, unbroken, tmp_path, r
     assert_same_state(unbroken / "last.pth.tar", "last.pth.tar")
 
 
-@pytest.mark.parametrize("settings", [{"evaluate_every": 3}, {"optimizer_name": "adamw", "schedule": "cosine"}])
+@pytest.mark.parametrize("settings", [{"evaluate_every": 5}, {"optimizer_name": "adamw", "schedule": "cosine"}])
 def test_a_run_resumes_from_any_checkpoint(run, unbroken, tmp_path, monkeypatch, settings):
     """Also with AdamW; and evaluation in between leaves the statistics of batch normalisation alone."""
 
@@ -121,6 +121,10 @@ def test_a_run_resumes_from_any_checkpoint(run, unbroken, tmp_path, monkeypatch,
     assert_same_state(whole, "last.pth.tar")
     if "evaluate_every" in settings:
         assert_same_state(whole, unbroken / "last.pth.tar")
+        rows = [row for row in read_log("train_log.csv") if row["mAP"]]
+        assert [row["iteration"] for row in rows] == ["5", "10", "12"]  # every fifth one, and the last
+        best = load_checkpoint("best_last.pth.tar")["best_map"]
+        assert max(float(row["mAP"]) for row in rows) == pytest.approx(best, abs=1e-6)
 
 
 def test_a_run_by_the_clock(run, capsys, monkeypatch):
@@ -229,9 +233,9 @@ def test_each_machine_downloads_once(monkeypatch):
     steps = []
     monkeypatch.setattr(train, "load_pretrained", lambda *_: steps.append("load"))
     monkeypatch.setattr(train, "highest_of_all", lambda *_: steps.append("wait"))
-    train.load_base(None)
-    monkeypatch.setattr(train, "LOCAL_RANK", 1)
-    train.load_base(None)
+    for rank in (0, 1):
+        monkeypatch.setattr(train, "LOCAL_RANK", rank)
+        train.load_base(None)
     assert steps == ["load", "wait", "wait", "wait", "load", "wait"]
 
 
@@ -258,7 +262,7 @@ def test_a_run_says_what_it_does(run, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"lr": 1e30}, r"the loss of iteration(.|\n)*JPEGImages(.|\n)*--checkpoint=last"),
-     ({"lr": 1e39, "iterations": 3}, "weights are no longer finite at iteration 3; last.pth.tar is left")],
+     ({"lr": 1e38, "weight_decay": 1e10, "iterations": 3}, "weights are no longer finite at iteration 3")],
 )  # fmt: skip
 def test_what_is_not_finite_is_not_saved(run, settings, message):
     run(iterations=2)
@@ -266,15 +270,6 @@ def test_what_is_not_finite_is_not_saved(run, settings, message):
     with pytest.raises(SystemExit, match=message):
         run(checkpoint="last.pth.tar", warmup=0, **settings)
     assert Path("last.pth.tar").read_bytes() == before
-
-
-def test_evaluation_keeps_the_best_model(run):
-    run(iterations=3, evaluate_every=2)
-    best = load_checkpoint("best_last.pth.tar")
-    assert best["iteration"] in (2, 3) and best["best_map"] >= 0
-    rows = [row for row in read_log("train_log.csv") if row["mAP"]]
-    assert [row["iteration"] for row in rows] == ["2", "3"]  # every second one, and the last
-    assert max(float(row["mAP"]) for row in rows) == pytest.approx(best["best_map"], abs=1e-6)
 
 
 def test_an_evaluation_that_did_not_come_about_is_made_up_for(run, lists, tmp_path):
@@ -352,7 +347,6 @@ def test_groups_of_parameters(monkeypatch, optimizer_name, factor):
     assert weights | biases | norms == set(named.values()) and "rescale_factors" in weights
     assert norms == {name for name in named.values() if ".norm." in name}
     assert biases == {name for name in named.values() if name.endswith(".bias")} - norms
-    assert len(train.make_optimizer(SSD300(3, "ssd300_tiny").pred_convs, CPU).param_groups) == 2  # as before
 
 
 def test_frozen_layers_stay_as_they_are(monkeypatch):
