@@ -1,77 +1,63 @@
 """The generated sample data set: layout, exact boxes, flags, and the same pictures every time."""
 
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import make_sample
 import numpy as np
 import pytest
+from helpers import read_files, run_script, script
 from PIL import Image
 
-SCRIPT = Path(make_sample.__file__)
+
+@pytest.fixture
+def draw(monkeypatch):
+    """Draws a picture with these shapes: (name, (x, y), radius)."""
+
+    def draw(*shapes):
+        placed = [(name, np.array(center, dtype=float), radius) for name, center, radius in shapes]
+        monkeypatch.setattr(make_sample, "place_shapes", lambda rng, size: placed)
+        return make_sample.draw_sample(np.random.default_rng(5))
+
+    return draw
 
 
-def read_files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def draw_with(monkeypatch, shapes):
-    """Draw a picture with these shapes: (name, (x, y), radius)."""
-    placed = [(name, np.array(center, dtype=float), radius) for name, center, radius in shapes]
-    monkeypatch.setattr(make_sample, "place_shapes", lambda rng, size: placed)
-    return make_sample.draw_sample(np.random.default_rng(5))
-
-
-def test_layout_and_annotations(tmp_path):
-    make_sample.make_sample(tmp_path / "with spaces é", 3, 2, seed=1)
-    folder = tmp_path / "with spaces é"
-    lists = folder / "ImageSets" / "Main"
-    ids = {name: (lists / f"{name}.txt").read_text().split() for name in ("trainval", "test")}
-    assert ids["trainval"] == ["trainval_00001", "trainval_00002", "trainval_00003"]
-    assert ids["test"] == ["test_00001", "test_00002"]
-    for split, name in enumerate(["trainval", "test"]):
-        for number, image_id in enumerate(ids[name], start=1):
-            _, objects = make_sample.draw_sample(np.random.default_rng((1, split, number)))
-            root = ET.parse(folder / "Annotations" / f"{image_id}.xml").getroot()
-            with Image.open(folder / "JPEGImages" / root.findtext("filename")) as image:
-                assert image.format == "JPEG" and image.mode == "RGB"
-                size = tuple(int(root.findtext(f"size/{field}")) for field in ("width", "height"))
-                assert image.size == size and min(size) >= 320 and max(size) <= 500
-            written = [
-                {
-                    "name": item.findtext("name"),
-                    "box_xy_pixels": tuple(
-                        int(item.findtext(f"bndbox/{field}")) - (field in ("xmin", "ymin"))
-                        for field in ("xmin", "ymin", "xmax", "ymax")
-                    ),
-                    "difficult": int(item.findtext("difficult")),
-                    "truncated": int(item.findtext("truncated")),
-                }
-                for item in root.iter("object")
-            ]
-            assert written == objects
+def test_layout_and_annotations(sample):
+    ids = [(sample / "ImageSets" / "Main" / f"{name}.txt").read_text().split() for name in ("trainval", "test")]
+    assert ids[0] == [f"trainval_{i:05}" for i in range(1, 9)] and ids[1] == [f"test_{i:05}" for i in range(1, 5)]
+    for split, number in ((0, 1), (0, 8), (1, 4)):
+        _, objects = make_sample.draw_sample(np.random.default_rng((0, split, number)))
+        root = ET.parse(sample / "Annotations" / f"{ids[split][number - 1]}.xml").getroot()
+        with Image.open(sample / "JPEGImages" / root.findtext("filename")) as image:
+            assert image.format == "JPEG" and image.mode == "RGB"
+            assert image.size == tuple(int(root.findtext(f"size/{field}")) for field in ("width", "height"))
+            assert min(image.size) >= 320 and max(image.size) <= 500
+        written = []
+        for item in root.iter("object"):
+            box = [int(item.findtext(f"bndbox/{field}")) for field in ("xmin", "ymin", "xmax", "ymax")]
+            flags = {name: int(item.findtext(name)) for name in ("difficult", "truncated")}
+            box_xy_pixels = (box[0] - 1, box[1] - 1, *box[2:])  # VOC counts pixels from 1
+            written.append({"name": item.findtext("name"), "box_xy_pixels": box_xy_pixels, **flags})
+        assert written == objects
 
 
 def test_same_files_every_time_whatever_the_number_of_images(tmp_path):
-    make_sample.make_sample(tmp_path / "a", 3, 2, seed=0)
-    make_sample.make_sample(tmp_path / "b", 3, 2, seed=0)
+    output = run_script(script("tools/make_sample.py", output_folder="with spaces é", n_train=3, n_test=2), tmp_path)
+    assert "3 training and 2 test images" in output
+    make_sample.make_sample(tmp_path / "direct", 3, 2, seed=0)
     make_sample.make_sample(tmp_path / "more", 4, 3, seed=0)
     make_sample.make_sample(tmp_path / "other", 3, 2, seed=1)
-    first, more = read_files(tmp_path / "a"), read_files(tmp_path / "more")
-    assert read_files(tmp_path / "b") == first
-    pictures = {name for name in first if name.endswith((".jpg", ".xml"))}
-    assert len(pictures) == 10 and all(more[name] == first[name] for name in pictures)
-    other = read_files(tmp_path / "other")
-    assert not any(other[name] == first[name] for name in pictures if name.endswith(".jpg"))
-    assert len({first[name] for name in pictures if name.endswith(".jpg")}) == 5  # none twice
+    first, direct, more, other = (read_files(tmp_path / name) for name in ("with spaces é", "direct", "more", "other"))
+    assert direct == first
+    pictures = {name for name in first if name.endswith(".jpg")}
+    assert len({first[name] for name in pictures}) == 5  # none twice
+    assert all(more[name] == first[name] for name in first if name.endswith((".jpg", ".xml")))
+    assert not any(other[name] == first[name] for name in pictures)
 
 
-def test_box_of_a_whole_shape(monkeypatch):
-    image, objects = draw_with(monkeypatch, [("circle", (200, 150), 50)])
+def test_box_of_a_whole_shape(draw):
+    image, objects = draw(("circle", (200, 150), 50))
     assert objects == [{"name": "circle", "box_xy_pixels": (150, 100, 250, 200), "difficult": 0, "truncated": 0}]
-    background, no_objects = draw_with(monkeypatch, [])
+    background, no_objects = draw()
     assert no_objects == []
     # The same background lies below: the picture changed everywhere along the circle's edge, inside it.
     changed = np.any(np.asarray(image) != np.asarray(background), axis=2)
@@ -79,56 +65,39 @@ def test_box_of_a_whole_shape(monkeypatch):
     assert not changed[:95].any() and not changed[:, :145].any()  # (below and to the right falls the shadow)
 
 
-def test_box_of_an_outline_on_whole_pixels():
-    outline = np.array([[10, 20], [50, 20], [50, 60], [10, 60]], dtype=float)
-    mask, corner = make_sample.outline_mask(outline)
-    left, top, right, bottom = mask.point(lambda value: 255 * (value >= 128)).getbbox()
-    assert (left + corner[0], top + corner[1], right + corner[0], bottom + corner[1]) == (10, 20, 50, 60)
-
-
-def test_box_of_a_shape_cut_by_the_edge(monkeypatch):
-    _, objects = draw_with(monkeypatch, [("circle", (20, 150), 50), ("circle", (250, 50), 50)])
-    assert [item["box_xy_pixels"] for item in objects] == [(0, 100, 70, 200), (200, 0, 300, 100)]
-    assert [item["truncated"] for item in objects] == [1, 0]
-
-
 @pytest.mark.parametrize(
-    ("distance", "x_max", "difficult"),
-    # Two circles of radius 50: of the lower one, 61 % can be seen at a distance of 50, 31 % at 25; it ends
-    # where they cross, half way between the centres.
-    [(50, 225, 0), (25, 212, 1)],
-)
-def test_box_of_a_shape_below_another(monkeypatch, distance, x_max, difficult):
-    _, objects = draw_with(monkeypatch, [("circle", (200, 150), 50), ("circle", (200 + distance, 150), 50)])
-    assert [item["difficult"] for item in objects] == [difficult, 0]
-    box = objects[0]["box_xy_pixels"]
-    assert box[:2] == (150, 100) and box[3] == 200
-    assert abs(box[2] - x_max) <= 1
-    assert objects[1]["box_xy_pixels"] == (150 + distance, 100, 250 + distance, 200)
-
-
-def test_hidden_shapes_are_not_annotated_and_tiny_ones_are_difficult(monkeypatch):
-    shapes = [("star", (200, 150), 30), ("circle", (200, 150), 60), ("star", (60, 60), 8)]
-    _, objects = draw_with(monkeypatch, shapes)
-    assert [(item["name"], item["difficult"]) for item in objects] == [("circle", 0), ("star", 1)]
+    ("shapes", "expected"),
+    [
+        # Cut by the left edge, and just touching the upper one.
+        ([("circle", (20, 150), 50), ("circle", (250, 50), 50)],
+         [("circle", (0, 100, 70, 200), 0, 1), ("circle", (200, 0, 300, 100), 0, 0)]),
+        # Of the lower circle 61 % can be seen, then 31 %; it ends where they cross, half way between the centres.
+        ([("circle", (200, 150), 50), ("circle", (250, 150), 50)],
+         [("circle", (150, 100, 225, 200), 0, 0), ("circle", (200, 100, 300, 200), 0, 0)]),
+        ([("circle", (200, 150), 50), ("circle", (225, 150), 50)],
+         [("circle", (150, 100, 212, 200), 1, 0), ("circle", (175, 100, 275, 200), 0, 0)]),
+        # A hidden star is not annotated, a tiny one is difficult.
+        ([("star", (200, 150), 30), ("circle", (200, 150), 60), ("star", (60, 60), 8)],
+         [("circle", (140, 90, 260, 210), 0, 0), ("star", (53, 53, 68, 67), 1, 0)]),
+    ],
+)  # fmt: skip
+def test_boxes_and_flags(draw, shapes, expected):
+    _, objects = draw(*shapes)
+    assert [tuple(item.values()) for item in objects] == expected
 
 
 def test_what_a_data_set_contains():
-    found = []
-    for number in range(150):
-        image, objects = make_sample.draw_sample(np.random.default_rng((0, 0, number)))
-        for item in objects:
-            x_min, y_min, x_max, y_max = item["box_xy_pixels"]
+    found = [make_sample.draw_sample(np.random.default_rng((0, 0, number))) for number in range(100)]
+    for image, objects in found:
+        for x_min, y_min, x_max, y_max in (item["box_xy_pixels"] for item in objects):
             assert 0 <= x_min < x_max <= image.width and 0 <= y_min < y_max <= image.height
-        found.append((image.size, objects))
     every = [item for _, objects in found for item in objects]
-    counts = {name: sum(item["name"] == name for item in every) for name in make_sample.CLASSES}
-    assert sum(counts.values()) == len(every) > 225
-    assert min(counts.values()) > 0.15 * len(every)
+    counts = [sum(item["name"] == name for item in every) for name in make_sample.CLASSES]
+    assert sum(counts) == len(every) > 150 and min(counts) > 0.15 * len(every)
     assert 0 < sum(item["difficult"] for item in every) < 0.1 * len(every)
     assert 0 < sum(item["truncated"] for item in every) < 0.2 * len(every)
-    assert sum(not objects for _, objects in found) < 15 and max(len(objects) for _, objects in found) >= 4
-    assert {width > height for (width, height), _ in found} == {True, False}
+    assert sum(not objects for _, objects in found) < 10 and max(len(objects) for _, objects in found) >= 4
+    assert {image.width > image.height for image, _ in found} == {True, False}
 
 
 def test_bad_arguments(tmp_path):
@@ -136,13 +105,3 @@ def test_bad_arguments(tmp_path):
         make_sample.make_sample(tmp_path, 1, -1, 0)
     with pytest.raises(ValueError, match="'hexagon' is not one of circle"):
         make_sample.draw_outline(np.random.default_rng(0), "hexagon")
-
-
-def test_script(tmp_path):
-    parameters = [f"--output_folder={tmp_path / 'out'}", "--n_train=2", "--n_test=1"]
-    command = [sys.executable, str(SCRIPT), *parameters]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert "2 training and 1 test images" in run.stdout
-    make_sample.make_sample(tmp_path / "direct", 2, 1, seed=0)
-    assert read_files(tmp_path / "out") == read_files(tmp_path / "direct")

@@ -81,7 +81,7 @@ def main():
     check_parameters()
     model = load_model(checkpoint).to(memory_format=torch.contiguous_format)  # no runtime needs channels last
     inputs = prepare(read_images(images), model)
-    network = Network(model, uint8_input, make_detector(Path(save_to).suffix) if find_objects else None)
+    network = make_network(model)
     contents = export(network, Path(save_to).suffix, batch_size)
     report = check(network, load_exported(contents, Path(save_to).suffix), inputs, batch_size, tolerance)
     try:
@@ -120,46 +120,31 @@ def check_parameters():
 class Network(nn.Module):
     """The model, normalisation before it and detection after it as wanted.
 
-    takes_bytes: whether images are uint8. detector: a Detector, or None for the predictions at all priors.
+    takes_bytes: whether images are uint8. suppress: None for the predictions at all priors; or what decides which
+    candidates stay, see `suppress_by_nms()`. limits: min_score, max_overlap and top_k of `detect_objects()`.
     """
 
-    def __init__(self, model, takes_bytes, detector=None):
+    def __init__(self, model, takes_bytes, suppress=None, **limits):
         super().__init__()
-        self.model = model
-        self.takes_bytes = takes_bytes
-        self.detector = detector
-
-    @property
-    def output_names(self):
-        return ["offsets", "scores"] if self.detector is None else ["boxes", "labels", "scores"]
+        self.model, self.takes_bytes, self.suppress, self.limits = model, takes_bytes, suppress, limits
 
     def forward(self, images):
         images = self.model.normalize(images) if self.takes_bytes else images
         predicted_locs, predicted_scores = self.model(images)
-        if self.detector is None:
+        if self.suppress is None:
             return predicted_locs, predicted_scores
-        return self.detector(predicted_locs, predicted_scores, self.model)
+        return self.detect_objects(predicted_locs, predicted_scores)
 
+    def detect_objects(self, predicted_locs, predicted_scores):
+        """`SSD300.detect_objects()` without its loops and lists, which cannot be exported: tensors of fixed length.
 
-class Detector(nn.Module):
-    """`SSD300.detect_objects()` without its loops and lists, which cannot be exported: tensors of fixed length.
-
-    suppress: what decides which candidates stay, see `suppress_by_nms()`. The other arguments are those of
-    `detect_objects()`.
-    """
-
-    def __init__(self, suppress, min_score, max_overlap, top_k):
-        super().__init__()
-        self.suppress = suppress
-        self.min_score, self.max_overlap, self.top_k = min_score, max_overlap, top_k
-
-    def forward(self, predicted_locs, predicted_scores, model):
-        """Offsets (N, P, 4), scores (N, P, C) -> boxes (N, top_k, 4), labels (N, top_k), scores (N, top_k)."""
-        offsets_gcxgcy = model.limit_sizes(predicted_locs)
-        boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, model.priors_cxcy))  # (N, P, 4)
+        Offsets (N, P, 4), scores (N, P, C) -> boxes (N, top_k, 4), labels (N, top_k), scores (N, top_k).
+        """
+        offsets_gcxgcy = self.model.limit_sizes(predicted_locs)
+        boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, self.model.priors_cxcy))  # (N, P, 4)
         class_scores = F.softmax(predicted_scores, dim=2)[:, :, 1:].transpose(1, 2)  # (N, C - 1, P)
-        kept = self.suppress(boxes_xy, class_scores, self.min_score, self.max_overlap, self.top_k)
-        scores, index = kept.flatten(1).topk(self.top_k)  # (N, top_k), index = class * P + prior
+        kept = self.suppress(boxes_xy, class_scores, **self.limits)
+        scores, index = kept.flatten(1).topk(self.limits["top_k"])  # (N, top_k), index = class * P + prior
         n_priors = boxes_xy.shape[1]
         is_object = scores > 0
         labels = torch.where(is_object, index // n_priors + 1, 0)
@@ -214,10 +199,12 @@ def translate_suppress(boxes_xy, class_scores, min_score, max_overlap, top_k):
     return op.ScatterND(zeros, selected, op.GatherND(class_scores, selected))
 
 
-def make_detector(suffix):
-    """A Detector with the parameters at the top of this file, for one of the formats."""
-    suppress = onnx_suppress() if suffix == ".onnx" else suppress_by_nms
-    return Detector(suppress, min_score, max_overlap, top_k)
+def make_network(model):
+    """The Network that the parameters at the top of this file ask for."""
+    if not find_objects:
+        return Network(model, uint8_input)
+    suppress = onnx_suppress() if Path(save_to).suffix == ".onnx" else suppress_by_nms
+    return Network(model, uint8_input, suppress, min_score=min_score, max_overlap=max_overlap, top_k=top_k)
 
 
 @torch.no_grad()
@@ -233,15 +220,15 @@ def export(network, suffix, batch_size):
         extra_files = {f"{name}.json": value for name, value in metadata.items()}
         torch.export.save(program, buffer, extra_files=extra_files)
         return buffer.getvalue()
-    is_detector = network.detector is not None
+    finds_objects = network.suppress is not None
     program = torch.onnx.export(
         network,
         (example,),
         dynamic_shapes=shapes,
         input_names=["images"],
-        output_names=network.output_names,
+        output_names=["boxes", "labels", "scores"] if finds_objects else ["offsets", "scores"],
         opset_version=ONNX_OPSET,
-        custom_translation_table={torch.ops.ssd300.suppress.default: translate_suppress} if is_detector else None,
+        custom_translation_table={torch.ops.ssd300.suppress.default: translate_suppress} if finds_objects else None,
         dynamo=True,
         verbose=False,
     )
@@ -294,20 +281,20 @@ def check(network, exported, inputs, batch_size, tolerance):
     network: the Network. exported: from `load_exported()`. inputs: (n, 3, S, S) float32, from `prepare()`.
     Returns a sentence that says how far they are apart; raises ValueError if that is too far.
     """
-    model, detector = network.model, network.detector
+    model, finds_objects = network.model, network.suppress is not None
     comparisons = []
     for batch in split_batches(inputs, batch_size):
         pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
         theirs = exported(pixels if network.takes_bytes else batch)
         ours = model(batch)
-        if detector is None:
+        if not finds_objects:
             comparisons.append([relative_difference(*pair) for pair in zip(ours, theirs, strict=True)])
         else:
-            found = model.detect_objects(*ours, detector.min_score, detector.max_overlap, detector.top_k)
+            found = model.detect_objects(*ours, **network.limits)
             pairs = zip(zip(*found, strict=True), zip(*theirs, strict=True), strict=True)  # image by image
             comparisons += [count_same(ours, theirs, tolerance) for ours, theirs in pairs]
     columns = list(zip(*comparisons[: len(inputs)], strict=True))  # without images that fill up a batch
-    if detector is None:
+    if not finds_objects:
         offsets, scores = map(max, columns)
         report = f"offsets differ from the model's by {offsets:.1e} at most, scores by {scores:.1e}"
         agrees = max(offsets, scores) <= tolerance
