@@ -167,17 +167,6 @@ def shrink(picture, antialias):
     return F.interpolate(pixels, (300, 300), mode="bilinear", antialias=antialias).round()
 
 
-@pytest.fixture
-def convert_file(tmp_path, run_main):
-    """Runs the script on a file, with parameters as on the command line; returns the model of its checkpoint."""
-
-    def run(source, **parameters):
-        run_main(convert_weights, source=str(source), save_to=str(tmp_path / "ours.pth.tar"), **parameters)
-        return load_model(tmp_path / "ours.pth.tar")
-
-    return run
-
-
 # The tutorial: a pickled model
 
 
@@ -208,17 +197,19 @@ def build_tutorial_model(module, state):
 
 
 @torch.no_grad()
-def test_tutorial_checkpoint(tutorial_module, tmp_path, convert_file, picture, weights):
+def test_tutorial_checkpoint(tutorial_module, tmp_path, run_main, picture, weights):
     state = make_state("sgrvinod", *weights)
     network = build_tutorial_model(tutorial_module, state)
     optimizer = torch.optim.SGD([{"params": network.base.parameters(), "lr": 2e-3}], lr=1e-3, momentum=0.9)
     optimizer.state[network.base.conv1_1.bias]["momentum_buffer"] = torch.ones(64)
-    torch.save({"epoch": 7, "model": network, "optimizer": optimizer}, tmp_path / "tutorial.pth.tar")
+    path = tmp_path / "tutorial.pth.tar"
+    torch.save({"epoch": 7, "model": network, "optimizer": optimizer}, path)
     with pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / "tutorial.pth.tar", weights_only=True)  # it is a pickled model indeed
+        torch.load(path, weights_only=True)  # it is a pickled model indeed
     del sys.modules["model"]  # and its classes are not needed
 
-    model = convert_file(tmp_path / "tutorial.pth.tar")
+    run_main(convert_weights, source=str(path), save_to=str(tmp_path / "ours.pth.tar"))
+    model = load_model(tmp_path / "ours.pth.tar")
     assert list(model.label_map) == ["background", *voc_labels]
     assert (model.network, model.antialias) == ("ssd300_vgg16", True)
     assert torch.equal(model.priors_cxcy, tutorial_priors())
@@ -339,27 +330,25 @@ def test_state_dicts(tmp_path, peer, options, network, priors_cxcy):
 
 
 @pytest.mark.parametrize(
-    ("build", "parameters", "size", "cells"),
-    [
-        (ssd300_vgg16, {}, 300, CAFFE_CELLS),
-        (ssdlite320_mobilenet_v3_large, {"network": LITE}, 320, LITE_CELLS),
-    ],
+    ("build", "name", "size", "cells"),
+    [(ssd300_vgg16, "", 300, CAFFE_CELLS), (ssdlite320_mobilenet_v3_large, LITE, 320, LITE_CELLS)],
 )
 @torch.no_grad()
-def test_torchvision_weights_by_name(monkeypatch, convert_file, picture, build, parameters, size, cells):
+def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, picture, build, name, size, cells):
     torch.manual_seed(0)
     network = build(weights=None, weights_backbone=None).eval()
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
+    for key, parameter in network.named_parameters():
+        if key.endswith("bias"):
             parameter.normal_(std=0.1)
-        if "head" in name and name.endswith("weight") and parameter.dim() == 4:
+        if "head" in key and key.endswith("weight") and parameter.dim() == 4:
             parameter.mul_(4)
     if build is ssd300_vgg16:
         network.backbone.features[0].weight.mul_(1 / 70)  # its input is as large as bytes are
         # Sizes of some priors beyond the limit: for the first map's first prior, of offset 30.
         network.head.regression_head.module_list[0].bias[2:4] = 30.0
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: network.state_dict())
-    model = convert_file("COCO_V1", **parameters)
+    run_main(convert_weights, source="COCO_V1", network=name, save_to=str(tmp_path / "ours.pth.tar"))
+    model = load_model(tmp_path / "ours.pth.tar")
     # Labels that are not in use, "N/A", are left out with their scores: no object is ever called so.
     kept = [label for label, name in enumerate(COCO_CATEGORIES) if name != "N/A"]
     assert list(model.label_map) == ["background", *(COCO_CATEGORIES[label] for label in kept[1:])]

@@ -169,27 +169,21 @@ def assert_halves_are_seen(image):
     assert (seen[:, :, :130] < 16).all() and (seen[:, :, 170:] > 239).all()
 
 
+SUFFIXES = {"P": ("gif",), "CMYK": ("jpg",), "I;16": ("png", "tif"), "F": ("tif",), "RGB": ("webp", "bmp")}
+SUFFIXES |= {"L": ("png", "pgm")} | dict.fromkeys(("1", "RGBA", "LA", "P, transparent", "RGBA, transparent"), ("png",))
+
+
 @pytest.mark.parametrize("name", make_images())
-def test_modes(name):
+def test_modes_and_files(tmp_path, name):
     image = make_images()[name]
     before, mode = image.tobytes(), image.mode
     assert_halves_are_seen(image)
     assert image.tobytes() == before and image.mode == mode
-
-
-@pytest.mark.parametrize(
-    ("name", "suffix"),
-    [
-        *[(name, "png") for name in ("L", "1", "RGBA", "LA", "I;16", "P, transparent", "RGBA, transparent")],
-        *[("P", "gif"), ("CMYK", "jpg"), ("I;16", "tif"), ("F", "tif")],
-        *[("RGB", "webp"), ("RGB", "bmp"), ("L", "pgm")],
-    ],
-)
-def test_files(tmp_path, name, suffix):
-    path = tmp_path / f"an image é.{suffix}"
-    make_images()[name].save(path)
-    assert_halves_are_seen(path)
-    assert_halves_are_seen(str(path))
+    for suffix in SUFFIXES.get(name, ()):
+        path = tmp_path / f"an image é.{suffix}"
+        image.save(path)
+        assert_halves_are_seen(path)
+        assert_halves_are_seen(str(path))
 
 
 def test_sixteen_bits_are_scaled_not_cut():
@@ -510,14 +504,18 @@ def make_animation(path, durations, **options):
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, **options)
 
 
-@pytest.mark.parametrize("loop", [{}, {"loop": 0}, {"loop": 3}])
-def test_animated_gif(shell, tmp_path, monkeypatch, loop):
+@pytest.mark.parametrize(
+    ("loop", "batches"),
+    [
+        ({}, {"batch_size": 2}),
+        ({"loop": 0}, {"batch_size": 8, "PIXELS_AT_ONCE": 2 * 80 * 60}),
+        ({"loop": 3}, {"batch_size": 2}),
+    ],
+)
+def test_animated_gif(shell, tmp_path, loop, batches):
     durations = [40, 100, 250, 60, 90]
     make_animation(tmp_path / "clip.gif", durations, **loop)
-    if loop:
-        model = shell(images="clip.gif", output_folder="out", batch_size=2)
-    else:  # large frames are few at a time
-        model = shell(images="clip.gif", output_folder="out", batch_size=8, PIXELS_AT_ONCE=2 * 80 * 60)
+    model = shell(images="clip.gif", output_folder="out", **batches)
     assert [len(batch) for batch in model.batches] == [2, 2, 1]
     with Image.open(tmp_path / "out" / "clip.gif") as result:
         assert result.n_frames == 5 and result.size == (80, 60)
@@ -535,10 +533,9 @@ def test_gif_without_durations_and_of_one_frame(shell, tmp_path):
     frames[0].save(tmp_path / "fast.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "still.gif")
     shell(images="*.gif", output_folder="out")
-    with Image.open(tmp_path / "out" / "fast.gif") as result, Image.open(tmp_path / "fast.gif") as original:
-        assert result.n_frames == 2 and result.info.get("duration") == original.info.get("duration")
-    with Image.open(tmp_path / "out" / "still.gif") as result:
-        assert result.n_frames == 1
+    for name, n_frames in (("fast.gif", 2), ("still.gif", 1)):
+        with Image.open(tmp_path / "out" / name) as result, Image.open(tmp_path / name) as original:
+            assert result.n_frames == n_frames and result.info.get("duration") == original.info.get("duration")
 
 
 def test_damaged_animation(shell, tmp_path):

@@ -33,11 +33,10 @@ from typing import NamedTuple
 import torch
 from torchvision.models.detection import SSD300_VGG16_Weights, SSDLite320_MobileNet_V3_Large_Weights
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model import CAFFE_MEAN, CAFFE_STD, NETWORKS, SSD300, model_state  # noqa: E402 (the path has to be set first)
-from utils import (  # noqa: E402
+from model import CAFFE_MEAN, CAFFE_STD, NETWORKS, SSD300, model_state
+from utils import (
     SIZE_VARIANCE,
     exit_with_message,
     make_label_map,

@@ -39,16 +39,14 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import nms
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
-sys.path.insert(0, str(REPO / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from make_sample import draw_sample  # noqa: E402
+from make_sample import draw_sample
 
-from datasets import prepare  # noqa: E402 (the paths to them have to be set first)
-from detect import list_images, open_image  # noqa: E402
-from model import load_model  # noqa: E402
-from utils import (  # noqa: E402
+from datasets import prepare
+from detect import list_images, open_image
+from model import load_model
+from utils import (
     CENTER_VARIANCE,
     SIZE_VARIANCE,
     cxcy_to_xy,
