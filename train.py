@@ -185,10 +185,8 @@ def check_parameters():
         raise ValueError(f"save_to is {save_to!r}: no file can be written there; make the folder, or name another")
     for path in (save_to, best_path()):
         if Path(path).exists() and not checkpoint and not overwrite:
-            raise ValueError(
-                f"{path} is there already, from an earlier run. --checkpoint={path} goes on with that run; "
-                "--overwrite=True starts anew and replaces it; --save_to names another file"
-            )
+            advice = f"--checkpoint={path} goes on with its run, --overwrite=True replaces it"
+            raise ValueError(f"{path} is there already: {advice}, --save_to names another file")
         remove_leftovers(path)
 
 
@@ -308,23 +306,20 @@ def restore_training_state(saved, optimizer):
         if [type(start), type(best_map), type(seconds)] != [int, float, float] or start < 0:
             raise ValueError(f"iteration {start!r}, best_map {best_map!r}, seconds {seconds!r}")
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{checkpoint}: its training state cannot be restored ({printable(error)}); --finetune_from={checkpoint} "
-            "starts from its weights"
-        ) from error
+        reason = f"its training state cannot be restored ({printable(error)})"
+        raise ValueError(f"{checkpoint}: {reason}; --finetune_from={checkpoint} starts from its weights") from error
     to_evaluate = saved.get("to_evaluate") is True and evaluate_every > 0
     return Begin(f"resumed from {checkpoint} at iteration {start}", start, seconds, best_map, to_evaluate)
 
 
 def check_resumable(saved, label_map):
     """Refuse a checkpoint of another data set, or one without a training state; tell what has changed."""
+    advice = f"--finetune_from={checkpoint} starts from its weights"
     if saved["label_map"] != label_map:
         was, now = (f"{len(m)} classes ({printable(', '.join(m))})" for m in (saved["label_map"], label_map))
-        raise ValueError(
-            f"{checkpoint} has {was}, {data_folder} has {now}; --finetune_from={checkpoint} starts from its weights"
-        )
+        raise ValueError(f"{checkpoint} has {was}, {data_folder} has {now}; {advice}")
     if "optimizer" not in saved:
-        raise ValueError(f"{checkpoint} holds weights only; start from them with --finetune_from={checkpoint}")
+        raise ValueError(f"{checkpoint} holds weights only; {advice}")
     before = saved.get("parameters")
     for name, value in script_parameters(globals()).items() if isinstance(before, dict) else ():
         if name not in ("checkpoint", "network", "overwrite") and repr(before.get(name, value)) != repr(value):
@@ -586,11 +581,8 @@ class TrainingLog:
 
 
 def start_log(path, columns, start):
-    """Make the CSV log ready for the rows after iteration `start`; returns its path, "" if it cannot be written.
-
-    At iteration 0 the file is a new one. Later the rows after that iteration go, since they come again, and those
-    before stay: the file is replaced by one rename, so that no failure can lose them.
-    """
+    """Make the CSV log ready for the rows after iteration `start`: a new file, or one without the rows that come again.
+    Returns its path, "" if it cannot be written."""
     lines = [f"{','.join(columns)}\r\n".encode()]
     try:
         if path and start > 0 and Path(path).is_file():

@@ -334,9 +334,7 @@ def load_checkpoint(path, device="cpu"):
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused: it holds more than tensors and numbers, which could run code. {hint}"
-        ) from error
+        raise ValueError(f"{path}: refused: what is not a tensor or a number could run code. {hint}") from error
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
         raise ValueError(f"{path}: damaged, or not a checkpoint of this repo ({printable(error)})") from error
     found = checkpoint.get("format", "none") if isinstance(checkpoint, dict) else type(checkpoint).__name__
@@ -432,7 +430,7 @@ def override_parameters(namespace, arguments):
     another type than the one in the file: with the list of valid names, and what is wrong below it.
     """
     parameters = script_parameters(namespace)
-    listing = "\n".join(f"  --{name}={value!r}" for name, value in parameters.items())
+    valid = "\n".join(["Valid are:", *(f"  --{name}={value!r}" for name, value in parameters.items())])
     if {"-h", "--help"} & set(arguments):
         print(f"{namespace.get('__doc__') or ''}\nParameters and their values:\n{_describe_parameters(namespace)}")
         raise SystemExit(0)
@@ -441,17 +439,14 @@ def override_parameters(namespace, arguments):
         if not argument.startswith("--") or not equals or name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=1)
             hint = f" Did you mean --{near[0]}?" if near else ""
-            raise SystemExit(
-                f"Valid are:\n{listing}\nerror: {printable(repr(argument))} is not a --name=value of a parameter.{hint}"
-            )
+            wrong = printable(repr(argument))
+            raise SystemExit(f"{valid}\nerror: {wrong} is not a --name=value of a parameter.{hint}")
         try:
             namespace[name] = _parse_like(parameters[name], text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            kind = type(parameters[name]).__name__
-            raise SystemExit(
-                f"Valid are:\n{listing}\nerror: --{name} takes a value of type {kind}, such as "
-                f"{parameters[name]!r}, not {printable(repr(text))}"
-            ) from error
+            kind, wrong = type(parameters[name]).__name__, printable(repr(text))
+            example = f"a value of type {kind}, such as {parameters[name]!r}"
+            raise SystemExit(f"{valid}\nerror: --{name} takes {example}, not {wrong}") from error
 
 
 def _describe_parameters(namespace):
