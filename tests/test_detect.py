@@ -18,7 +18,7 @@ import detect as module
 from datasets import prepare, read_image
 from detect import detect, draw_boxes, find_objects, open_image
 from model import load_model
-from utils import class_colors, load_checkpoint, save_checkpoint
+from utils import class_colors
 
 COLORS = class_colors(LABEL_MAP)
 
@@ -90,18 +90,15 @@ def test_what_is_not_given_is_taken_from_the_top_of_the_file_when_called(monkeyp
     assert find_objects(image, model=model)[1] == [] and find_objects(image, suppress=[], model=model)[1] == ["cat"]
 
 
-@pytest.mark.parametrize(
-    ("suppress", "expected"),
-    [
+def test_suppressed_classes_take_no_place_of_others():
+    model = FakeModel([[0.1, 0.1, 0.5, 0.5]] * 5, [1, 1, 2, 1, 3], [0.9, 0.8, 0.7, 0.6, 0.5])
+    for suppress, expected in (
         ([], ["cat", "cat"]),
         (["cat"], ["dog", "grandfather clock"]),
         ("cat", ["dog", "grandfather clock"]),
         (("cat", "grandfather clock"), ["dog"]),
-    ],
-)
-def test_suppressed_classes_take_no_place_of_others(suppress, expected):
-    model = FakeModel([[0.1, 0.1, 0.5, 0.5]] * 5, [1, 1, 2, 1, 3], [0.9, 0.8, 0.7, 0.6, 0.5])
-    assert find_objects(Image.new("RGB", (50, 50)), top_k=2, suppress=suppress, model=model)[1] == expected
+    ):
+        assert find_objects(Image.new("RGB", (50, 50)), top_k=2, suppress=suppress, model=model)[1] == expected
 
 
 def test_suppressed_classes_leave_the_scores_of_others_as_they_are(tiny_model):
@@ -262,17 +259,10 @@ def test_the_model_is_loaded_once_and_again_if_the_checkpoint_changes(tmp_path, 
     module.load_once.cache_clear()
 
 
-def test_checkpoints_that_are_no_use(tiny_checkpoint, tmp_path, monkeypatch):
-    saved = load_checkpoint(tiny_checkpoint)
-    saved["model"]["base.conv1_1.weight"][0] = torch.nan
-    save_checkpoint(saved, tmp_path / "nan.pth.tar")
-    for name, error, message in (
-        ("nan.pth.tar", ValueError, r"nan\.pth\.tar.*not finite"),
-        ("nowhere.pth.tar", FileNotFoundError, r"nowhere\.pth\.tar.*train\.py.*make demo"),
-    ):
-        monkeypatch.setattr(module, "checkpoint", str(tmp_path / name))
-        with pytest.raises(error, match=message):
-            detect(Image.new("RGB", (9, 9)))
+def test_missing_checkpoint(monkeypatch):
+    monkeypatch.setattr(module, "checkpoint", "nowhere.pth.tar")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth\.tar.*train\.py.*make demo"):
+        detect(Image.new("RGB", (9, 9)))
 
 
 # Drawing
@@ -437,28 +427,18 @@ def test_several_at_once_as_one_at_a_time(tiny_model, tmp_path, run_main):
 
 
 def test_boxes_as_files(shell, tmp_path):
-    make_files(tmp_path / "in", 'a,"b.jpg', "clip.gif", "z.png")
+    make_files(tmp_path / "in", 'a,"b.jpg', "z.png")
     make_animation(tmp_path / "in" / "clip.gif", [40, 100])
     shell(images="in", output_folder="out", write_boxes_to="found.csv")
-    with open(tmp_path / "found.csv", newline="") as file:
+    with open("found.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == ['in/a,"b.jpg', "in/z.png", "in/clip.gif#1", "in/clip.gif#2"]
     assert list(rows[0]) == ["image", "class", "score", "x_min", "y_min", "x_max", "y_max"]
     assert list(rows[1].values())[1:] == ["cat", str(FakeModel().scores[0].item()), "6.0", "8.0", "30.0", "24.0"]
     shell(write_boxes_to="found.json")
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads(Path("found.json").read_text())
     assert [row["image"] for row in found] == [row["image"] for row in rows]
     assert (found[1]["class"], found[1]["box"]) == ("cat", [6.0, 8.0, 30.0, 24.0])
-
-
-def test_boxes_are_written_whole_or_not_at_all(shell, tmp_path, monkeypatch):
-    make_files(tmp_path, "a.png")
-    (tmp_path / "found.csv").write_text("old")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
-        shell(images="a.png", output_folder="out", write_boxes_to="found.csv")
-    assert (tmp_path / "found.csv").read_text() == "old"
-    assert sorted(read_files(tmp_path)) == ["a.png", "found.csv", "out/a.png"]
 
 
 def test_patterns_single_files_and_limits(shell, tmp_path):
@@ -504,17 +484,11 @@ def make_animation(path, durations, **options):
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, **options)
 
 
-@pytest.mark.parametrize(
-    ("loop", "batches"),
-    [
-        ({}, {"batch_size": 2}),
-        ({"loop": 0}, {"batch_size": 8, "PIXELS_AT_ONCE": 2 * 80 * 60}),
-        ({"loop": 3}, {"batch_size": 2}),
-    ],
-)
-def test_animated_gif(shell, tmp_path, loop, batches):
+@pytest.mark.parametrize("loop", [{}, {"loop": 0}, {"loop": 3}])
+def test_animated_gif(shell, tmp_path, loop):
     durations = [40, 100, 250, 60, 90]
     make_animation(tmp_path / "clip.gif", durations, **loop)
+    batches = {"batch_size": 2} if loop else {"batch_size": 8, "PIXELS_AT_ONCE": 2 * 80 * 60}  # large ones are few
     model = shell(images="clip.gif", output_folder="out", **batches)
     assert [len(batch) for batch in model.batches] == [2, 2, 1]
     with Image.open(tmp_path / "out" / "clip.gif") as result:
