@@ -86,7 +86,7 @@ seed = 0  # of the initial weights, the order of the images and their augmentati
 threshold = 0.5  # overlap from which a prior matches an object
 neg_pos_ratio = 3  # hardest background priors for each matched one
 alpha = 1.0  # weight of the localisation loss
-# Hardest background priors of an image without objects (or whose objects keep_difficult leaves out); the paper: 0
+# Hardest background priors of an image without objects, or all of whose objects were left out; the paper: 0
 n_negatives_without_objects = 0
 
 # Speed
