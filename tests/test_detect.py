@@ -209,25 +209,21 @@ def test_damaged_exif_data(tmp_path):
     assert open_image(tmp_path / "a.jpg").size == (12, 9)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_cannot_be_read(tmp_path):
     stream = io.BytesIO()
     Image.effect_noise((200, 200), 90).save(stream, "JPEG")
-    files = {
-        "truncated.jpg": (stream.getvalue()[:3000], ""),
-        "text.jpg": (b"not an image", "not an image"),
-        "empty.png": (b"", "not an image"),
-        "program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
-        **{f"bomb{size}.png": (png(size, size), "pixels") for size in (10_000, 13_000, 100_000)},
-    }
-    for name, (data, _) in files.items():
+    for name, data in (
+        ("truncated.jpg", stream.getvalue()[:3000]),
+        ("text.jpg", b"not an image"),
+        ("empty.png", b""),
+        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+        ("bomb.png", png(10_000, 9_000)),
+    ):
         (tmp_path / name).write_bytes(data)
-    os.mkfifo(tmp_path / "pipe.jpg")  # which nobody writes to
+        with pytest.raises(ValueError, match=name):
+            detect(tmp_path / name, model=FakeModel())
     for image, error, message in (
-        *[(tmp_path / name, ValueError, f"{name}.*{message}") for name, (_, message) in files.items()],
         (tmp_path / "missing.jpg", FileNotFoundError, r"missing\.jpg: there is no such image file"),
-        (tmp_path, ValueError, str(tmp_path)),
-        (tmp_path / "pipe.jpg", ValueError, r"pipe\.jpg: not an image"),
         (Image.new("RGB", (0, 5)), ValueError, "0 x 5 pixels"),
         (np.zeros((9, 9, 3), dtype=np.uint8), ValueError, "ndarray.*fromarray"),
     ):

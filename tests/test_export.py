@@ -87,10 +87,10 @@ def test_without_detection_a_file_carries_what_decodes_it(model, run, tmp_path, 
     np.testing.assert_allclose([*boxes[0][0], labels[0][0], found[0][0]], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_another_network(run, tmp_path, capsys):
+def test_another_network_in_batches_that_are_filled_up(run, tmp_path, capsys):
     checkpoint = save_model(tmp_path / "lite.pth.tar", "ssdlite320_mobilenet_v3_large")
-    run(tmp_path / "lite.onnx", checkpoint=str(checkpoint), batch_size=2)
-    assert "takes uint8 images, 2 at a time\nchecked on 4 images" in capsys.readouterr().out
+    run(tmp_path / "lite.onnx", checkpoint=str(checkpoint), batch_size=3)
+    assert "takes uint8 images, 3 at a time\nchecked on 4 images" in capsys.readouterr().out
     assert read_metadata(tmp_path / "lite.onnx")["input_size"] == 320
 
 
@@ -121,16 +121,6 @@ def test_finding_objects(model, run, tmp_path, suffix):
             assert export.count_same(found[image], (boxes[i], labels[i], scores[i]), 1e-4) == (n, n, n)
 
 
-def test_suppression_by_hand():
-    """suppress_by_nms() alone: of two boxes that overlap by 0.6 the better stays, in each class and image."""
-    boxes_xy = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.0, 0.0, 0.4, 0.24], [0.5, 0.5, 0.6, 0.6]]).expand(2, 3, 4)
-    class_scores = torch.tensor([[[0.5, 0.6, 0.2], [0.7, 0.6, 0.0]], [[0.9, 0.05, 0.3], [0.1, 0.1, 0.1]]])
-    expected = torch.tensor([[[0.0, 0.6, 0.2], [0.7, 0.0, 0.0]], [[0.9, 0.0, 0.3], [0.0, 0.0, 0.0]]])
-    assert torch.equal(export.suppress_by_nms(boxes_xy, class_scores, 0.1, 0.5, 3), expected)
-    expected[0, 0, 0], expected[0, 1, 1] = 0.5, 0.6
-    assert torch.equal(export.suppress_by_nms(boxes_xy, class_scores, 0.1, 0.7, 3), expected)
-
-
 @pytest.mark.parametrize("find_objects", [True, False])
 def test_a_wrong_export_is_noticed_and_not_written(model, run, tmp_path, monkeypatch, find_objects):
     """In place of the exported network the model itself, a hundredth off; then a full disk; then all is well."""
@@ -153,12 +143,6 @@ def test_a_wrong_export_is_noticed_and_not_written(model, run, tmp_path, monkeyp
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     run(path, **parameters)
     assert path.read_bytes() == b"new"
-
-
-def test_batches_of_the_check():
-    for n_images, batch_size, batches in ((6, 4, [[0, 1, 2, 3], [4, 5, 5, 5]]), (6, 0, [[0], [1, 2, 3, 4], [5]])):
-        pixels = torch.arange(n_images)[:, None, None, None]
-        assert [batch.flatten().tolist() for batch in export.split_batches(pixels, batch_size)] == batches
 
 
 @pytest.mark.parametrize(
