@@ -286,6 +286,17 @@ def test_an_evaluation_that_did_not_come_about_is_made_up_for(run, lists, tmp_pa
     assert saved["to_evaluate"] is False and saved["best_map"] >= 0 and Path("best_last.pth.tar").exists()
 
 
+def test_evaluation_takes_the_share_of_its_process(monkeypatch):
+    def record(data_folder, batch_size, *_):
+        raise LookupError(f"a batch of {batch_size}")
+
+    monkeypatch.setattr(train, "N_PROCESSES", 8)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(train, "make_test_loader", record)
+    with pytest.raises(LookupError, match="a batch of 4"):
+        train.Run(None, None, None, train.Begin("")).evaluate()
+
+
 def test_a_corrupt_image_is_named_or_skipped(run, lists, tmp_path, capsys):
     images = json.loads((lists / "TRAIN_images.json").read_text())
     broken = tmp_path / "broken image.jpg"
