@@ -219,6 +219,7 @@ def test_training_and_evaluation(gpu, monkeypatch, lists, tmp_path, network, bf1
         monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(train, "save_checkpoint", lambda state, path: None)
     monkeypatch.setattr(train, "start_process", lambda: CUDA)
+    monkeypatch.setattr(train.multiprocessing, "active_children", lambda: [])  # those of other tests
     monkeypatch.setattr(evaluation, "bf16", bf16)
     seen = []
     normalize = SSD300.normalize

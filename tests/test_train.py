@@ -31,6 +31,8 @@ def run(lists, tmp_path, monkeypatch):
     """A function that runs train.py in this process, in `tmp_path`, with the parameters that it is given."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    # A loader of an earlier test may still have workers: they are not the run's to kill.
+    monkeypatch.setattr(train.multiprocessing, "active_children", lambda: [])
     defaults = script_parameters(vars(train))
 
     def run(data_folder=lists, **parameters):
