@@ -1,11 +1,11 @@
 """What each choice of SSD is worth: train the small network with one choice switched off at a time.
 
-    python tools/ablations.py                                all choices, two seeds: about two hours on 2 CPU cores
+    python tools/ablations.py                                all choices, two seeds: 20 minutes on 2 idle CPU cores
     python tools/ablations.py --choices=no_crop,no_flip      some of them (and the baseline)
     python tools/ablations.py --iterations=1000 --seeds=0,1,2
 
 Every run trains `ssd300_tiny` on the same generated pictures for the same number of iterations, and evaluates it on
-the same 300 others. Writes each result to `output_folder`/results.csv as it comes, goes on where it was stopped, and
+the same 200 others. Writes each result to `output_folder`/results.csv as it comes, goes on where it was stopped, and
 prints the table of the README.
 Any parameter below can be overridden on the command line with --name=value.
 """
@@ -27,7 +27,7 @@ from utils import find_jaccard_overlap, override_parameters  # noqa: E402
 # Data: made where it is missing
 output_folder = "ablations"
 n_train = 1000  # generated pictures to train on
-n_test = 300  # and to evaluate on
+n_test = 200  # and to evaluate on
 
 # Runs
 choices = ()  # names of CHOICES; (): all
