@@ -1,7 +1,7 @@
 """What each choice of SSD is worth: train the small network with one choice switched off at a time.
 
-    python tools/ablations.py                                all choices, two seeds: 20 minutes on 2 idle CPU cores
-    python tools/ablations.py --choices=no_crop,no_flip      some of them (and the baseline)
+    python tools/ablations.py                                all choices, two seeds: about 20 minutes on 2 CPU cores
+    python tools/ablations.py --choices=no_crop,no_colours   some of them (and the baseline)
     python tools/ablations.py --iterations=1000 --seeds=0,1,2
 
 Every run trains `ssd300_tiny` on the same generated pictures for the same number of iterations, and evaluates it on
