@@ -523,7 +523,7 @@ def draw_augmentation(_model):
     difficulties = torch.zeros(len(labels), dtype=torch.uint8)
     cases = [
         ("as it is", (), 0), ("colours", ("distort",), 3), ("colours, again", ("distort",), 8),
-        ("zoomed out", ("zoom_out",), 0), ("cropped", ("crop",), 3), ("flipped", ("flip",), 2),
+        ("zoomed out", ("zoom_out",), 0), ("cropped", ("crop",), 9), ("flipped", ("flip",), 2),
         ("all together", None, 27), ("all together", None, 37),
     ]  # fmt: skip
     figure = Figure(figsize=(10, 5.4), layout="constrained")
