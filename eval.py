@@ -152,9 +152,7 @@ def print_table(average_precisions, summary):
         print(f"{name:<{width}}  {'no object to find' if math.isnan(value) else f'{value:.4f}'}")
 
 
-# ----------------------------------------------------------------------------------------------
-# The metrics of Pascal VOC and COCO
-# ----------------------------------------------------------------------------------------------
+# --- The metrics of Pascal VOC and COCO -----------------------------------------------------------
 
 # As in the Python ports of the development kit: 3, 6 and 7 tenths come out a little above 0.3, 0.6 and 0.7, so
 # that a recall of just 3/10 does not reach the fourth point.
@@ -310,9 +308,7 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
     return dict(zip(list(dataset.label_map)[1:], by_class, strict=True)), dict(zip(COCO_NUMBERS, twelve, strict=True))
 
 
-# ----------------------------------------------------------------------------------------------
-# Files of detections: COCO's where the name ends in .json, else a folder with Pascal VOC's
-# ----------------------------------------------------------------------------------------------
+# --- Files of detections: COCO's where the name ends in .json, else a folder with Pascal VOC's ----
 
 
 def write_detections(path, dataset, detections=None):
