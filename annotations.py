@@ -108,7 +108,7 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
     return description, {split: merge_repeats(rows, notes) for split, rows in records.items()}
 
 
-def add_note(notes, kind, where, what):
+def add_note(notes, kind, where, what=""):
     """Add a remark to the report. where: (split, file)."""
     notes.setdefault(kind, []).append({"split": where[0], "file": where[1], "what": what})
 
@@ -145,13 +145,12 @@ def find_parts(source):
         raise FileNotFoundError(f"{printable(source)}: not a folder or a .json file. Can be read:\n{LAYOUTS}")
     part, parts = find_part(source), {}
     if not part:
-        folders = {name: os.path.join(source, name) for name in SPLIT_FOLDERS}
-        found = {name: find_part(folder) or find_yolo(source, name) for name, folder in folders.items()}
+        found = {name: find_part(os.path.join(source, name)) or find_yolo(source, name) for name in SPLIT_FOLDERS}
         parts = {name: part for name, part in found.items() if part}
     elif part.form == "VOC":
-        lists, words = os.path.join(source, "ImageSets", "Main"), f"{part.words}, ImageSets/Main"
-        names = [name for name in list_folder(lists) if name.endswith(".txt")]
-        parts = {name[:-4]: part._replace(words=words, names=os.path.join(lists, name)) for name in names}
+        lists = find_files(os.path.join(source, "ImageSets", "Main"), (".txt",))
+        words = f"{part.words}, ImageSets/Main"
+        parts = {name: part._replace(words=words, names=path) for name, path in lists.items()}
     if len(parts) > 1:
         return parts
     return {"": next(iter(parts.values()), part) or refuse_layout(source)}  # one list, or folder, is of all images
@@ -195,10 +194,10 @@ def suffixes_in(folder):
 
 def refuse_layout(source):
     """Raise the error for a folder that is not recognised: what was found, and what would be."""
-    is_folder = {name: os.path.isdir(os.path.join(source, name)) for name in list_folder(source)}
-    suffixes = Counter(os.path.splitext(name)[1] for name in is_folder if not is_folder[name])
-    found = [f"{n} {suffix or 'other'} files" for suffix, n in suffixes.items()]
-    found += [f"the folder {name}" for name in is_folder if is_folder[name]]
+    names = list_folder(source)
+    folders = [name for name in names if os.path.isdir(os.path.join(source, name))]
+    suffixes = Counter(os.path.splitext(name)[1] or "other" for name in names if name not in folders)
+    found = [f"{n} {suffix} files" for suffix, n in suffixes.items()] + [f"the folder {name}" for name in folders]
     shown = printable(", ".join(found), 500) or "nothing"
     raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {shown}. Can be read:\n{LAYOUTS}")
 
@@ -207,15 +206,15 @@ def choose_splits(parts, splits, source):
     """Which part becomes which split: a dict of "TRAIN" and "TEST", as far as asked for, to names in `parts`."""
     chosen = {}
     for split, wanted in splits.items():
-        candidates = [wanted, *FALLBACKS.get(wanted, ())]
-        if chosen.get("TRAIN") == "trainval" and wanted not in parts:
-            candidates = []  # VOC's val is a part of trainval
-        chosen[split] = next((name for name in candidates if name in parts), None)
-        if chosen[split] is None:
+        # Beside VOC's trainval its val, which is a part of it, cannot stand in for test.
+        others = () if chosen.get("TRAIN") == "trainval" else FALLBACKS.get(wanted, ())
+        name = next((name for name in (wanted, *others) if name in parts), None)
+        if name is None:
             found = printable(", ".join(sorted(parts, key=len)))
             hint = "or move ImageSets/Main away to have the images divided at random"
             missing = f"{printable(source)}: has no split {printable(repr(wanted))}"
             raise FileNotFoundError(f"{missing}. Name one of {found} as train_split or test_split, {hint}")
+        chosen[split] = name
     return chosen
 
 

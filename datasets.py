@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset, get_worker_info
 
 from utils import MAX_IMAGE_PIXELS, load_label_map, printable, read_json
@@ -39,9 +39,7 @@ try:  # torchvision 0.29 announces that a later version will leave decoding to a
 except ImportError:
     decode_jpeg = None  # Pillow decodes instead: the same pixels in twice the time
 
-# ----------------------------------------------------------------------------------------------
-# 1. Image files
-# ----------------------------------------------------------------------------------------------
+# --- 1. Image files -------------------------------------------------------------------------------
 
 # What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
@@ -54,7 +52,7 @@ MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETI
 
 
 def read_image(path):
-    """Read an image file as it is stored: EXIF orientation is not applied, as in VOC's annotations.
+    """Read an image file as it is stored: EXIF orientation is not applied, as in VOC's annotations (but to TIFF files).
 
     path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
     Returns a (3, H, W) uint8 RGB tensor.
@@ -68,7 +66,7 @@ def read_image(path):
         with contextlib.suppress(RuntimeError):  # unusual, or damaged: Pillow decides
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)
     try:
-        return torch.from_numpy(np.array(pil_to_rgb(load_as_stored(image)))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(pil_to_rgb(image))).permute(2, 0, 1)
     except Exception as error:  # decoders raise all kinds of exceptions
         raise ValueError(f"{path}: a damaged image ({printable(error)})") from None
 
@@ -79,9 +77,7 @@ def stored_size_and_orientation(path):
     The orientation, 1 to 8, says how viewers turn the stored pixels before they show them; 1: not at all.
     """
     image = open_image_file(path)[1]
-    orientation = read_orientation(image)
-    is_turned = image.format == "TIFF" and orientation > 4  # Pillow states the size of a TIFF as shown
-    return image.size[::-1] if is_turned else image.size, orientation
+    return image.size, read_orientation(image)
 
 
 def open_image_file(path):
@@ -119,22 +115,13 @@ def check_image_size(width, height, name):
         raise ValueError(f"{name}: its header claims {width} x {height} pixels, more than the {limits}")
 
 
-def load_as_stored(image):
-    """Decode a PIL image. Pillow turns TIFF files as their orientation says: they are turned back."""
-    orientation = read_orientation(image) if image.format == "TIFF" else 1
-    image.load()
-    if orientation > 1:  # 6 and 8, quarter turns, undo each other; all others undo themselves
-        image.getexif()[ExifTags.Base.Orientation] = {6: 8, 8: 6}.get(orientation, orientation)
-        image = ImageOps.exif_transpose(image)
-    return image
-
-
 def read_orientation(image):
-    """The EXIF orientation of a PIL image, 1 to 8; 1 (stored as it is shown) where it has none."""
+    """The EXIF orientation of a PIL image, 1 to 8; 1 (stored as it is shown) where it has none. TIFF files count as
+    having none: Pillow states their size, and decodes them, as they are shown."""
     orientation = None
     with contextlib.suppress(Exception):  # damaged EXIF data: the pixels are fine
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    return orientation if orientation in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) and image.format != "TIFF" else 1
 
 
 def pil_to_rgb(image):
@@ -148,9 +135,7 @@ def pil_to_rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-# ----------------------------------------------------------------------------------------------
-# 2. The data set
-# ----------------------------------------------------------------------------------------------
+# --- 2. The data set ------------------------------------------------------------------------------
 
 # What `transform()` does to a training image, in this order.
 AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
@@ -365,9 +350,7 @@ def read_objects(path, images, n_classes):
     return sizes.astype(np.int64), starts, None if None in image_ids else image_ids, packed
 
 
-# ----------------------------------------------------------------------------------------------
-# 3. Transform
-# ----------------------------------------------------------------------------------------------
+# --- 3. Transform ---------------------------------------------------------------------------------
 
 # Boxes of whole pixels are tuples (x_min, y_min, x_max, y_max):
 #   canvas   the photo after zooming out, and what surrounds it; like crop and source in pixels of the photo
@@ -558,9 +541,7 @@ def keep_freed_memory():
     np.empty(2**24, dtype=np.uint8)  # to free 16 MB, never touched, raises M_MMAP_THRESHOLD (`man mallopt`)
 
 
-# ----------------------------------------------------------------------------------------------
-# 4. Colours
-# ----------------------------------------------------------------------------------------------
+# --- 4. Colours -----------------------------------------------------------------------------------
 
 # Pixels that are distorted at a time: a usual photo at once, a huge one in bounded memory.
 DISTORTED_AT_ONCE = 2**18

@@ -161,9 +161,7 @@ def train(model, criterion, optimizer, batches, log, begin):
     run.finish()
 
 
-# ----------------------------------------------------------------------------------------------
-# Before the loop: processes, model, optimizer, data
-# ----------------------------------------------------------------------------------------------
+# --- Before the loop: processes, model, optimizer, data -------------------------------------------
 
 
 def check_parameters():
@@ -403,9 +401,7 @@ def describe_run(model, dataset, begin):
         say(f"warning: the warm-up of {warmup} iterations is longer than the run; --warmup={iterations // 10} is usual")
 
 
-# ----------------------------------------------------------------------------------------------
-# Within the loop: log, stop, evaluate, save
-# ----------------------------------------------------------------------------------------------
+# --- Within the loop: log, stop, evaluate, save ---------------------------------------------------
 
 
 class Run:

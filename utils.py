@@ -27,6 +27,7 @@ import os
 import pickle
 import platform
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -40,9 +41,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
 )  # fmt: skip
 
-# ----------------------------------------------------------------------------------------------
-# 1. Boxes
-# ----------------------------------------------------------------------------------------------
+# --- 1. Boxes -------------------------------------------------------------------------------------
 
 
 def xy_to_cxcy(boxes_xy):
@@ -95,15 +94,6 @@ def gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy):
     return torch.cat([centers, sizes], dim=-1)
 
 
-def find_intersection(boxes_1_xy, boxes_2_xy):
-    """Area that each box of one set shares with each box of another.
-
-    boxes_1_xy: (..., n1, 4), boxes_2_xy: (..., n2, 4) float tensors, boundary form, in the same unit.
-    Returns a (..., n1, n2) tensor, in that unit squared; 0 where two boxes only touch.
-    """
-    return _paired_intersection(boxes_1_xy[..., :, None, :], boxes_2_xy[..., None, :, :])
-
-
 def find_jaccard_overlap(boxes_1_xy, boxes_2_xy):
     """Overlap (Jaccard index, intersection over union) of each box of one set with each of another.
 
@@ -119,15 +109,14 @@ def find_paired_overlap(boxes_1_xy, boxes_2_xy):
     boxes_1_xy, boxes_2_xy: (..., 4) float tensors that broadcast, boundary form, in the same unit.
     Returns a (...) tensor in [0, 1].
     """
-    intersection = _paired_intersection(boxes_1_xy, boxes_2_xy)
-    areas_1 = (boxes_1_xy[..., 2:] - boxes_1_xy[..., :2]).prod(dim=-1)
-    areas_2 = (boxes_2_xy[..., 2:] - boxes_2_xy[..., :2]).prod(dim=-1)
-    union = (areas_1 + areas_2).sub_(intersection)
-    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))  # 0 / 0 is to be 0
+    intersection = find_paired_intersection(boxes_1_xy, boxes_2_xy)
+    smallest = torch.finfo(intersection.dtype).tiny  # so that 0 / 0 is 0
+    areas_1, areas_2 = ((x[..., 2:] - x[..., :2]).prod(dim=-1).clamp_(min=smallest) for x in (boxes_1_xy, boxes_2_xy))
+    return intersection.div_((areas_1 + areas_2).sub_(intersection))
 
 
-def _paired_intersection(boxes_1_xy, boxes_2_xy):
-    """Area that each box shares with the one box at its place in another tensor."""
+def find_paired_intersection(boxes_1_xy, boxes_2_xy):
+    """Area that each box shares with the one box at its place in another tensor; 0 where they only touch."""
     # One coordinate at a time, contiguous: three times as fast as with coordinates in the last dimension.
     x_min_1, y_min_1, x_max_1, y_max_1 = boxes_1_xy.movedim(-1, 0).contiguous()
     x_min_2, y_min_2, x_max_2, y_max_2 = boxes_2_xy.movedim(-1, 0).contiguous()
@@ -136,9 +125,7 @@ def _paired_intersection(boxes_1_xy, boxes_2_xy):
     return widths.mul_(heights)
 
 
-# ----------------------------------------------------------------------------------------------
-# 2. Labels and colours
-# ----------------------------------------------------------------------------------------------
+# --- 2. Labels and colours ------------------------------------------------------------------------
 
 voc_labels = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -208,9 +195,7 @@ def class_colors(label_map):
     return colors
 
 
-# ----------------------------------------------------------------------------------------------
-# 3. Files
-# ----------------------------------------------------------------------------------------------
+# --- 3. Files -------------------------------------------------------------------------------------
 
 
 def read_json(path, kind, object_hook=None):
@@ -256,12 +241,6 @@ def write_file(path, contents):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # force the rename to the disk, too; not every system can
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     remove_leftovers(path)
 
 
@@ -282,25 +261,12 @@ def write_files(folder, texts, trial=False):
 
 
 def remove_leftovers(path):
-    """Remove the temporary files that processes of this machine left behind when they were killed while they
-    wrote `path`. Those of processes that live, and of other machines, stay."""
+    """Remove temporary files that are an hour old: they are of processes that were killed while they wrote `path`."""
     path = Path(path)
-    for leftover in path.parent.glob(f"{glob.escape(f'{path.name}.{platform.node()}')}.[0-9]*.tmp"):
-        pid = leftover.name.split(".")[-2]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            leftover.unlink(missing_ok=True)
-
-
-def _is_alive(pid):
-    """Whether a process of this machine lives; True where that cannot be asked (on Windows, kill() would kill)."""
-    try:
-        if os.name == "posix":
-            os.kill(pid, 0)  # signal 0 only asks
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process may do the same
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink()
 
 
 CHECKPOINT_FORMAT = "ssd300/1"  # written into every checkpoint: how load_checkpoint() knows its own
@@ -344,9 +310,7 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
-# ----------------------------------------------------------------------------------------------
-# 4. Messages
-# ----------------------------------------------------------------------------------------------
+# --- 4. Messages ----------------------------------------------------------------------------------
 
 
 def printable(text, length=200):
@@ -406,9 +370,7 @@ def advice_for(error):
     return None
 
 
-# ----------------------------------------------------------------------------------------------
-# 5. Parameters
-# ----------------------------------------------------------------------------------------------
+# --- 5. Parameters --------------------------------------------------------------------------------
 
 
 def script_parameters(namespace):
@@ -425,14 +387,14 @@ def override_parameters(namespace, arguments):
     """Let `--name=value` on the command line override a parameter at the top of a script.
 
     namespace: the script's `globals()`; parameters named in `arguments` are replaced in it.
-    arguments: list of strings, `sys.argv[1:]`. `--help` prints the parameters, their values and comments.
+    arguments: list of strings, `sys.argv[1:]`. `--help` prints the block of the parameters.
     Raises SystemExit if an argument is not a `--name=value`, does not name a parameter, or has a value of
     another type than the one in the file: with the list of valid names, and what is wrong below it.
     """
     parameters = script_parameters(namespace)
     valid = "\n".join(["Valid are:", *(f"  --{name}={value!r}" for name, value in parameters.items())])
     if {"-h", "--help"} & set(arguments):
-        print(f"{namespace.get('__doc__') or ''}\nParameters and their values:\n{_describe_parameters(namespace)}")
+        print(f"{namespace.get('__doc__') or ''}\nParameters, each for --name=value:\n\n{parameter_block(namespace)}")
         raise SystemExit(0)
     for argument in arguments:
         name, equals, text = argument.removeprefix("--").partition("=")
@@ -449,23 +411,12 @@ def override_parameters(namespace, arguments):
             raise SystemExit(f"{valid}\nerror: --{name} takes {example}, not {wrong}") from error
 
 
-def _describe_parameters(namespace):
-    """The parameters of a script with their values, and the headings and comments that its source has for them."""
-    parameters = script_parameters(namespace)
-    source = Path(namespace["__file__"]).read_text(encoding="utf-8")
-    lines, described = source.splitlines(), []
-    for node in ast.parse(source).body:
-        name = getattr(node.targets[0], "id", None) if isinstance(node, ast.Assign) else None
-        if name not in parameters:
-            continue
-        # Comments right above: a heading if a line is empty before it.
-        first = node.lineno - 1
-        while first > 0 and lines[first - 1].startswith("#"):
-            first -= 1
-        described += [""] * (first > 0 and not lines[first - 1]) + [line[2:] for line in lines[first : node.lineno - 1]]
-        comment = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip(" #")
-        described.append(f"  {f'--{name}={parameters[name]!r}':<40} {comment.removesuffix('fmt: skip')}".rstrip())
-    return "\n".join(described)
+def parameter_block(namespace):
+    """The lines of a script's source in which its parameters stand, with the headings and comments between them."""
+    parameters, source = script_parameters(namespace), Path(namespace["__file__"]).read_text(encoding="utf-8")
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    nodes = [node for node in nodes if getattr(node.targets[0], "id", None) in parameters]
+    return "\n".join(source.splitlines()[nodes[0].lineno - 2 : nodes[-1].end_lineno])  # the first heading included
 
 
 def _parse_like(example, text):

@@ -1,6 +1,7 @@
 """What several test files use: runs of the scripts, a model that finds what it is told, odd files."""
 
 import csv
+import json
 import os
 import signal
 import struct
@@ -17,10 +18,9 @@ from utils import load_checkpoint
 
 REPO = Path(__file__).resolve().parents[1]
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2, "grandfather clock": 3}
+DIFFICULT = "<difficult>1</difficult>"
 
-# ----------------------------------------------------------------------------------------------
-# Runs of the scripts
-# ----------------------------------------------------------------------------------------------
+# --- Runs of the scripts --------------------------------------------------------------------------
 
 
 def script(name, **parameters):
@@ -83,9 +83,7 @@ def assert_same_state(path, other):
     assert torch.equal(one["rng"]["cpu"], two["rng"]["cpu"])
 
 
-# ----------------------------------------------------------------------------------------------
-# A model, files
-# ----------------------------------------------------------------------------------------------
+# --- A model, files -------------------------------------------------------------------------------
 
 
 class FakeModel:
@@ -135,14 +133,19 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def write(path, content):
+    """Write a string, or anything else as JSON, to a file whose folder need not exist yet; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
 def read_files(folder):
     """The contents of all files in a folder and in those below it, by their path in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# ----------------------------------------------------------------------------------------------
-# Annotated data
-# ----------------------------------------------------------------------------------------------
+# --- Annotated data -------------------------------------------------------------------------------
 
 
 def object_xml(name="dog", box=(11, 21, 40, 60), difficult="<difficult>0</difficult>", extra=""):
@@ -157,10 +160,7 @@ def annotation_xml(*objects, size=(100, 80)):
 
 
 def write_annotation(folder, *objects, size=(100, 80), name="a"):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.xml"
-    path.write_text(annotation_xml(*objects, size=size), encoding="utf-8")
-    return path
+    return write(folder / f"{name}.xml", annotation_xml(*objects, size=size))
 
 
 def write_image(path, size=(100, 80), **options):

@@ -89,21 +89,17 @@ OWNER = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.55, 0.4, 0.4], [0.1, 0.1, 0.
 CELLS = xy_to_cxcy(torch.tensor([[0, 0, 4, 2], [1, 0, 5, 2], [0, 0, 2, 2], [4, 4, 8, 8]]) / 8)
 
 
-@pytest.mark.parametrize(
-    ("priors_cxcy", "boxes_xy", "threshold", "matched"),
-    [
-        # Both objects overlap prior 0 most. The better one owns it; the other owns prior 1, which the better one
-        # overlaps more, and by more than the threshold.
-        (OWNER, [[0.3, 0.3, 0.7, 0.7], [0.3, 0.2, 0.7, 0.6]], 0.5, [0, 1, -1]),
-        # Overlaps 1, 6/10, 2/4 (the threshold itself is a match) and 0.
-        (CELLS, [[0.0, 0.0, 0.5, 0.25]], 0.5, [0, 0, 0, -1]),
-        (CELLS, [[0.0, 0.0, 0.5, 0.25]], 0.51, [0, 0, -1, -1]),
-        (CELLS, [[0.0, 0.0, 0.5, 0.25]], 0.61, [0, -1, -1, -1]),
-        # An object that hardly overlaps anything has a prior all the same.
-        (CELLS, [[0.9, 0.1, 0.901, 0.11], [0.501, 0.501, 0.502, 0.502]], 0.5, [0, -1, -1, 1]),
-        (CELLS, torch.zeros(0, 4), 0.5, [-1, -1, -1, -1]),
-    ],
-)
+@pytest.mark.parametrize("priors_cxcy, boxes_xy, threshold, matched", [
+    # Both objects overlap prior 0 most. The better one owns it; the other owns prior 1, which the better one
+    # overlaps more, and by more than the threshold.
+    (OWNER, [[0.3, 0.3, 0.7, 0.7], [0.3, 0.2, 0.7, 0.6]], 0.5, [0, 1, -1]),
+    # Overlaps 1, 6/10, 2/4 (the threshold itself is a match) and 0.
+    *((CELLS, [[0.0, 0.0, 0.5, 0.25]], threshold, matched) for threshold, matched in
+      ((0.5, [0, 0, 0, -1]), (0.51, [0, 0, -1, -1]), (0.61, [0, -1, -1, -1]))),
+    # An object that hardly overlaps anything has a prior all the same.
+    (CELLS, [[0.9, 0.1, 0.901, 0.11], [0.501, 0.501, 0.502, 0.502]], 0.5, [0, -1, -1, 1]),
+    (CELLS, torch.zeros(0, 4), 0.5, [-1, -1, -1, -1]),
+])  # fmt: skip
 def test_matching_by_hand(priors_cxcy, boxes_xy, threshold, matched):
     assert match_one_image(torch.as_tensor(boxes_xy), priors_cxcy, threshold) == matched
 
@@ -126,16 +122,13 @@ def test_an_object_gets_the_same_prior_in_whatever_batch_it_is():
     assert torch.equal(torch.where(together[:1] == 47, 2, together[:1]), alone)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"threshold": 0.3, "neg_pos_ratio": 1, "alpha": 2.5},
-        {"threshold": 0.9, "n_negatives_without_objects": 7},
-        {"neg_pos_ratio": 1000},  # more than there are
-        {"neg_pos_ratio": 0, "n_negatives_without_objects": 200},
-    ],
-)
+@pytest.mark.parametrize("settings", [
+    {},
+    {"threshold": 0.3, "neg_pos_ratio": 1, "alpha": 2.5},
+    {"threshold": 0.9, "n_negatives_without_objects": 7},
+    {"neg_pos_ratio": 1000},  # more than there are
+    {"neg_pos_ratio": 0, "n_negatives_without_objects": 200},
+])  # fmt: skip
 def test_loss_and_gradients_against_a_plain_reference_in_float64(settings):
     priors_cxcy = random_priors(300, 2)
     locs, scores, boxes, labels = random_batch([2, 0, 13, 1, 5], 6, priors_cxcy, 3)
@@ -185,9 +178,10 @@ def test_batches_weigh_alike_whatever_share_of_their_images_has_objects(neg_pos_
     criterion = MultiBoxLoss(PRIORS_CXCY, neg_pos_ratio=neg_pos_ratio, n_negatives_without_objects=50)
     losses, norms = [], []
     for n in (8, 1, 0):  # images with objects
-        _, _, boxes, labels = random_batch([3] * n + [0] * (8 - n), 4, PRIORS_CXCY, 20)
+        *_, boxes, labels = random_batch([3] * n + [0] * (8 - n), 4, PRIORS_CXCY, 20)
         loss, _, d_scores = loss_and_gradients(criterion, *torch.zeros(2, 8, 8732, 4), boxes, labels)
-        losses, norms = [*losses, float(loss)], [*norms, float(d_scores.norm())]
+        losses.append(float(loss))
+        norms.append(float(d_scores.norm()))
     assert max(losses) < 4 * min(losses) and max(norms) < 4 * min(norms)
     assert losses[2] == pytest.approx(max(neg_pos_ratio, 1) * math.log(4))
 
@@ -212,10 +206,8 @@ def test_predictions_that_are_not_numbers_show_in_the_loss():
 def test_two_processes_take_the_step_of_one(monkeypatch, counts):
     """One after the other here; test_train.py has a run of two."""
     priors_cxcy = random_priors(500, 14)
-    criterion, batch = (
-        MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7),
-        random_batch(counts, 5, priors_cxcy, 15),
-    )
+    criterion = MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7)
+    batch = random_batch(counts, 5, priors_cxcy, 15)
     loss, *gradients = loss_and_gradients(criterion, *batch)
     shares, counted = [[part[images] for part in batch] for images in (slice(3), slice(3, 6))], []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)

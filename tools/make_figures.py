@@ -37,7 +37,7 @@ from model import NETWORKS, SSD300, decimate, l2_normalize, load_model, match_pr
 from utils import (  # noqa: E402
     cxcy_to_gcxgcy,
     cxcy_to_xy,
-    find_intersection,
+    find_paired_intersection,
     find_jaccard_overlap,
     override_parameters,
     xy_to_cxcy,
@@ -232,7 +232,7 @@ def draw_overlap(_model):
             axis.add_patch(Rectangle(mins.tolist(), *(maxs - mins).tolist(), color=AMBER, alpha=0.4, linewidth=0))
         add_box(axis, first, BLUE, width=3)
         add_box(axis, second, RED, width=3)
-        intersection = float(find_intersection(first[None], second[None]))
+        intersection = float(find_paired_intersection(first, second))
         union = sum(float((box[2] - box[0]) * (box[3] - box[1])) for box in (first, second)) - intersection
         overlap = float(find_jaccard_overlap(first[None], second[None]))
         axis.set(xlim=(-0.5, 11.5), ylim=(9.5, -0.5), aspect="equal", xticks=[], yticks=[])
