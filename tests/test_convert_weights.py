@@ -24,6 +24,9 @@ from datasets import prepare
 from model import SSD300, load_model
 from utils import cxcy_to_xy, gcxgcy_to_cxcy, voc_labels
 
+WARNINGS = ("Couldn't retrieve source code", "Detected pickle protocol", ".*TorchScript archive", ".*deprecated")
+pytestmark = pytest.mark.filterwarnings(*(f"ignore:{start}" for start in WARNINGS))
+
 # Our place of each prior in the Caffe code's cells: 1, extra, 2, 1/2 and 1, extra, 2, 1/2, 3, 1/3.
 FOUR, SIX = [0, 1, 2, 3], [0, 1, 2, 4, 3, 5]
 CAFFE_CELLS = ((38, FOUR), (19, SIX), (10, SIX), (5, SIX), (3, FOUR), (1, FOUR))
@@ -379,7 +382,6 @@ def test_files_that_cannot_fit(tmp_path, contents, options, message):
         convert(str(path), **options)
 
 
-@pytest.mark.filterwarnings("ignore:.*TorchScript archive", "ignore:.*deprecated")
 def test_torchscript_is_not_tried_again(tmp_path):
     torch.jit.script(nn.Conv2d(1, 1, 1)).save(tmp_path / "script.pth")
     with pytest.raises(ValueError, match=r"script\.pth: no weights"):
@@ -406,7 +408,6 @@ def test_arguments_that_are_wrong_and_downloads_that_fail(monkeypatch, source, o
         convert(source, **options)
 
 
-@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_payloads_do_not_run(tutorial_module, tmp_path, is_zip):
     """In the model, beside it, or in a state dict: they are left out, or the file is refused."""
@@ -425,7 +426,6 @@ def test_payloads_do_not_run(tutorial_module, tmp_path, is_zip):
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     "name",
     [
