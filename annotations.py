@@ -7,6 +7,7 @@ in pixels, and else as written: they may be inverted, reach beyond the image, or
 fractions of width and height, until somebody has looked at the image.
 """
 
+import functools
 import math
 import os
 import re
@@ -194,10 +195,10 @@ def suffixes_in(folder):
 
 def refuse_layout(source):
     """Raise the error for a folder that is not recognised: what was found, and what would be."""
-    names = list_folder(source)
-    folders = [name for name in names if os.path.isdir(os.path.join(source, name))]
-    suffixes = Counter(os.path.splitext(name)[1] or "other" for name in names if name not in folders)
-    found = [f"{n} {suffix} files" for suffix, n in suffixes.items()] + [f"the folder {name}" for name in folders]
+    _, folders, files = next(os.walk(source))
+    suffixes = Counter(os.path.splitext(name)[1] or "other" for name in sorted(files))
+    found = [f"{n} {suffix} files" for suffix, n in suffixes.items()]
+    found += [f"the folder {name}" for name in sorted(folders)]
     shown = printable(", ".join(found), 500) or "nothing"
     raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {shown}. Can be read:\n{LAYOUTS}")
 
@@ -208,22 +209,22 @@ def choose_splits(parts, splits, source):
     for split, wanted in splits.items():
         # Beside VOC's trainval its val, which is a part of it, cannot stand in for test.
         others = () if chosen.get("TRAIN") == "trainval" else FALLBACKS.get(wanted, ())
-        name = next((name for name in (wanted, *others) if name in parts), None)
-        if name is None:
+        names = [name for name in (wanted, *others) if name in parts]
+        if not names:
             found = printable(", ".join(sorted(parts, key=len)))
             hint = "or move ImageSets/Main away to have the images divided at random"
             missing = f"{printable(source)}: has no split {printable(repr(wanted))}"
             raise FileNotFoundError(f"{missing}. Name one of {found} as train_split or test_split, {hint}")
-        chosen[split] = name
+        chosen[split] = names[0]
     return chosen
 
 
-def find_images(folder):
-    """The image files in a folder: a dict of name without suffix to path; of several .jpg comes first."""
-    names = [name for name in list_folder(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
-    names.sort(key=lambda name: -IMAGE_SUFFIXES.index(os.path.splitext(name)[1].lower()))  # the last one stays
-    images = {os.path.splitext(name)[0]: os.path.join(folder, name) for name in names}
-    return dict(sorted(images.items()))
+def find_files(folder, suffixes):
+    """Files with one of these suffixes: a dict of name without suffix to path; of several the first suffix counts."""
+    names = [name for name in list_folder(folder) if os.path.splitext(name)[1].lower() in suffixes]
+    names.sort(key=lambda name: -suffixes.index(os.path.splitext(name)[1].lower()))  # the last one stays
+    files = {os.path.splitext(name)[0]: os.path.join(folder, name) for name in names}
+    return dict(sorted(files.items()))
 
 
 # --- Pascal VOC's XML, COCO's JSON, YOLO's text files ---------------------------------------------
@@ -231,16 +232,16 @@ def find_images(folder):
 
 def read_voc(part, source, split, notes):
     """The records of XML files, with the corners as written: `count_from()` makes them continuous."""
-    images = find_images(part.images)
+    images, files = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".xml",))
     if part.names:
         names = [line.strip() for line in read_lines(part.names)]
     else:
-        names = [name[:-4] for name in list_folder(part.annotations) if name.lower().endswith(".xml")]
-        for name in sorted(images.keys() - names):
-            add_note(notes, "image_unlabelled", (split, images[name]), "")
+        names = sorted(files, key=files.get)
+        for name in sorted(images.keys() - files.keys()):
+            add_note(notes, "image_unlabelled", (split, images[name]))
     records, problems = [], []
     for name in names:
-        file = os.path.join(part.annotations, name + ".xml")
+        file = files.get(name, os.path.join(part.annotations, name + ".xml"))
         try:
             annotation = parse_annotation(file, first_pixel=0)
         except (ValueError, OSError) as error:
@@ -250,8 +251,7 @@ def read_voc(part, source, split, notes):
         size = (annotation["width"], annotation["height"]) if annotation["width"] else None
         image = images.get(name, os.path.join(part.images, name + ".jpg"))
         records.append(Record(image, file, source, "VOC", [Annotated(*row) for row in rows], size))
-        missing = annotation["difficult_missing"]
-        if missing:
+        if missing := annotation["difficult_missing"]:
             add_note(notes, "difficult_missing", (split, file), f"{missing} object{'s' * (missing > 1)}")
     raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(names)} annotations cannot be used:")
     return records
@@ -345,6 +345,7 @@ def read_coco(part, source, split, notes):
     """
     path = part.annotations
     content, shown = read_json(path, dict, object_hook=without_outline), printable(path, 1000)
+    note_unusable = functools.partial(add_note, notes, "entry_unusable", (split, path))
 
     def usable(key, make):
         """What make() returns of each entry of a list, without those for which it raises a ValueError."""
@@ -361,7 +362,7 @@ def read_coco(part, source, split, notes):
         if not made:
             raise_if_any(problems, f"{shown}: none of the {len(problems)} entries of {key!r} can be used:")
         for problem in problems:
-            add_note(notes, "entry_unusable", (split, path), problem)
+            note_unusable(problem)
         return made
 
     def by_id(key, make):
@@ -370,8 +371,7 @@ def read_coco(part, source, split, notes):
         values = dict(pairs)
         for entry_id in {entry_id for entry_id, value in pairs if value != values[entry_id]}:
             del values[entry_id]
-            what = f"{key}: 'id' {printable(repr(entry_id), 60)} is given twice"
-            add_note(notes, "entry_unusable", (split, path), what)
+            note_unusable(f"{key}: 'id' {printable(repr(entry_id), 60)} is given twice")
         return values
 
     folder, stem = os.path.split(path.removesuffix(".json"))
@@ -442,20 +442,21 @@ def read_yolo(part, source, split, notes):
     names = next(filter(None, map(find_class_names, folders)), None)
     if not names:
         raise ValueError(f"{printable(source)}: the class names are missing: a data.yaml or classes.txt says them")
-    images, records = find_images(part.images), []
-    files = {name[:-4] for name in list_folder(part.annotations) if name.lower().endswith(".txt")} - {"classes"}
-    for stem, image in images.items():
-        file, objects = os.path.join(part.annotations, stem + ".txt"), []
-        if stem not in files:
-            add_note(notes, "label_file_missing", (split, image), "")
-        for i, line in enumerate(read_lines(file) if stem in files else [], start=1):
+    images, files = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".txt",))
+    files.pop("classes", None)
+    records = []
+    for name, image in images.items():
+        file, objects = files.get(name, os.path.join(part.annotations, name + ".txt")), []
+        if name not in files:
+            add_note(notes, "label_file_missing", (split, image))
+        for i, line in enumerate(read_lines(file) if name in files else (), start=1):
             try:
                 objects.append(parse_yolo_line(line.split(), names))
             except ValueError as error:
                 add_note(notes, "entry_unusable", (split, file), f"line {i}: {error}")
         records.append(Record(image, file, source, "YOLO", objects))
-    for stem in sorted(files - images.keys()):
-        add_note(notes, "image_not_found", (split, os.path.join(part.annotations, stem + ".txt")), "")
+    for name in sorted(files.keys() - images.keys()):
+        add_note(notes, "image_not_found", (split, files[name]))
     return records
 
 
@@ -512,21 +513,15 @@ def parse_yaml_names(lines):
 
     lines: the file's, without blank ones. Returns a dict of index to name; empty if there is no such entry.
     """
-    start = next((i for i, line in enumerate(lines) if line.startswith("names:")), len(lines))
-    # The entry ends with its bracket, or before the next line that is neither indented nor an item.
-    rows = [line.removeprefix("names:") for line in lines[start : start + 1]]
-    in_brackets = bool(rows) and rows[0].strip().startswith(("[", "{"))
-    for line in lines[start + 1 :]:
-        if rows[-1].endswith(("]", "}")) if in_brackets else not line.startswith((" ", "\t", "-", "#")):
-            break
-        rows.append(line)
-    items = [re.sub(r"(^|\s)#.*", "", row).strip().removeprefix("- ") for row in rows]
-    if in_brackets:
-        # A comma in quotation marks is part of a name.
-        items = re.findall(r"""(?:"[^"]*"|'[^']*'|[^,"'])+""", " ".join(items).strip("[]{} "))
+    text = "\n".join(filter(str.strip, (re.sub(r"(^|\s)#.*", "", line) for line in lines)))  # without comments
+    # From bracket to bracket, or up to a line that is neither indented nor an item.
+    entry = re.search(r"^names:(\s*[\[{](?s:.*?)[\]}]\s*$|.*(?:\n[ \t-].*)*)", text, re.MULTILINE)
+    items = entry[1].strip() if entry else ""
+    # A comma in quotation marks is part of a name.
+    separate = r"""(?:"[^"]*"|'[^']*'|[^,"'])+""" if items.startswith(("[", "{")) else ".+"
     names = {}
-    for item in filter(None, map(str.strip, items)):
-        index, colon, name = item.partition(":")
-        has_index = colon and index.strip().isdigit()
-        names[int(index) if has_index else len(names)] = (name if has_index else item).strip().strip("'\"")
+    for item in re.findall(separate, items.strip("[]{}")):
+        index, name = re.fullmatch(r"\s*(?:(\d+)\s*:|- )?\s*(.*?)\s*", item, re.DOTALL).groups()
+        if name:
+            names[int(index) if index else len(names)] = name.strip("'\"")
     return names
