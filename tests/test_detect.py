@@ -163,12 +163,6 @@ def test_modes_and_files(tmp_path, name):
     assert image.tobytes() == before and image.mode == mode
 
 
-def test_sixteen_bits_are_scaled_not_cut():
-    levels = np.repeat(np.array([[0, 255, 256, 0x4000, 0x8000, 0xFFFF]], dtype=np.uint16), 6, axis=0)
-    upright = open_image(Image.fromarray(levels))
-    assert [upright.getpixel((x, 0))[0] for x in range(6)] == [0, 0, 1, 64, 128, 255]
-
-
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize(("orientation", "white"), [(1, (0, 0)), (3, (1, 1)), (5, (0, 0)), (6, (1, 0)), (8, (0, 1))])
 def test_exif_orientation(tmp_path, orientation, white, suffix):
@@ -331,29 +325,33 @@ def make_animation(path, n_frames, **options):
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
 
 
-def test_folder(shell, tmp_path, capsys):
-    make_files("in/a b é.jpg", "in/c.PNG", "in/grey.tif", "in/d.pgm", "in/deep/er/c.png", "in/.hidden.jpg")
-    for name in ("notes.txt", "photo.HEIC", "film\x1b.mp4"):
+@pytest.mark.parametrize(
+    ("parameters", "copies"),
+    [
+        ({}, ["[odd].png", "a b é.jpg", "c.PNG", "d.pgm.png"]),
+        ({"images": "in/*.??g", "output_folder": "new/out"}, ["[odd].png", "a b é.jpg"]),
+        ({"images": "in/[odd].png"}, ["[odd].png"]),
+        ({"recursive": True, "output_folder": "in/out"}, ["[odd].png", "a b é.jpg", "c.PNG", "d.pgm.png", "er/c.png"]),
+    ],
+)
+def test_files_folders_and_patterns(shell, tmp_path, capsys, parameters, copies):
+    """Copies in folders like the originals'; those of an earlier run are not taken for photos."""
+    names = ("[odd].png", "a b é.jpg", "c.PNG", "d.pgm", "er/c.png", ".hidden.jpg", ".thumbnails/e.jpg")
+    make_files(*(f"in/{name}" for name in names))
+    for name in ("notes.txt", "film\x1b.mp4"):
         Path("in", name).write_text("not an image")
     Path("in/below.jpg").mkdir()
-    before = read_files(tmp_path / "in")
-    shell(output_folder="new/out")
-    assert sorted(read_files(tmp_path / "new/out")) == ["a b é.jpg", "c.PNG", "d.pgm.png", "grey.tif"]
-    assert read_files(tmp_path / "in") == before
-    printed = capsys.readouterr().out
-    assert "4 of 4 images annotated, in new/out; 4 objects" in printed
-    assert "3 other files, not named like images that can be read: film\\x1b.mp4, notes.txt, photo.HEIC" in printed
-    with Image.open("new/out/c.PNG") as annotated:
-        assert annotated.size == (60, 40) and annotated.getpixel((6, 20)) == ImageColor.getrgb(COLORS["cat"])
-
-
-def test_folders_in_a_folder(shell, tmp_path, capsys):
-    """Each copy in a folder like the original's; the copies of an earlier run are not taken for photos."""
-    make_files("in/a.jpg", "in/b/a.jpg", "in/b/c/d.png", "in/.thumbnails/e.jpg")
+    before, folder, n = read_files(tmp_path / "in"), parameters.get("output_folder", "out"), len(copies)
     for _ in range(2):
-        shell(output_folder="in/out", recursive=True)
-        assert sorted(read_files(tmp_path / "in/out")) == ["a.jpg", "b/a.jpg", "b/c/d.png"]
-        assert "3 of 3 images" in capsys.readouterr().out
+        shell(**parameters)
+        printed = capsys.readouterr().out
+        assert sorted(read_files(tmp_path / folder)) == copies
+        assert f"{n} of {n} images annotated, in {folder}; {n} objects" in printed
+        others = "2 other files, not named like images that can be read: film\\x1b.mp4, notes.txt"
+        assert (others in printed) == ("images" not in parameters)
+    assert before.items() <= read_files(tmp_path / "in").items()
+    with Image.open(Path(folder, copies[0])) as annotated:
+        assert annotated.size == (60, 40) and annotated.getpixel((6, 20)) == ImageColor.getrgb(COLORS["cat"])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -400,14 +398,6 @@ def test_boxes_as_files(shell):
     found = json.loads(Path("found.json").read_text())
     assert [row["image"] for row in found] == [row["image"] for row in rows]
     assert (found[1]["class"], found[1]["box"]) == ("cat", [6.0, 8.0, 30.0, 24.0])
-
-
-def test_patterns_and_single_files(shell, tmp_path):
-    make_files("one.jpg", "two.jpg", "three.png", "[odd].jpg")
-    shell(images="t*.*", output_folder="pattern")
-    assert sorted(read_files(tmp_path / "pattern")) == ["three.png", "two.jpg"]
-    shell(images="[odd].jpg")
-    assert list(read_files(tmp_path / "out")) == ["[odd].jpg"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import LABEL_MAP, REPO, FakeModel, Payload, assert_same_state, finish, png, run_script, start, training
+from helpers import LABEL_MAP, REPO, FakeModel, Payload, assert_same_state, finish, run_script, start, training
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -229,16 +229,6 @@ def test_paths_that_lead_to_no_image_are_named(tmp_path, name):
             action()
         assert type(caught.value) in (ValueError, FileNotFoundError)
         assert str(tmp_path) in str(caught.value) or name in str(caught.value)
-
-
-def test_a_bomb_is_refused_or_skipped(tmp_path):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png(60_000, 60_000))
-    dataset = write_lists(tmp_path, [path])
-    with pytest.raises(ValueError, match=r"bomb\.png.*pixels"):
-        dataset[0]
-    dataset.skip_corrupt = True
-    assert len(dataset[0][1]) == 0 and dataset.skipped_images() == [str(path)]
 
 
 def test_the_largest_images_take_bounded_memory(tmp_path):
