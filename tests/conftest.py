@@ -1,5 +1,7 @@
 """The fixtures of all test files; one thread for each process (the tests run side by side)."""
 
+import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -38,6 +40,22 @@ def run_main(monkeypatch):
         script.main()
 
     return run
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """full_disk(after=n): the disk is full when n more files have been forced to it."""
+
+    def fill(after):
+        written = itertools.count()
+
+        def fsync(_):
+            if next(written) >= after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return fill
 
 
 @pytest.fixture(scope="session")

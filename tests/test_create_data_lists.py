@@ -1,42 +1,33 @@
 """create_data_lists.py: what is mended, refused and reported on the way from records to lists."""
 
-import errno
 import json
 import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, object_xml, write_annotation, write_image
+from helpers import DIFFICULT, object_xml, read_files, run_script, script, write, write_annotation, write_image
 from PIL import Image, ImageColor
 
-import create_data_lists as script
-import datasets
+import create_data_lists as module
 import utils
 from annotations import Annotated, Record
 from create_data_lists import create_data_lists
+from datasets import read_image
 from model import NETWORKS, SSD300
-from utils import class_colors, load_label_map, make_label_map, voc_labels
-
-# ----------------------------------------------------------------------------------------------
-# Data to test on
-# ----------------------------------------------------------------------------------------------
-
-DIFFICULT = "<difficult>1</difficult>"
+from utils import load_label_map, make_label_map, voc_labels
 
 
 def write_splits(folder, **splits):
-    main = folder / "ImageSets" / "Main"
-    main.mkdir(parents=True, exist_ok=True)
     for split, names in splits.items():
-        (main / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        write(folder / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{name}\n" for name in names))
 
 
 def write_voc(folder, images, test=("t",)):
@@ -49,12 +40,15 @@ def write_voc(folder, images, test=("t",)):
     return folder
 
 
-def make_lists(folder, output=None, **options):
-    """Run create_data_lists() on one folder; returns the report and the contents of the files by name."""
-    output = output or folder.parent / "lists"
-    report = create_data_lists(train_data=folder, output_folder=output, **options)
-    files = {path.name: json.loads(path.read_text()) for path in output.glob("*.json")}
-    return report, files
+def make_lists(data, output=None, **options):
+    """Run create_data_lists() on a folder or file; returns the report and the contents of the files by name."""
+    output = output or data.parent / "lists"
+    report = create_data_lists(train_data=data, output_folder=output, **options)
+    return report, read_lists(output)
+
+
+def read_lists(folder):
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
 def kinds(report):
@@ -62,28 +56,24 @@ def kinds(report):
     return {kind: len(notes) for kind, notes in report["notes"].items() if notes and kind != "class_not_tested"}
 
 
-# ----------------------------------------------------------------------------------------------
-# Lists
-# ----------------------------------------------------------------------------------------------
+# --- Lists ----------------------------------------------------------------------------------------
 
 
 def test_lists_of_a_small_folder(tmp_path):
     objects = [object_xml("dog", (1, 1, 100, 80)), object_xml("cat", difficult=DIFFICULT)]
     folder = write_voc(tmp_path / "mine", {"a": objects, "empty": []})
     report, files = make_lists(folder)
-    assert files["label_map.json"] == {"background": 0, "cat": 1, "dog": 2}
-    photos = folder / "JPEGImages"
-    assert files["TRAIN_images.json"] == [str(photos / "a.jpg"), str(photos / "empty.jpg")]
-    assert files["TEST_images.json"] == [str(photos / "t.jpg")]
+    assert files["label_map"] == {"background": 0, "cat": 1, "dog": 2}
+    assert files["TRAIN_images"] == [str(folder / "JPEGImages" / name) for name in ("a.jpg", "empty.jpg")]
+    assert files["TEST_images"] == [str(folder / "JPEGImages" / "t.jpg")]
     boxes = [[0, 0, 100, 80], [10, 20, 40, 60]]
-    assert files["TRAIN_objects.json"] == [
+    assert files["TRAIN_objects"] == [
         {"boxes": boxes, "labels": [2, 1], "difficulties": [0, 1], "size": [100, 80]},
         {"boxes": [], "labels": [], "difficulties": [], "size": [100, 80]},
     ]
     classes = {"dog": [1, 0], "cat": [0, 1]}  # easy, difficult
     counts = {"images": 2, "images_without_objects": 1, "objects": 2, "easy": 1, "difficult": 1, "classes": classes}
     assert report["splits"]["TRAIN"] == counts and kinds(report) == {}
-    # A class without an object in one of the two is said.
     assert report["notes"]["class_not_tested"] == [{"split": "TEST", "file": "", "what": "cat"}]
 
 
@@ -101,9 +91,9 @@ def test_faulty_boxes_are_dropped_or_clipped_with_their_file(tmp_path):
     report, files = make_lists(folder, trust_boxes=True)
     assert kinds(report) == {kind: len(rows) for kind, rows in boxes.items()}
     for kind in boxes:
-        for note in report["notes"][kind]:
-            assert note["file"] == str(folder / "Annotations" / f"{kind}.xml") and note["split"] == "TRAIN"
-    kept = [row["boxes"] for row in files["TRAIN_objects.json"]]
+        places = {(note["split"], note["file"]) for note in report["notes"][kind]}
+        assert places == {("TRAIN", str(folder / "Annotations" / f"{kind}.xml"))}
+    kept = [row["boxes"] for row in files["TRAIN_objects"]]
     assert kept == [[], [], [], [[0, 0, 50, 50], [90, 70, 100, 80], [0, 4, 100, 50]]]
     assert report["notes"]["box_no_area"][0]["what"] == "dog [20, 30, 20, 30] in 100 x 80"
 
@@ -114,38 +104,30 @@ def test_smallest_boxes_that_are_kept_stay_boxes_in_float32(tmp_path):
     folder = write_voc(tmp_path / "mine", {"a": [object_xml(box=box) for box in boxes]})
     report, files = make_lists(folder)
     assert kinds(report) == {"box_outside": 1, "box_clipped": 1}
-    kept = np.float32(files["TRAIN_objects.json"][0]["boxes"]) / np.float32([100, 80, 100, 80])
+    kept = np.float32(files["TRAIN_objects"][0]["boxes"]) / np.float32([100, 80, 100, 80])
     assert len(kept) == 2 and (kept[:, 2:] > kept[:, :2]).all()
 
 
-def test_unknown_class_is_an_error_unless_skipped(tmp_path):
-    objects = [object_xml("dog"), object_xml("unicorn"), object_xml("dog")]
-    folder = write_voc(tmp_path / "mine", {"a": objects})
+def test_given_class_names_decide_the_labels_and_others_are_an_error_unless_skipped(tmp_path):
+    folder = write_voc(tmp_path / "mine", {"a": [object_xml("dog"), object_xml("unicorn"), object_xml("cat")]})
+    names = ("zebra", "dog", "cat")
     with pytest.raises(ValueError, match=r"'unicorn': 1 objects, first in .*a\.xml"):
-        make_lists(folder, class_names=("dog",))
+        make_lists(folder, class_names=names)
     assert not (tmp_path / "lists").exists()
-    report, files = make_lists(folder, class_names=("dog",), skip_unknown=True)
-    assert kinds(report) == {"class_skipped": 1}
-    assert files["TRAIN_objects.json"][0]["labels"] == [1, 1]
-    assert len(files["TRAIN_objects.json"][0]["boxes"]) == 2
-
-
-def test_given_class_names_decide_the_labels(tmp_path):
-    folder = write_voc(tmp_path / "mine", {"a": [object_xml("dog"), object_xml("cat")]})
-    report, files = make_lists(folder, class_names=("zebra", "dog", "cat"))
-    assert files["TRAIN_objects.json"][0]["labels"] == [2, 3]
+    report, files = make_lists(folder, class_names=names, skip_unknown=True)
+    assert kinds(report) == {"class_skipped": 1, "class_not_trained": 1}
     assert report["notes"]["class_not_trained"] == [{"split": "TRAIN", "file": "", "what": "zebra"}]
+    assert files["TRAIN_objects"][0]["labels"] == [2, 3] and len(files["TRAIN_objects"][0]["boxes"]) == 2
 
 
 def test_voc_folders_take_vocs_classes_and_splits(tmp_path):
     voc07 = write_voc(tmp_path / "VOC2007", {"a": [object_xml("cat")]})
     voc12 = write_voc(tmp_path / "VOC2012", {"b": [object_xml("tvmonitor")]})
     create_data_lists(voc07, voc12, tmp_path)
-    assert load_label_map(tmp_path) == make_label_map(voc_labels)
-    images = json.loads((tmp_path / "TRAIN_images.json").read_text())
-    assert images == [str(voc07 / "JPEGImages" / "a.jpg"), str(voc12 / "JPEGImages" / "b.jpg")]
-    assert json.loads((tmp_path / "TRAIN_objects.json").read_text())[1]["labels"] == [20]
-    assert json.loads((tmp_path / "TEST_images.json").read_text()) == [str(voc07 / "JPEGImages" / "t.jpg")]
+    files = read_lists(tmp_path)
+    assert files["label_map"] == make_label_map(voc_labels) and files["TRAIN_objects"][1]["labels"] == [20]
+    assert files["TRAIN_images"] == [str(voc07 / "JPEGImages" / "a.jpg"), str(voc12 / "JPEGImages" / "b.jpg")]
+    assert files["TEST_images"] == [str(voc07 / "JPEGImages" / "t.jpg")]
 
 
 def test_other_split_names_and_another_test_folder(tmp_path):
@@ -155,8 +137,8 @@ def test_other_split_names_and_another_test_folder(tmp_path):
     write_splits(tmp_path / "two", held_out=["c", "t"])
     options = {"test_data": tmp_path / "two", "train_split": "mine", "test_split": "held_out"}
     _, files = make_lists(tmp_path / "one", **options)
-    assert [os.path.basename(path) for path in files["TRAIN_images.json"]] == ["b.jpg"]
-    assert [os.path.basename(path) for path in files["TEST_images.json"]] == ["c.jpg", "t.jpg"]
+    assert [os.path.basename(path) for path in files["TRAIN_images"]] == ["b.jpg"]
+    assert [os.path.basename(path) for path in files["TEST_images"]] == ["c.jpg", "t.jpg"]
 
 
 def test_several_folders_relative_to_the_working_directory(tmp_path, monkeypatch):
@@ -164,8 +146,7 @@ def test_several_folders_relative_to_the_working_directory(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     report = create_data_lists(train_data=("one", folders[1]), test_data="two", output_folder="lists")
     assert [report["splits"][split]["images"] for split in ("TRAIN", "TEST")] == [2, 1]
-    images = json.loads((tmp_path / "lists" / "TEST_images.json").read_text())
-    assert images == [str(folders[1] / "JPEGImages" / "t.jpg")]
+    assert read_lists(tmp_path / "lists")["TEST_images"] == [str(folders[1] / "JPEGImages" / "t.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -175,11 +156,7 @@ def test_several_folders_relative_to_the_working_directory(tmp_path, monkeypatch
         ([object_xml("background")], {}, r"'background': 1 objects, first in .*a\.xml"),
         ([object_xml(f"c\x85{i}" + "x" * 99) for i in range(99)], {"class_names": ("dog",)}, "99 unknown.*and .. more"),
         ([], {}, "nothing to learn from"),
-        (
-            [object_xml(box=box) for box in [(0.1, 0.1, 0.5, 0.9)]],
-            {"first_pixel": 0},
-            "look like fractions of the image",
-        ),
+        ([object_xml(box=(0.1, 0.1, 0.5, 0.9))], {"first_pixel": 0}, "look like fractions of the image"),
         ([object_xml(box=(90 - i, 70, 5, 5)) for i in range(5)], {}, "5 of 6 boxes are inverted, or lie outside"),
     ],
 )
@@ -193,16 +170,13 @@ def test_data_that_are_refused_leave_nothing_behind(tmp_path, objects, options, 
     assert len(str(error.value)) < 5000 and not (tmp_path / "lists").exists()
 
 
-def test_missing_data_are_named(tmp_path):
+def test_missing_data_are_named_and_every_bad_annotation(tmp_path):
     with pytest.raises(ValueError, match="No data"):
         create_data_lists(output_folder=tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere: not a folder"):
         make_lists(tmp_path / "nowhere")
-
-
-def test_every_bad_annotation_is_listed(tmp_path):
-    folder = write_voc(tmp_path / "mine", {"a": [object_xml()], "b": [object_xml()], "c": [object_xml()]})
-    (folder / "Annotations" / "a.xml").write_text("<annotation>")
+    folder = write_voc(tmp_path / "mine", {name: [object_xml()] for name in "abc"})
+    write(folder / "Annotations" / "a.xml", "<annotation>")
     (folder / "Annotations" / "c.xml").unlink()
     with pytest.raises(ValueError, match=r"(?s)2 of 3 annotations cannot.*a\.xml: unreadable.*c\.xml: no such"):
         make_lists(folder)
@@ -224,22 +198,18 @@ def test_every_bad_image_is_listed_unless_images_are_not_checked(tmp_path):
     assert report["splits"]["TRAIN"]["images"] == 6
 
 
-@pytest.mark.parametrize("extension", [".jpeg", ".png", ".PNG", ".JPG", ".bmp", ".webp"])
-def test_image_is_found_by_the_annotations_stem(tmp_path, extension):
-    folder = write_voc(tmp_path / "mine", {"a.b": [object_xml()]})
-    (folder / "JPEGImages" / "a.b.jpg").unlink()
-    path = write_image(folder / "JPEGImages" / f"a.b{extension}")
-    _, files = make_lists(folder)
-    assert files["TRAIN_images.json"] == [str(path)]
-
-
-@pytest.mark.parametrize("name", ["my photo 1", "Zürich 日本 🐕", "a'b\"c&d", "x.xml"])
-def test_names_with_spaces_and_unicode(tmp_path, name):
-    folder = write_voc(tmp_path / "my data", {name: [object_xml()]})
+@pytest.mark.parametrize(
+    "name", ["a.b.jpeg", "a.b.png", "a.b.PNG", "a.b.JPG", "a.b.bmp", "a.b.webp", "my photo 1.jpg", "Zürich 日本 🐕.jpg",
+             "a'b\"c&d.jpg", "x.xml.jpg"],
+)  # fmt: skip
+def test_image_is_found_by_the_annotations_stem_of_any_letters(tmp_path, name):
+    stem = Path(name).stem
+    folder = write_voc(tmp_path / "my data", {stem: [object_xml()]})
+    (folder / "JPEGImages" / f"{stem}.jpg").unlink()
+    path = write_image(folder / "JPEGImages" / name)
     # As an editor on Windows writes it: with a byte order mark, carriage returns and blank lines.
-    (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(f"\ufeff{name} \r\n\r\n".encode())
-    _, files = make_lists(folder)
-    assert files["TRAIN_images.json"] == [str(folder / "JPEGImages" / f"{name}.jpg")]
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(f"\ufeff{stem} \r\n\r\n".encode())
+    assert make_lists(folder)[1]["TRAIN_images"] == [str(path)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
@@ -249,35 +219,28 @@ def test_name_that_is_no_text(tmp_path):
         os.rename(folder / old, os.fsencode(folder / old.replace("/a", "/\udcff")))
     (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(b"\xff\n")
     _, files = make_lists(folder)
-    assert os.path.isfile(files["TRAIN_images.json"][0])
+    assert os.path.isfile(files["TRAIN_images"][0])
     assert r"\udcff.xml" in (tmp_path / "lists" / "data_report.txt").read_text()
 
 
-def test_image_in_both_splits_is_reported_also_under_another_name(tmp_path):
-    folder = write_voc(tmp_path / "mine", {"a": [object_xml()], "b": [object_xml()]}, test=("t", "a"))
-    (folder / "JPEGImages" / "b.jpg").unlink()
-    (folder / "JPEGImages" / "b.jpg").symlink_to("a.jpg")
-    report, files = make_lists(folder)
-    assert kinds(report) == {"image_in_both": 1}
-    assert report["notes"]["image_in_both"][0]["file"] == str(folder / "Annotations" / "a.xml")
-    assert len(files["TRAIN_images.json"]) == 1 and len(files["TEST_images.json"]) == 2
-
-
-def test_image_listed_twice_is_kept_once(tmp_path):
-    folder = write_voc(tmp_path / "mine", {"a": [object_xml()], "b": [object_xml(box=(1, 1, 9, 9))]})
-    write_splits(folder, trainval=["a", "b", "a"])
+def test_image_in_both_splits_is_reported_and_one_listed_twice_kept_once(tmp_path):
+    folder = write_voc(tmp_path / "mine", {"a": [object_xml()], "b": [object_xml(box=(1, 1, 9, 9))]}, test=("t", "a"))
     (folder / "JPEGImages" / "b.jpg").unlink()
     (folder / "JPEGImages" / "b.jpg").symlink_to("a.jpg")  # the same photo under another name
     report, files = make_lists(folder)
-    assert kinds(report) == {"image_repeated": 1} and len(files["TRAIN_images.json"]) == 1
-    assert files["TRAIN_objects.json"][0]["boxes"] == [[10, 20, 40, 60], [0, 0, 9, 9]]
+    assert kinds(report) == {"image_in_both": 1}
+    assert report["notes"]["image_in_both"][0]["file"] == str(folder / "Annotations" / "a.xml")
+    assert len(files["TRAIN_images"]) == 1 and len(files["TEST_images"]) == 2
+    write_splits(folder, trainval="aba", test="t")
+    report, files = make_lists(folder)
+    assert kinds(report) == {"image_repeated": 1} and len(files["TRAIN_images"]) == 1
+    assert files["TRAIN_objects"][0]["boxes"] == [[10, 20, 40, 60], [0, 0, 9, 9]]
 
 
 def test_objects_without_difficult_are_counted_by_file(tmp_path):
-    folder = write_voc(tmp_path / "mine", {"a": [object_xml(difficult=""), object_xml(), object_xml(difficult="")]})
-    report, _ = make_lists(folder)
-    assert kinds(report) == {"difficult_missing": 1}
-    assert report["notes"]["difficult_missing"][0]["what"] == "2 objects"
+    objects = [object_xml(difficult=""), object_xml(), object_xml(difficult="")]
+    report, _ = make_lists(write_voc(tmp_path / "mine", {"a": objects}))
+    assert [note["what"] for note in report["notes"]["difficult_missing"]] == ["2 objects"] and len(kinds(report)) == 1
 
 
 @pytest.mark.parametrize("check_images", [True, False])
@@ -286,8 +249,8 @@ def test_missing_size_comes_from_the_image(tmp_path, check_images):
     write_annotation(folder / "Annotations", object_xml(box=(1, 1, 200, 50)), size=(0, 0))
     report, files = make_lists(folder, check_images=check_images)
     assert kinds(report) == {"box_clipped": 1}
-    assert files["TRAIN_objects.json"][0]["size"] == [100, 80]
-    assert files["TRAIN_objects.json"][0]["boxes"] == [[0, 0, 100, 50]]
+    entry = files["TRAIN_objects"][0]
+    assert entry["size"] == [100, 80] and entry["boxes"] == [[0, 0, 100, 50]]
 
 
 def test_wrong_size_is_reported_and_the_images_taken(tmp_path):
@@ -296,74 +259,63 @@ def test_wrong_size_is_reported_and_the_images_taken(tmp_path):
     report, files = make_lists(folder)
     assert kinds(report) == {"size_differs": 1, "box_clipped": 1}
     assert report["notes"]["size_differs"][0]["what"] == "annotation (640, 480) image (100, 80)"
-    assert files["TRAIN_objects.json"][0]["size"] == [100, 80]
+    assert files["TRAIN_objects"][0]["size"] == [100, 80]
     for name in "abcde":
         write_annotation(folder / "Annotations", object_xml(), size=(640, 480), name=name)
     with pytest.raises(ValueError, match="5 of 6 images have another size than their annotations say"):
         make_lists(folder)
 
 
-# How an EXIF orientation's image is stored, given the image as shown.
-STORE = {
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+def exif(orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
 
 
-@pytest.mark.parametrize(("orientation", "suffix"), [*((key, "jpg") for key in STORE), (6, "tif"), (8, "png")])
-def test_boxes_follow_the_pixels_when_exif_rotates_the_image(tmp_path, orientation, suffix):
+@pytest.mark.parametrize(
+    ("orientation", "stored", "suffix"),  # stored: how the image is, given the image as shown
+    [(5, "TRANSPOSE", "jpg"), (6, "ROTATE_90", "jpg"), (7, "TRANSVERSE", "jpg"), (8, "ROTATE_270", "jpg"),
+     (6, "ROTATE_90", "tif"), (8, "ROTATE_270", "png")],
+)  # fmt: skip
+def test_boxes_follow_the_pixels_when_exif_rotates_the_image(tmp_path, orientation, stored, suffix):
     folder = write_voc(tmp_path / "mine", {"a": []})
     shown = Image.new("RGB", (100, 80))
     shown.paste("white", (10, 20, 40, 60))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     (folder / "JPEGImages" / "a.jpg").unlink()
     image = folder / "JPEGImages" / f"a.{suffix}"
-    shown.transpose(STORE[orientation]).save(image, quality=100, exif=exif)
+    shown.transpose(Image.Transpose[stored]).save(image, quality=100, exif=exif(orientation))
 
     write_annotation(folder / "Annotations", object_xml(box=(11, 21, 40, 60)), size=(100, 80))
+    is_tiff = suffix == "tif"  # Pillow turns it
     report, files = make_lists(folder)
-    assert kinds(report) == {"boxes_turned": 1}
-    entry = files["TRAIN_objects.json"][0]
-    pixels = datasets.read_image(image)
-    assert entry["size"] == [80, 100] == [pixels.shape[2], pixels.shape[1]]
-    bright = np.argwhere(pixels[0].numpy() > 127)
+    assert kinds(report) == ({} if is_tiff else {"boxes_turned": 1})
+    entry, (_, height, width) = files["TRAIN_objects"][0], read_image(image).shape
+    assert entry["size"] == [width, height] == ([100, 80] if is_tiff else [80, 100])
+    bright = np.argwhere(read_image(image)[0].numpy() > 127)
     (y_min, x_min), (y_max, x_max) = bright.min(0), bright.max(0) + 1
     assert entry["boxes"] == [[x_min, y_min, x_max, y_max]]
 
-    write_annotation(folder / "Annotations", object_xml(box=(1, 2, 30, 40)), size=(80, 100))
+    write_annotation(folder / "Annotations", object_xml(box=(1, 2, 30, 40)), size=(width, height))
     report, files = make_lists(folder)
-    assert kinds(report) == {} and files["TRAIN_objects.json"][0]["boxes"] == [[0, 1, 30, 40]]
+    assert kinds(report) == {} and files["TRAIN_objects"][0]["boxes"] == [[0, 1, 30, 40]]
 
 
 def test_exif_mirroring_that_no_size_can_settle_is_reported(tmp_path):
     folder = write_voc(tmp_path / "mine", {"a": [object_xml()]})
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    write_image(folder / "JPEGImages" / "a.jpg", exif=exif)
+    write_image(folder / "JPEGImages" / "a.jpg", exif=exif(3))
     report, files = make_lists(folder)
-    assert kinds(report) == {"exif_unclear": 1}
-    assert files["TRAIN_objects.json"][0]["boxes"] == [[10, 20, 40, 60]]
+    assert kinds(report) == {"exif_unclear": 1} and files["TRAIN_objects"][0]["boxes"] == [[10, 20, 40, 60]]
 
 
-def test_full_disk_leaves_the_old_lists_whole(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_old_lists_whole(tmp_path, full_disk):
     folder = write_voc(tmp_path / "mine", {"a": [object_xml()]})
     make_lists(folder)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "lists").iterdir()}
+    before = read_files(tmp_path / "lists")
     write_voc(folder, {"a": [object_xml("cat")], "b": [object_xml()]})
-    calls = []
-
-    def fail_at_third(descriptor):
-        calls.append(descriptor)
-        if len(calls) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fail_at_third)
+    full_disk(after=2)
     with pytest.raises(OSError, match=r"label_map\.json.* cannot be written to .*lists: .*No space"):
         make_lists(folder)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "lists").iterdir()} == before
+    assert read_files(tmp_path / "lists") == before
 
 
 def test_report_counts_first_and_names_some_files(tmp_path, capsys):
@@ -371,9 +323,8 @@ def test_report_counts_first_and_names_some_files(tmp_path, capsys):
     folder = write_voc(tmp_path / "mine", {f"a{i:03}": objects for i in range(125)})
     make_lists(folder, trust_boxes=True)
     printed = capsys.readouterr().out
-    assert printed.startswith(
-        f"{folder}: XML files in Annotations, images in JPEGImages, ImageSets/Main, trainval: TRAIN"
-    )
+    layout = "XML files in Annotations, images in JPEGImages, ImageSets/Main, trainval: TRAIN"
+    assert printed.startswith(f"{folder}: {layout}")
     assert "TRAIN: 125 images (0 without objects), 125 objects (125 easy, 0 difficult)" in printed
     assert printed.index("      125  Boxes of no area") < printed.index("Objects (of them difficult)")
     assert "a004.xml 1 object" in printed and "a005.xml" not in printed and "... and 120 more" in printed
@@ -382,24 +333,19 @@ def test_report_counts_first_and_names_some_files(tmp_path, capsys):
     assert "a099.xml" in kept and "a100.xml" not in kept and "all, ssd512_vgg16 (512)" in kept
 
 
-# ----------------------------------------------------------------------------------------------
-# Splits by chance, COCO-style JSON
-# ----------------------------------------------------------------------------------------------
+# --- Splits by chance, COCO's JSON ----------------------------------------------------------------
 
 
 def test_folder_without_splits_is_divided_by_the_seed(tmp_path):
     folder = write_voc(tmp_path / "mine", {f"{i:02}": [object_xml()] for i in range(19)})
-    for path in (folder / "ImageSets" / "Main").iterdir():
-        path.unlink()
+    shutil.rmtree(folder / "ImageSets")
     tests = {}
     for seed in (0, 0, 1):
         report, files = make_lists(folder, test_fraction=0.25, seed=seed)
-        assert report["sources"][0].endswith(
-            f"at random: 15 images for TRAIN, 5 for TEST (seed {seed})".replace("5 for", "5 images for")
-        )
-        assert len(files["TRAIN_images.json"]) == 15 and len(files["TEST_images.json"]) == 5
-        assert not set(files["TRAIN_images.json"]) & set(files["TEST_images.json"])
-        assert files["TEST_images.json"] == tests.setdefault(seed, files["TEST_images.json"])
+        assert report["sources"][0].endswith(f"at random: 15 images for TRAIN, 5 images for TEST (seed {seed})")
+        train, test = files["TRAIN_images"], files["TEST_images"]
+        assert (len(train), len(test), len({*train, *test})) == (15, 5, 20)
+        assert test == tests.setdefault(seed, test)
     assert tests[0] != tests[1]
     with pytest.raises(ValueError, match=r"test_fraction 0\.01 of 20 images"):
         make_lists(folder, test_fraction=0.01)
@@ -412,9 +358,7 @@ def write_coco(folder, boxes, name="all.json", **changes):
     categories = [{"id": 44, "name": "fork"}, {"id": 3, "name": "cup"}]
     for image in images:
         write_image(folder / image["file_name"])
-    content = {"images": images, "annotations": annotations, "categories": categories, **changes}
-    (folder / name).write_text(json.dumps(content))
-    return folder / name
+    return write(folder / name, {"images": images, "annotations": annotations, "categories": categories, **changes})
 
 
 def test_coco_lists_carry_ids_and_areas_and_leave_crowds_out_of_train(tmp_path):
@@ -426,37 +370,36 @@ def test_coco_lists_carry_ids_and_areas_and_leave_crowds_out_of_train(tmp_path):
         {"image_id": 8, "category_id": 3, "bbox": [85, 70, 16, 10], "iscrowd": 0},
     ]
     images = [{"id": 7, "file_name": "0.png", "width": 100, "height": 80}, {"id": 8, "file_name": "1.png"}]
-    train = write_coco(tmp_path, [[]] * 2, images=images, annotations=annotations)
-    test = write_coco(tmp_path, [[]] * 2, "test.json", images=images, annotations=annotations)
+    names = "train.json", "test.json"
+    train, test = (write_coco(tmp_path, [[]] * 2, x, images=images, annotations=annotations) for x in names)
     report, files = make_lists(train, tmp_path / "lists", test_data=test)
-    assert files["label_map.json"] == {"background": 0, "cup": 1, "fork": 2}
-    assert files["category_ids.json"] == {"cup": 3, "fork": 44}
-    assert files["TRAIN_images.json"] == [str(tmp_path / name) for name in ("0.png", "1.png")]
+    assert files["label_map"] == {"background": 0, "cup": 1, "fork": 2}
+    assert files["category_ids"] == {"cup": 3, "fork": 44}
+    assert files["TRAIN_images"] == [str(tmp_path / name) for name in ("0.png", "1.png")]
     boxes = [[0, 0, 100, 80], [10.5, 20, 40.5, 60], [50, 20, 51, 21]]
     shared = {"size": [100, 80], "image_id": 7}
     first = {"boxes": boxes, "labels": [2, 1, 1], "difficulties": [0, 1, 0], "areas": [55.5, 1200, 1], **shared}
-    second = {"boxes": [[85, 70, 100, 80]], "labels": [1], "difficulties": [0], "size": [100, 80]}
-    second |= {"image_id": 8, "areas": [160]}
-    assert files["TEST_objects.json"] == [first, second]
+    second = {"boxes": [[85, 70, 100, 80]], "labels": [1], "difficulties": [0], "areas": [160], **shared, "image_id": 8}
+    assert files["TEST_objects"] == [first, second]
     without = {"boxes": boxes[::2], "labels": [2, 1], "difficulties": [0, 0], "areas": [55.5, 1], **shared}
-    assert files["TRAIN_objects.json"] == [without, second]
-    expected = {"box_no_area": 2, "box_clipped": 2, "image_in_both": 2}
-    assert kinds(report) == {**expected, "crowd_skipped": 1, "crowd_kept": 1}
+    assert files["TRAIN_objects"] == [without, second]
+    found = {"box_no_area": 2, "box_clipped": 2, "image_in_both": 2, "crowd_skipped": 1, "crowd_kept": 1}
+    assert kinds(report) == found
     _, files = make_lists(train, tmp_path / "lists", test_data=test, keep_crowds=True)
-    assert files["TRAIN_objects.json"] == [first, second]
+    assert files["TRAIN_objects"] == [first, second]
     # Lists of other data have no ids, also in a folder that had some.
     _, files = make_lists(write_voc(tmp_path / "voc", {"a": [object_xml()]}), tmp_path / "lists")
-    assert files["category_ids.json"] == {} and "image_id" not in files["TRAIN_objects.json"][0]
+    assert files["category_ids"] == {} and "image_id" not in files["TRAIN_objects"][0]
 
 
 def test_ids_of_two_coco_files_that_clash_are_left_out_of_test(tmp_path):
     one, two, three = (write_coco(tmp_path / name, [[10, 10, 20, 20]] * 2) for name in ("one", "two", "three"))
     report, files = make_lists([one, two], tmp_path / "lists", test_data=three)
-    assert kinds(report) == {} and [row["image_id"] for row in files["TEST_objects.json"]] == [7, 8]
+    assert kinds(report) == {} and [row["image_id"] for row in files["TEST_objects"]] == [7, 8]
     report, files = make_lists(three, tmp_path / "lists", test_data=[one, two])
-    assert kinds(report)["ids_left_out"] == 1 and len(files["TEST_objects.json"]) == 4
-    assert [row.get("image_id") for row in files["TEST_objects.json"]] == [None] * 4
-    assert files["category_ids.json"] == {"cup": 3, "fork": 44}
+    assert kinds(report)["ids_left_out"] == 1 and len(files["TEST_objects"]) == 4
+    assert [row.get("image_id") for row in files["TEST_objects"]] == [None] * 4
+    assert files["category_ids"] == {"cup": 3, "fork": 44}
 
 
 def test_a_photo_with_two_entries_is_in_one_split_with_all_its_boxes(tmp_path):
@@ -464,12 +407,12 @@ def test_a_photo_with_two_entries_is_in_one_split_with_all_its_boxes(tmp_path):
     content = json.loads(path.read_text())
     for image in content["images"]:
         image["file_name"] = f"{image['id'] % 3}.png"
-    path.write_text(json.dumps(content))
+    write(path, content)
     for seed in range(3):
         report, files = make_lists(path, tmp_path / "lists", test_fraction=0.34, seed=seed)
-        assert [len(files[f"{split}_images.json"]) for split in ("TRAIN", "TEST")] == [2, 1]
+        assert [len(files[f"{split}_images"]) for split in ("TRAIN", "TEST")] == [2, 1]
         assert kinds(report) == {"image_repeated": 3}
-        assert all(len(row["labels"]) == 2 for row in files["TRAIN_objects.json"])
+        assert all(len(row["labels"]) == 2 for row in files["TRAIN_objects"])
 
 
 @pytest.mark.parametrize(
@@ -490,15 +433,15 @@ def test_wrong_conventions_are_called_out(tmp_path, boxes, words):
 
 
 def test_pixels_in_yolo_files_are_called_out(tmp_path):
-    for i in range(6):
-        write_image(tmp_path / "mine" / "images" / f"{i}.jpg")
-        (tmp_path / "mine" / "labels").mkdir(exist_ok=True)
-        (tmp_path / "mine" / "labels" / f"{i}.txt").write_text("0 0.999999 0.5 0.000002 1\n0 0.5 0.5 1.000001 0.5")
-    (tmp_path / "mine" / "classes.txt").write_text("dog\n")
+    labels = [tmp_path / "mine" / "labels" / f"{i}.txt" for i in range(6)]
+    for path in labels:
+        write_image(tmp_path / "mine" / "images" / f"{path.stem}.jpg")
+        write(path, "0 0.999999 0.5 0.000002 1\n0 0.5 0.5 1.000001 0.5")
+    write(tmp_path / "mine" / "classes.txt", "dog\n")
     report, files = make_lists(tmp_path / "mine")
-    assert files["TRAIN_objects.json"][0]["boxes"] == [[0, 20, 100, 60]] and kinds(report) == {"box_outside": 6}
-    for path in (tmp_path / "mine" / "labels").iterdir():
-        path.write_text("0 50 40 30 20")
+    assert files["TRAIN_objects"][0]["boxes"] == [[0, 20, 100, 60]] and kinds(report) == {"box_outside": 6}
+    for path in labels:
+        write(path, "0 50 40 30 20")
     with pytest.raises(ValueError, match=r"6 of 6 boxes .* look like pixels, not fractions"):
         make_lists(tmp_path / "mine")
 
@@ -519,9 +462,7 @@ def test_damaged_coco_files_are_read_or_refused_clearly(tmp_path):
     assert 25 < refused < 100
 
 
-# ----------------------------------------------------------------------------------------------
-# Real data
-# ----------------------------------------------------------------------------------------------
+# --- Real data ------------------------------------------------------------------------------------
 
 
 def test_voc_counts(real_data, tmp_path):
@@ -534,7 +475,7 @@ def test_voc_counts(real_data, tmp_path):
     assert [train[key] for key in ("images", "objects", "easy")] == [16_551, 47_223, 40_058]
     assert [test[key] for key in ("images", "objects", "easy")] == [4_952, 14_976, 12_032]
     assert report["label_map"] == make_label_map(voc_labels) and kinds(report) == {}
-    objects = json.loads((tmp_path / "lists" / "TRAIN_objects.json").read_text())
+    objects = read_lists(tmp_path / "lists")["TRAIN_objects"]
     assert len(objects) == 16_551 and sum(len(row["labels"]) for row in objects) == 47_223
 
 
@@ -542,16 +483,14 @@ def test_voc_counts(real_data, tmp_path):
     ("name", "n_classes", "n_images", "found", "files"),
     [
         ("bccd", 3, (292, 72), {"box_no_area": 2}, ["BloodImage_00338.xml", "BloodImage_00343.xml"]),
-        (
-            "indoor", 30, (63, 22), {"box_clipped": 5, "difficult_missing": 85},
-            ["000005.xml", "000005.xml", "000017.xml", "000017.xml", "000018.xml"],
-        ),
+        ("indoor", 30, (63, 22), {"box_clipped": 5, "difficult_missing": 85},
+         ["000005.xml", "000005.xml", "000017.xml", "000017.xml", "000018.xml"]),
     ],
 )  # fmt: skip
 def test_real_data_of_ones_own(real_data, tmp_path, name, n_classes, n_images, found, files):
     report, lists = make_lists(real_data / name, tmp_path / "lists")
-    assert len(lists["label_map.json"]) == 1 + n_classes and kinds(report) == found
-    assert (len(lists["TRAIN_images.json"]), len(lists["TEST_images.json"])) == n_images
+    assert len(lists["label_map"]) == 1 + n_classes and kinds(report) == found
+    assert (len(lists["TRAIN_images"]), len(lists["TEST_images"])) == n_images
     assert sorted(os.path.basename(note["file"]) for note in report["notes"][next(iter(found))]) == files
     assert "pixels counted from 1" in report["sources"][0]
 
@@ -563,25 +502,21 @@ def test_voc_photos_are_in_both_splits(real_data, tmp_path):
     assert kinds(report) == {"image_in_both": 16, "class_not_trained": 6}
 
 
-# ----------------------------------------------------------------------------------------------
-# The script
-# ----------------------------------------------------------------------------------------------
+# --- The script -----------------------------------------------------------------------------------
 
 
 def test_script_on_data_of_ones_own_from_any_working_directory(tmp_path):
     write_voc(tmp_path / "my data", {"a": [object_xml("dog")], "b": [object_xml("cat")]})
-    command = [sys.executable, str(REPO / "create_data_lists.py"), "--train_data=my data"]
-    command += ["--output_folder=out put", "--class_names=('dog', 'cat')"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert "TRAIN: 2 images" in result.stdout and "contact_sheet.jpg: 2 images" in result.stdout
+    names = {"train_data": "my data", "output_folder": "out put", "class_names": ("dog", "cat")}
+    printed = run_script(script("create_data_lists.py", **names), tmp_path)
+    assert "TRAIN: 2 images" in printed and "contact_sheet.jpg: 2 images" in printed
     assert load_label_map(tmp_path / "out put") == {"background": 0, "dog": 1, "cat": 2}
 
 
 def test_script_says_what_to_do_without_voc(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
-        script.main()
+        module.main()
     for words in ("VOC2007: no such folder", "--download=True", "--voc07_path", "--train_data"):
         assert words in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -590,38 +525,33 @@ def test_script_says_what_to_do_without_voc(tmp_path, monkeypatch):
 def test_script_downloads_what_is_missing_only(tmp_path, monkeypatch):
     voc07 = write_voc(tmp_path / "VOCdevkit" / "VOC2007", {"a": [object_xml()]})
     (voc07 / "JPEGImages" / "t.jpg").unlink()  # as after an unpacking that was cut off
-    monkeypatch.setattr(script, "voc07_path", str(voc07))
-    monkeypatch.setattr(script, "voc12_path", str(tmp_path / "VOCdevkit" / "VOC2012"))
+    monkeypatch.setattr(module, "voc07_path", str(voc07))
+    monkeypatch.setattr(module, "voc12_path", str(tmp_path / "VOCdevkit" / "VOC2012"))
     fetched = []
 
     def fetch(root, year, image_set, download):
         fetched.append((os.path.realpath(root), year, image_set, download))
+        if len(fetched) > 2:
+            raise RuntimeError("no network")
 
-    monkeypatch.setattr(script, "VOCDetection", fetch)
-    monkeypatch.setattr(script, "download", True)
-    script.prepare_voc()
+    monkeypatch.setattr(module, "VOCDetection", fetch)
+    monkeypatch.setattr(module, "download", True)
+    module.prepare_voc()
     root = os.path.realpath(tmp_path)
     assert fetched == [(root, "2007", "test", True), (root, "2012", "trainval", True)]
-
-    def fail(*arguments, **options):
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(script, "VOCDetection", fail)
     with pytest.raises(OSError, match="could not download VOC2007 test: no network"):
-        script.prepare_voc()
-    monkeypatch.setattr(script, "voc07_path", str(tmp_path / "voc"))
+        module.prepare_voc()
+    monkeypatch.setattr(module, "voc07_path", str(tmp_path / "voc"))
     with pytest.raises(ValueError, match=r"must end in VOCdevkit.VOC2007"):
-        script.prepare_voc()
+        module.prepare_voc()
 
 
-# ----------------------------------------------------------------------------------------------
-# A look at the data: the table of overlaps, the contact sheet
-# ----------------------------------------------------------------------------------------------
+# --- A look at the data: the table of overlaps, the contact sheet ---------------------------------
 
 
 def overlap_rows(label_map, *records):
     """The cells of overlap_table() by the first words of the rows."""
-    lines = script.overlap_table(label_map, records, 0.5).splitlines()[2:]
+    lines = module.overlap_table(label_map, records, 0.5).splitlines()[2:]
     return {re.split(r"\s{2,}", line.strip())[0]: re.split(r"\s+", line[38:].strip()) for line in lines}
 
 
@@ -648,7 +578,7 @@ def test_best_overlaps_are_those_of_the_full_table(network):
     boxes = torch.cat([corners, corners + 0.01 + sides], dim=1).clamp(max=1.01)
     priors = SSD300.create_prior_boxes(network)
     expected = utils.find_jaccard_overlap(boxes, utils.cxcy_to_xy(priors)).max(dim=1).values
-    found = script.best_overlaps(boxes, priors, NETWORKS[network].sources)
+    found = module.best_overlaps(boxes, priors, NETWORKS[network].sources)
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -657,13 +587,13 @@ def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path, monkeypatch, 
     for path in (folder / "JPEGImages").iterdir():
         Image.new("RGB", (100, 80)).save(path)
     make_lists(folder)
-    monkeypatch.setattr(script, "output_folder", str(tmp_path / "lists"))
-    script.draw_contact_sheet()
+    monkeypatch.setattr(module, "output_folder", str(tmp_path / "lists"))
+    module.draw_contact_sheet()
     assert "contact_sheet.jpg: 3 images of TRAIN" in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "lists" / "contact_sheet.jpg").convert("RGB")).astype(int)
     assert sheet.shape == (240, 960, 3)
     # A 100 x 80 image becomes 290 x 232, 4 pixels from the edge: x = 30 lies at 4 + 87, y = 40 at 4 + 116.
-    color = np.array(ImageColor.getrgb(class_colors({"background": 0, "dog": 1})["dog"]))
+    color = np.array(ImageColor.getrgb(utils.class_colors({"background": 0, "dog": 1})["dog"]))
     for first in (0, 320, 640):
         for x, y in ((91, 180), (177, 180), (140, 206)):  # left, right and lower edge of the box
             near = sheet[y - 2 : y + 3, first + x - 2 : first + x + 3]
