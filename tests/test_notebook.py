@@ -14,10 +14,6 @@ CELLS = json.loads((REPO / "notebooks" / "detect.ipynb").read_text(encoding="utf
 CODE_CELLS = [cell for cell in CELLS if cell["cell_type"] == "code"]
 
 
-def test_it_is_committed_without_outputs():
-    assert CODE_CELLS and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in CODE_CELLS)
-
-
 def save_model(path):
     """A network that, whatever the picture, finds one circle: the square prior of the last map."""
     model = SSD300(5, "ssd300_tiny")
@@ -39,11 +35,12 @@ def run_cell(source, namespace):
     return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
 
 
-def test_its_cells_run(sample, tmp_path, monkeypatch, capsys):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "sample").symlink_to(sample)
-    save_model(tmp_path / "demo" / "checkpoint_ssd300.pth.tar")
+def test_its_cells_are_without_outputs_and_run(sample, tmp_path, monkeypatch, capsys):
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in CODE_CELLS)
+    for name in ("notebooks", "demo"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "demo/sample").symlink_to(sample)
+    save_model(tmp_path / "demo/checkpoint_ssd300.pth.tar")
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.syspath_prepend(tmp_path)  # the notebook adds to the path
 

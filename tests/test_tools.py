@@ -19,17 +19,16 @@ import train
 from utils import override_parameters
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_commands_of_the_demo_are_understood(monkeypatch, on_gpu):
+def test_commands_of_the_demo_on_a_gpu_are_understood(monkeypatch):
     commands = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(demo, "fullest_picture", lambda data: Path("fullest.jpg"))
     monkeypatch.setattr(demo, "sum_up", lambda *_: None)
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(demo.subprocess, "run", lambda command, **_: commands.append(command[1:]) or done)
     demo.main()
-    names = ["make_sample", "create_data_lists", "train", "eval", "detect"]
-    assert [Path(path).stem for path, *_ in commands] == names
+    names = [Path(path).stem for path, *_ in commands]
+    assert names == ["make_sample", "create_data_lists", "train", "eval", "detect"]
     for (_, *arguments), name in zip(commands, names, strict=True):
         before = vars(importlib.import_module(name))
         after = dict(before)
@@ -43,6 +42,7 @@ def test_a_step_of_the_demo_that_fails_ends_it_with_its_own_words(tmp_path, capf
         demo.run("train.py", data_folder=tmp_path / "nothing here")
     output = capfd.readouterr().err
     assert caught.value.code == 1 and output.startswith("error: ") and "Traceback" not in output
+    assert "label_map.json" in output and "create_data_lists.py" in output
 
 
 def test_the_demo_in_short(tmp_path):
@@ -80,9 +80,8 @@ def test_choices_of_the_ablations(monkeypatch, choice):
         patch()
     network = model.SSD300(5, ablations.NETWORK)
     locs, scores = network(torch.zeros(1, 3, 300, 300))
-    loss = model.MultiBoxLoss(network.priors_cxcy)(
-        locs, scores, [torch.tensor([[0.1, 0.1, 0.6, 0.6]])], [torch.tensor([1])]
-    )
+    boxes_xy, labels = [torch.tensor([[0.1, 0.1, 0.6, 0.6]])], [torch.tensor([1])]
+    loss = model.MultiBoxLoss(network.priors_cxcy)(locs, scores, boxes_xy, labels)
     assert locs.shape[1] == len(network.priors_cxcy) and loss.isfinite()
 
 
