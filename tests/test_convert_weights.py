@@ -1,7 +1,7 @@
 """Weights of other projects: the converted network does what the peer's does; bad files are refused, none is run.
 
-The peers' networks run here as their own architectures: torchvision's itself, the others as a plain function of
-their layers. In comments P priors, C classes.
+torchvision's networks run here themselves. The others' are the same as its SSD300: of them the place of each number
+is looked at. In comments P priors, C classes.
 """
 
 import itertools
@@ -61,57 +61,27 @@ def layer_shapes(n_classes=21, n_maps=6):
     return shapes
 
 
-def make_state(peer, layers, scale, n_maps=6):
-    """The state dict of a peer with these layers, (weight, bias) each."""
-    base, extras, loc, cl, scale_name = PATTERNS[peer]
+def light_state(peer="amdegroot", n_classes=21, n_maps=6):
+    """A peer's state dict in which each output of a layer has two numbers of its own; its file has a few kilobytes."""
+    base, extras, loc, cl, scale = PATTERNS[peer]
     names = [base.format(*names) for names in zip(PLACES, BLOCKS, strict=True)]
     names += [extras.format(i, f"{8 + i // 2}_{1 + i % 2}") for i in range(2 * n_maps - 4)]
     names += [head.format(i, MAPS[i]) for i in range(n_maps) for head in (loc, cl)]
-    state = {scale_name: scale}
-    for name, (weight, bias) in zip(names, layers, strict=True):
-        state |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    state = {scale: torch.arange(512.0)}
+    for i, (name, (n_out, n_in, kernel)) in enumerate(zip(names, layer_shapes(n_classes, n_maps), strict=True)):
+        numbers = torch.arange(n_out) + 10_000.0 * i
+        state[f"{name}.weight"] = numbers.view(-1, 1, 1, 1).expand(n_out, n_in, kernel, kernel)
+        state[f"{name}.bias"] = numbers + 0.5
     return state
 
 
-def light_state(peer="amdegroot", n_classes=21, n_maps=6):
-    """A state dict in which every tensor repeats a number of its own: its file has a few kilobytes."""
-    layers = [
-        (torch.tensor(2.0 * i).expand(n_out, n_in, kernel, kernel), torch.tensor(2.0 * i + 1).expand(n_out))
-        for i, (n_out, n_in, kernel) in enumerate(layer_shapes(n_classes, n_maps))
-    ]
-    return make_state(peer, layers, torch.tensor(0.5).expand(512), n_maps)
-
-
-@pytest.fixture(scope="module")
-def weights():
-    """Random (weight, bias) of each layer, which keep activations at about unit size, and the L2 norm's scale."""
-    generator, layers = torch.Generator().manual_seed(0), []
-    for n_out, n_in, kernel in layer_shapes():
-        weight = torch.randn(n_out, n_in, kernel, kernel, generator=generator)
-        layers.append((weight * (2 / (n_in * kernel**2)) ** 0.5, torch.randn(n_out, generator=generator) * 0.1))
-    return layers, torch.rand(512, generator=generator) * 20
-
-
-def run_peer(layers, scale, x):
-    """Offsets (1, P, 4) and scores (1, P, 21) of SSD300 in the order of the peer, layer by layer."""
-    layers = iter(layers)
-
-    def conv(x, **options):
-        return F.conv2d(x, *next(layers), **options)
-
-    for i in range(13):
-        if i in (2, 4, 7, 10):
-            x = F.max_pool2d(x, 2, 2, ceil_mode=i == 7)  # the third rounds up: 75 -> 38
-        x = conv(x, padding=1).relu()
-        if i == 9:
-            maps = [x / (x.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10) * scale.view(1, 512, 1, 1)]
-    x = conv(F.max_pool2d(x, 3, 1, 1), padding=6, dilation=6).relu()
-    maps.append(conv(x).relu())
-    for i in range(4):
-        options = {"stride": 2, "padding": 1} if i < 2 else {}
-        maps.append(conv(conv(maps[-1]).relu(), **options).relu())
-    outputs = [[conv(x, padding=1).permute(0, 2, 3, 1).flatten(1) for _ in range(2)] for x in maps]
-    return [torch.cat(parts, 1).view(1, -1, n) for parts, n in zip(zip(*outputs, strict=True), (4, 21), strict=True)]
+def assert_same_places(model, peer, n_classes=21, n_maps=6):
+    """Each number of a light state is where it belongs: by layer, scale, and prior of our order."""
+    for name, theirs in light_state("sgrvinod", n_classes, n_maps).items():  # whose names are ours
+        if name.startswith("pred_convs") and peer != "sgrvinod":
+            theirs = theirs.unflatten(0, (-1, 4 if ".loc_" in name else n_classes))
+            theirs = theirs[FOUR if len(theirs) == 4 else SIX].flatten(0, 1)
+        assert torch.equal(model.state_dict()[name].flatten(), theirs.flatten()), name
 
 
 def caffe_places(cells=CAFFE_CELLS):
@@ -193,10 +163,8 @@ def build_tutorial_model(module, state):
     return network
 
 
-@torch.no_grad()
-def test_tutorial_checkpoint(tutorial_module, tmp_path, run_main, picture, weights):
-    state = make_state("sgrvinod", *weights)
-    network = build_tutorial_model(tutorial_module, state)
+def test_tutorial_checkpoint(tutorial_module, tmp_path, run_main, picture):
+    network = build_tutorial_model(tutorial_module, light_state("sgrvinod"))
     optimizer = torch.optim.SGD([{"params": network.base.parameters(), "lr": 2e-3}], lr=1e-3, momentum=0.9)
     optimizer.state[network.base.conv1_1.bias]["momentum_buffer"] = torch.ones(64)
     path = tmp_path / "tutorial.pth.tar"
@@ -207,13 +175,11 @@ def test_tutorial_checkpoint(tutorial_module, tmp_path, run_main, picture, weigh
 
     run_main(convert_weights, source=str(path), save_to=str(tmp_path / "ours.pth.tar"))
     model = load_model(tmp_path / "ours.pth.tar")
-    assert list(model.label_map) == ["background", *voc_labels]
     assert (model.network, model.antialias) == ("ssd300_vgg16", True)
-    assert torch.equal(model.priors_cxcy, tutorial_priors())
-    x = model.normalize(shrink(picture, antialias=True).byte())
-    assert_close(x, (shrink(picture, antialias=True) / 255 - model.mean) / model.std)
-    for ours, theirs in zip(model(x), run_peer(*weights, x), strict=True):
-        assert_close(ours, theirs)
+    assert list(model.label_map) == ["background", *voc_labels] and torch.equal(model.priors_cxcy, tutorial_priors())
+    assert_same_places(model, "sgrvinod")
+    x = shrink(picture, antialias=True)
+    assert_close(model.normalize(x.byte()), (x / 255 - model.mean) / model.std)
 
 
 def test_tutorial_checkpoint_of_torch_0_4(tutorial_module, tmp_path, monkeypatch):
@@ -226,30 +192,8 @@ def test_tutorial_checkpoint_of_torch_0_4(tutorial_module, tmp_path, monkeypatch
         patch.setattr(nn.Parameter, "__reduce_ex__", lambda parameter, _: (nn.Parameter, (parameter.data, True)))
         torch.save(checkpoint, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
     model, _ = convert(str(tmp_path / "old.pth.tar"))
-    values = [parameter.unique().tolist() for parameter in model.state_dict().values()]
-    assert all(len(value) == 1 for value in values)  # one number a tensor, and each tensor its own
-    assert len({value for (value,) in values}) == len(values) == 71
+    assert_same_places(model, "sgrvinod")
     torch.testing.assert_close(model.priors_cxcy, tutorial_priors(), rtol=0, atol=1e-7)  # without pickled ones
-
-
-@torch.no_grad()
-def test_amdegroot_and_lufficc(tmp_path, picture, weights):
-    (first, bias), *layers = weights[0]
-    layers, scale = [(first / 70, bias), *layers], weights[1]  # for an input as large as bytes are
-    torch.save(make_state("amdegroot", layers, scale), tmp_path / "ssd.pth", _use_new_zipfile_serialization=False)
-    model, format = convert(str(tmp_path / "ssd.pth"))
-    assert format == "amdegroot" and list(model.label_map) == ["background", *voc_labels] and not model.antialias
-    x = shrink(picture, antialias=False) - torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
-    assert (prepare([picture], model) - x).abs().max() <= 1.001  # what it sees, but for rounding
-    for ours, theirs in zip(model.eval()(x), run_peer(layers, scale, x), strict=True):
-        assert_close(ours, theirs[:, caffe_places()])
-
-    lufficc = {"model": make_state("lufficc", layers, scale), "optimizer": {"state": {}}, "iteration": 120000}
-    torch.save(lufficc, tmp_path / "lufficc.pth")
-    other, format = convert(str(tmp_path / "lufficc.pth"))
-    assert format == "lufficc" and not other.antialias and other.label_map == model.label_map
-    assert torch.equal(other.priors_cxcy, model.priors_cxcy) and torch.equal(other.mean, model.mean)
-    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 OWN = tuple(LABEL_MAP)[1:]
@@ -264,13 +208,17 @@ OWN = tuple(LABEL_MAP)[1:]
         ("lufficc", {"n_maps": 7}, "ssd512_vgg16", voc_labels, SSD300.create_prior_boxes("ssd512_vgg16").clamp(0, 1)),
     ],
 )
-def test_state_dicts(tmp_path, peer, options, network, names, priors_cxcy):
+def test_state_dicts(tmp_path, picture, peer, options, network, names, priors_cxcy):
     state = {f"module.{name}": tensor for name, tensor in light_state(peer, **options).items()}  # of nn.DataParallel
-    torch.save({"state_dict": state}, tmp_path / "w.pth")
-    model, format = convert(str(tmp_path / "w.pth"), peer, OWN if names is OWN else ())
+    contents = {"model" if peer == "lufficc" else "state_dict": state, "iteration": 120_000}
+    torch.save(contents, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    model, format = convert(str(tmp_path / "w.pth"), class_names=OWN if names is OWN else ())
     assert (format, model.network) == (peer, network) and list(model.label_map) == ["background", *names]
     torch.testing.assert_close(model.priors_cxcy, priors_cxcy, rtol=0, atol=1e-6)
-    assert all(tensor.unique().numel() == 1 for name, tensor in model.named_parameters() if "aux_convs" in name)
+    assert_same_places(model, peer, **options)
+    if peer != "sgrvinod" and model.input_size == 300:  # what the network sees, but for rounding
+        x = shrink(picture, antialias=False) - torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
+        assert (prepare([picture], model) - x).abs().max() <= 1.001 and not model.antialias
 
 
 @pytest.mark.parametrize(
