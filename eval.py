@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import utils
 from datasets import PascalVOCDataset
-from model import fastest_memory_format, load_model
+from model import load_model
 from utils import find_paired_overlap, printable
 
 # Data
@@ -119,7 +119,7 @@ def detect_all(test_loader, model):
     if model.label_map != dataset.label_map:
         known, wanted = (f"{len(x)} labels ({printable(', '.join(x))})" for x in (model.label_map, dataset.label_map))
         raise ValueError(f"the model knows {known}, the data set has {wanted}: evaluate on the model's classes")
-    memory_format = fastest_memory_format(device, model.network)
+    memory_format = utils.fastest_memory_format(device, model)
     model.eval()
     detections = [], [], []  # boxes, labels, scores
     for images, *_ in tqdm(test_loader, unit="batch", leave=False):

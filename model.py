@@ -1,7 +1,4 @@
-"""The networks (SSD300 and its family), their priors, and the loss that they learn by.
-
-Reads top to bottom: the table of networks -> bases -> auxiliary and prediction convolutions -> SSD300, which puts
-them together -> detection, from predictions to objects -> the loss -> what is read from files.
+"""The networks (SSD300 and its family), their priors, detection, and the loss that they learn by.
 
 Shapes in comments: N images, S the side of the input (300 for SSD300), G the side of a source map's grid, P priors
 (8732 for SSD300), C classes (background = 0 included), M objects in the image of the batch that has most, T in all.
@@ -11,7 +8,6 @@ Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,19 +16,13 @@ import torchvision
 from torch import nn
 from torchvision.ops.misc import Conv2dNormActivation
 
-from utils import (
-    cxcy_to_gcxgcy,
-    cxcy_to_xy,
-    find_jaccard_overlap,
-    gcxgcy_to_cxcy,
-    load_checkpoint,
-    printable,
-    xy_to_cxcy,
-)
+import utils
+from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, printable, xy_to_cxcy
 
-# Mean and deviation of the input, RGB in [0, 1]: ImageNet's, and those of weights that were trained with Caffe.
+# Mean and deviation of the input, RGB in [0, 1]: ImageNet's, those of weights that were trained with Caffe, SSDLite's.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN, CAFFE_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
+LITE_MEAN = LITE_STD = (0.5, 0.5, 0.5)
 
 # --- The table of networks: layers and priors are made from it ------------------------------------
 
@@ -43,7 +33,6 @@ class SourceMap(NamedTuple):
     name: str
     channels: int
     grid: int  # G: cells in a row, and rows
-    scale: float  # side of its square prior, as a fraction of the image's
     aspect_ratios: tuple  # width : height
     # Behind the base two convolutions make it from the map before: 1 x 1 to `middle` channels, then this one.
     middle: int = 0
@@ -62,62 +51,50 @@ class Network(NamedTuple):
     input_size: int  # S, in pixels
     base: str  # a key of BASES
     sources: tuple  # of SourceMap; the first two are maps of the base
-    last_scale: float = 1.0  # follows the last map's scale, for its extra square prior
+    scales: tuple  # of the maps: sides of their square priors, as fractions of the image's; and one that follows them
     divisor: int = 1  # the layers have so many times fewer channels than the paper's
     is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image, no L2 norm
-    init_std: float = 0.0  # of the new layers' weights; 0: Xavier's
-    mean: tuple = IMAGENET_MEAN  # of the input, until weights are loaded that were trained with another
-    std: tuple = IMAGENET_STD
 
 
-FOUR = (1, 2, 1 / 2)  # aspect ratios of four priors a cell (the extra square one included), ...
-SIX = (1, 2, 3, 1 / 2, 1 / 3)  # ... and of six
+# Aspect ratios of four and of six priors a cell: one of each ratio, and the extra square one.
+FOUR, SIX = (1, 2, 1 / 2), (1, 2, 3, 1 / 2, 1 / 3)
 SSD300_SOURCES = (
-    SourceMap("conv4_3", 512, 38, 0.1, FOUR),
-    SourceMap("conv7", 1024, 19, 0.2, SIX),
-    SourceMap("conv8_2", 512, 10, 0.375, SIX, middle=256),
-    SourceMap("conv9_2", 256, 5, 0.55, SIX, middle=128),
-    SourceMap("conv10_2", 256, 3, 0.725, FOUR, middle=128, stride=1, padding=0),
-    SourceMap("conv11_2", 256, 1, 0.9, FOUR, middle=128, stride=1, padding=0),
+    SourceMap("conv4_3", 512, 38, FOUR),
+    SourceMap("conv7", 1024, 19, SIX),
+    SourceMap("conv8_2", 512, 10, SIX, middle=256),
+    SourceMap("conv9_2", 256, 5, SIX, middle=128),
+    SourceMap("conv10_2", 256, 3, FOUR, middle=128, stride=1, padding=0),
+    SourceMap("conv11_2", 256, 1, FOUR, middle=128, stride=1, padding=0),
 )
 SSD512_SOURCES = (  # the Caffe code's ssd_pascal_512.py
-    SourceMap("conv4_3", 512, 64, 0.07, FOUR),
-    SourceMap("conv7", 1024, 32, 0.15, SIX),
-    SourceMap("conv8_2", 512, 16, 0.3, SIX, middle=256),
-    SourceMap("conv9_2", 256, 8, 0.45, SIX, middle=128),
-    SourceMap("conv10_2", 256, 4, 0.6, SIX, middle=128),
-    SourceMap("conv11_2", 256, 2, 0.75, FOUR, middle=128),
-    SourceMap("conv12_2", 256, 1, 0.9, FOUR, middle=128, kernel=4, stride=1),
+    SourceMap("conv4_3", 512, 64, FOUR),
+    SourceMap("conv7", 1024, 32, SIX),
+    SourceMap("conv8_2", 512, 16, SIX, middle=256),
+    SourceMap("conv9_2", 256, 8, SIX, middle=128),
+    SourceMap("conv10_2", 256, 4, SIX, middle=128),
+    SourceMap("conv11_2", 256, 2, FOUR, middle=128),
+    SourceMap("conv12_2", 256, 1, FOUR, middle=128, kernel=4, stride=1),
 )
 SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large
-    SourceMap("c4", 672, 20, 0.2, SIX),
-    SourceMap("c5", 480, 10, 0.35, SIX),  # 960 channels with ImageNet's weights: see fit_to()
-    SourceMap("extra1_2", 512, 5, 0.5, SIX, middle=256),
-    SourceMap("extra2_2", 256, 3, 0.65, SIX, middle=128),
-    SourceMap("extra3_2", 256, 2, 0.8, SIX, middle=128),
-    SourceMap("extra4_2", 128, 1, 0.95, SIX, middle=64),
+    SourceMap("c4", 672, 20, SIX),
+    SourceMap("c5", 480, 10, SIX),  # 960 channels with ImageNet's weights: see fit_to()
+    SourceMap("extra1_2", 512, 5, SIX, middle=256),
+    SourceMap("extra2_2", 256, 3, SIX, middle=128),
+    SourceMap("extra3_2", 256, 2, SIX, middle=128),
+    SourceMap("extra4_2", 128, 1, SIX, middle=64),
 )
-
-
-def with_scales(sources, *scales):
-    """The same maps with priors of other scales."""
-    return tuple(source._replace(scale=scale) for source, scale in zip(sources, scales, strict=True))
-
-
 EIGHTH = tuple(s._replace(channels=s.channels // 8, middle=s.middle // 8) for s in SSD300_SOURCES)
-COCO300 = with_scales(SSD300_SOURCES, 0.07, 0.15, 0.33, 0.51, 0.69, 0.87)  # the Caffe code's ssd_coco.py
-COCO512 = with_scales(SSD512_SOURCES, 0.04, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9)
-HALF = (0.5, 0.5, 0.5)
+SCALES_300 = (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1.0)
+LITE_SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 NETWORKS = {
-    "ssd300_vgg16": Network(300, "vgg16", SSD300_SOURCES),
-    "ssd512_vgg16": Network(512, "vgg16", SSD512_SOURCES, last_scale=1.05),
-    "ssd300_vgg16_bn": Network(300, "vgg16_bn", SSD300_SOURCES),
-    "ssd300_tiny": Network(300, "vgg16_bn", EIGHTH, divisor=8),
-    "ssdlite320_mobilenet_v3_large": Network(
-        320, "mobilenet_v3_large", SSDLITE_SOURCES, is_lite=True, init_std=0.03, mean=HALF, std=HALF
-    ),
-    "ssd300_vgg16_coco": Network(300, "vgg16", COCO300, last_scale=1.05),
-    "ssd512_vgg16_coco": Network(512, "vgg16", COCO512, last_scale=1.06),
+    "ssd300_vgg16": Network(300, "vgg16", SSD300_SOURCES, SCALES_300),
+    "ssd512_vgg16": Network(512, "vgg16", SSD512_SOURCES, (0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)),
+    "ssd300_vgg16_bn": Network(300, "vgg16_bn", SSD300_SOURCES, SCALES_300),
+    "ssd300_tiny": Network(300, "vgg16_bn", EIGHTH, SCALES_300, divisor=8),
+    "ssdlite320_mobilenet_v3_large": Network(320, "mobilenet_v3_large", SSDLITE_SOURCES, LITE_SCALES, is_lite=True),
+    # The Caffe code's ssd_coco.py: smaller priors
+    "ssd300_vgg16_coco": Network(300, "vgg16", SSD300_SOURCES, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
+    "ssd512_vgg16_coco": Network(512, "vgg16", SSD512_SOURCES, (0.04, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9, 1.06)),
 }
 
 # --- The bases ------------------------------------------------------------------------------------
@@ -135,20 +112,19 @@ class BatchNorm(nn.BatchNorm2d):
 class Convolution(nn.Conv2d):
     """A convolution, batch normalisation if asked for (in the state dict `norm.*`), and ReLU."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, batch_norm=False, **options):
-        super().__init__(in_channels, out_channels, kernel_size, **options)
+    def __init__(self, *sizes, batch_norm=False, **options):
+        super().__init__(*sizes, **options)
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         nn.init.zeros_(self.bias)
-        self.norm = BatchNorm(out_channels) if batch_norm else None
+        self.norm = BatchNorm(self.out_channels) if batch_norm else nn.Identity()
 
     def forward(self, x):
-        x = super().forward(x)
-        return F.relu(x if self.norm is None else self.norm(x), inplace=True)
+        return F.relu(self.norm(super().forward(x)), inplace=True)
 
 
-# SSDLite's: without bias, with batch normalisation and ReLU6.
-LITE_NORM = partial(BatchNorm, eps=0.001, momentum=0.03)
-LiteConvolution = partial(Conv2dNormActivation, norm_layer=LITE_NORM, activation_layer=nn.ReLU6)
+LiteNorm = partial(BatchNorm, eps=0.001, momentum=0.03)
+LITE_INIT_STD = 0.03
+LiteConvolution = partial(Conv2dNormActivation, norm_layer=LiteNorm, activation_layer=nn.ReLU6)  # without bias
 
 
 def init_convolutions(module, std=None):
@@ -168,23 +144,21 @@ class VGGBase(nn.Module):
     """VGG-16, its two large fully connected layers turned into the convolutions conv6 and conv7.
 
     Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7 (N, 1024, 19, 19).
-    Source: Simonyan and Zisserman 2015; its changes: the paper, section 2.2 and footnotes, and the Caffe code.
-    """
+    Source: Simonyan and Zisserman 2015; the changes: the paper, section 2.2, and the Caffe code."""
 
     def __init__(self, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
-        batch_norm, channels = network.base == "vgg16_bn", 3
+        batch_norm, channels, fc_channels = network.base == "vgg16_bn", 3, 1024 // network.divisor
         for block, widths in enumerate(VGG_BLOCKS, start=1):
             for i, width in enumerate(widths, start=1):
                 width //= network.divisor
-                self.add_module(f"conv{block}_{i}", Convolution(channels, width, 3, batch_norm, padding=1))
+                self.add_module(f"conv{block}_{i}", Convolution(channels, width, 3, padding=1, batch_norm=batch_norm))
                 channels = width
-            # 300 -> 150 -> 75 -> 38 (not 37: rounded up, as Caffe does) -> 19; the fifth keeps the resolution.
-            pool = nn.MaxPool2d(2, ceil_mode=True) if block < 5 else nn.MaxPool2d(3, stride=1, padding=1)
-            self.add_module(f"pool{block}", pool)
-        fc_channels = 1024 // network.divisor
-        self.conv6 = Convolution(channels, fc_channels, 3, batch_norm, padding=6, dilation=6)
-        self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm)
+            # 300 -> 150 -> 75 -> 38 (not 37: rounded up, as Caffe does) -> 19
+            self.add_module(f"pool{block}", nn.MaxPool2d(2, ceil_mode=True))
+        self.pool5 = nn.MaxPool2d(3, stride=1, padding=1)  # keeps the resolution
+        self.conv6 = Convolution(channels, fc_channels, 3, padding=6, dilation=6, batch_norm=batch_norm)
+        self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm=batch_norm)
 
     def forward(self, x):  # images, (N, 3, 300, 300)
         for name, layer in self.named_children():  # one after the other, as they were added
@@ -197,16 +171,15 @@ class VGGBase(nn.Module):
 class MobileNetBase(nn.Module):
     """MobileNetV3-Large without its classifier, as torchvision builds it and names its layers.
 
-    Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), the widened input of the block that
-    goes to stride 32, and c5 (N, 480, 10, 10), with ImageNet's weights (N, 960, 10, 10).
-    Source: Howard et al., "Searching for MobileNetV3", 2019, section 6.3; torchvision's `ssdlite.py`.
+    Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), inside the block that goes to stride
+    32, and c5 (N, 480, 10, 10). Source: Howard et al., "Searching for MobileNetV3", 2019, section 6.3.
     """
 
     def __init__(self, network):
         super().__init__()
-        reduced_tail = network.sources[1].channels == 480
-        self.features = torchvision.models.mobilenet_v3_large(norm_layer=LITE_NORM, reduced_tail=reduced_tail).features
-        init_convolutions(self, network.init_std)
+        has_half_tail = network.sources[1].channels == 480
+        self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=has_half_tail).features
+        init_convolutions(self, LITE_INIT_STD)
 
     def forward(self, x):  # images, (N, 3, 320, 320)
         blocks = list(self.features)
@@ -230,35 +203,29 @@ BASES = {  # the class, and torchvision's ImageNet weights for it
 class AuxiliaryConvolutions(nn.Module):
     """Pairs of convolutions behind the base, each with a smaller grid than the one before.
 
-    Takes the base's second map, conv7 (N, 1024, 19, 19). Returns those that follow it in the table: a tuple, for
-    SSD300 of conv8_2 (N, 512, 10, 10), conv9_2 (N, 256, 5, 5), conv10_2 (N, 256, 3, 3), conv11_2 (N, 256, 1, 1).
+    Takes the base's second map, (N, 1024, 19, 19) for SSD300. Returns a tuple of those that follow it in the table:
+    (N, 512, 10, 10), (N, 256, 5, 5), (N, 256, 3, 3), (N, 256, 1, 1).
     """
 
     def __init__(self, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
         channels = network.sources[1].channels
         for source in network.sources[2:]:
-            middle = source.middle
-            size = {"kernel_size": source.kernel, "stride": source.stride, "padding": source.padding}
+            middle, size = source.middle, (source.kernel, source.stride, source.padding)
             if network.is_lite:
                 first = LiteConvolution(channels, middle, 1)
-                depthwise = LiteConvolution(middle, middle, groups=middle, **size)
+                depthwise = LiteConvolution(middle, middle, *size, groups=middle)
                 second = nn.Sequential(depthwise, LiteConvolution(middle, source.channels, 1))
             else:  # without batch normalisation: a small batch has too few values in maps of 3 x 3 and 1 x 1
-                first = Convolution(channels, middle, 1)
-                second = Convolution(middle, source.channels, **size)
+                first, second = Convolution(channels, middle, 1), Convolution(middle, source.channels, *size)
             self.add_module(source.name[:-1] + "1", first)  # conv8_1
             self.add_module(source.name, second)  # conv8_2
             channels = source.channels
-        init_convolutions(self, network.init_std)
+        init_convolutions(self, LITE_INIT_STD if network.is_lite else None)
 
     def forward(self, x):
-        source_maps = []
-        for name, layer in self.named_children():
-            x = layer(x)
-            if name.endswith("_2"):
-                source_maps.append(x)  # (N, channels, G, G)
-        return tuple(source_maps)
+        maps = [x := layer(x) for layer in self.children()]
+        return tuple(maps[1::2])  # of every second convolution, (N, channels, G, G)
 
 
 class PredictionConvolutions(nn.Module):
@@ -270,7 +237,7 @@ class PredictionConvolutions(nn.Module):
 
     def __init__(self, n_classes, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
-        self.n_classes, self.names = n_classes, [source.name for source in network.sources]
+        self.n_classes = n_classes
         for source in network.sources:
             for kind, size in (("loc", 4), ("cl", n_classes)):
                 if network.is_lite:
@@ -280,16 +247,14 @@ class PredictionConvolutions(nn.Module):
                     head = nn.Conv2d(source.channels, source.n_priors * size, 3, padding=1)
                 self.add_module(f"{kind}_{source.name}", head)
         # Behind batch normalisation weights of 0.01 learn faster than Xavier's.
-        init_convolutions(self, 0.01 if network.base == "vgg16_bn" else network.init_std)
+        init_convolutions(self, LITE_INIT_STD if network.is_lite else 0.01 if network.base == "vgg16_bn" else None)
 
     def forward(self, source_maps):
-        locs, scores = [], []
-        for name, x in zip(self.names, source_maps, strict=True):
-            loc = self.get_submodule(f"loc_{name}")(x)  # (N, n_priors * 4, G, G)
-            cl = self.get_submodule(f"cl_{name}")(x)  # (N, n_priors * C, G, G)
-            # With channels last, (N, G, G, ...), flattening runs through rows, cells and priors in this order.
-            locs.append(loc.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
-            scores.append(cl.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.n_classes))
+        locs, scores, heads = [], [], list(self.children())  # loc, cl, loc, cl, ...
+        for x, loc, cl in zip(source_maps, heads[::2], heads[1::2], strict=True):
+            # From (N, n_priors * 4, G, G) to (N, G, G, n_priors * 4): flat, it runs through rows, cells and priors.
+            locs.append(loc(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
+            scores.append(cl(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.n_classes))
         return torch.cat(locs, dim=1), torch.cat(scores, dim=1)
 
 
@@ -303,8 +268,7 @@ class SSD300(nn.Module):
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights. None: the network's own.
     priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
     max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
-    antialias: whether images are resized with antialiasing, as those were that the weights were trained on.
-    All weights are random until they are loaded.
+    antialias: whether images are resized with antialiasing, as the weights want it. The weights are random at first.
     """
 
     def __init__(
@@ -321,11 +285,12 @@ class SSD300(nn.Module):
         self.max_size_offset, self.antialias = max_size_offset, antialias
         self.label_map = None  # name -> label, from a training run or a checkpoint
         self.build(row)
-        # Not in the state dict: its keys are those of the layers alone.
+        own_mean, own_std = (LITE_MEAN, LITE_STD) if row.is_lite else (IMAGENET_MEAN, IMAGENET_STD)
         priors_cxcy = self.create_prior_boxes(network) if priors_cxcy is None else priors_cxcy
+        # Not in the state dict: its keys are those of the layers alone.
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
-        self.register_buffer("mean", torch.tensor(mean or row.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std or row.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean or own_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or own_std).view(1, 3, 1, 1), persistent=False)
 
     def build(self, row):
         """Make the layers of a row of the table, with random weights."""
@@ -344,26 +309,22 @@ class SSD300(nn.Module):
             shape = f"(N, 3, {self.input_size}, {self.input_size})"
             raise ValueError(f"images are {shape} for {self.network}, not {tuple(images.shape)}")
         first, second = self.base(images)  # conv4_3, conv7
-        others = self.aux_convs(second)
         if self.rescale_factors is not None:
             first = l2_normalize(first) * self.rescale_factors
-        return self.pred_convs((first, second, *others))
+        return self.pred_convs((first, second, *self.aux_convs(second)))
 
     @staticmethod
     def create_prior_boxes(network="ssd300_vgg16"):
         """A network's priors, in the order in which the prediction convolutions' outputs are stacked.
 
-        Returns (P, 4) float32, center-size form, fractional; P is 8732 for SSD300. A prior may reach beyond the
-        image's edges: none is clipped (SSDLite: only the sizes, to the image's).
+        Returns (P, 4) float32, center-size form, fractional. None is clipped at the edges (SSDLite: only the sizes).
         Source: the paper, section 2.2, equation 4 from conv7 on (0.2 to 0.9), and 0.1 for conv4_3.
         """
         row = NETWORKS[network]
-        next_scales = [source.scale for source in row.sources[1:]] + [row.last_scale]
         priors = []
-        for source, next_scale in zip(row.sources, next_scales, strict=True):
-            sizes = [(source.scale * ratio**0.5, source.scale / ratio**0.5) for ratio in source.aspect_ratios]
-            extra = (source.scale * next_scale) ** 0.5  # a square between this map's scale and the next's
-            sizes.insert(1, (extra, extra))  # directly after ratio 1
+        for source, scale, next_scale in zip(row.sources, row.scales[:-1], row.scales[1:], strict=True):
+            sizes = [(scale * ratio**0.5, scale / ratio**0.5) for ratio in source.aspect_ratios]
+            sizes.insert(1, ((scale * next_scale) ** 0.5,) * 2)  # after ratio 1: a square between two scales
             if row.is_lite:
                 sizes = [(min(w, 1), min(h, 1)) for w, h in sizes]
             centers = [(i + 0.5) / source.grid for i in range(source.grid)]
@@ -402,11 +363,8 @@ class SSD300(nn.Module):
 
 
 def l2_normalize(features, eps=1e-10):
-    """Scale the channels of every cell of features, (N, channels, G, G), to a Euclidean length of 1, as float32.
-
-    Half precision's squares may overflow. The epsilon, inside the root as in Caffe's code, keeps cells of zeros at 0.
-    """
-    features = features.float()
+    """Scale the channels of every cell of features, (N, channels, G, G), to a Euclidean length of 1, as float32."""
+    features = features.float()  # half precision's squares may overflow; eps, inside the root as in Caffe, is for zeros
     return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + eps)
 
 
@@ -434,21 +392,19 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     not clipped to the image (as in Caffe's code); labels (n,) int64, 1 to C - 1; scores (n,) float32; n <= top_k.
     Raises ValueError for shapes that do not belong together and limits out of range.
     """
-    n_images, n_priors, shape = len(predicted_locs), len(priors_cxcy), tuple(predicted_scores.shape)
-    if predicted_locs.shape != (n_images, n_priors, 4):
-        raise ValueError(f"predicted_locs are (N, {n_priors}, 4), not {tuple(predicted_locs.shape)}")
-    if len(shape) != 3 or shape[:2] != (n_images, n_priors) or shape[2] < 2:
-        raise ValueError(f"predicted_scores are ({n_images}, {n_priors}, n_classes), n_classes >= 2, not {shape}")
-    limits = {"max_overlap": (max_overlap, 0), "top_k": (top_k, 1), "max_candidates": (max_candidates, 1)}
-    for name, (value, least) in limits.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} is {value}: it is {least} at least")
+    shapes = tuple(predicted_locs.shape), tuple(predicted_scores.shape)
+    n_images, n_priors, n_classes = len(predicted_locs), len(priors_cxcy), predicted_scores.shape[-1]
+    if shapes != ((n_images, n_priors, 4), (n_images, n_priors, n_classes)) or n_classes < 2:
+        raise ValueError(f"the shapes {shapes} are not (N, {n_priors}, 4) and (N, {n_priors}, C) with C of 2 or more")
+    if not (max_overlap >= 0 and top_k >= 1 and (max_candidates is None or max_candidates >= 1)):
+        values = f"max_overlap is {max_overlap}, top_k is {top_k}, max_candidates is {max_candidates}"
+        raise ValueError(f"{values}: they must be at least 0, 1 and 1")
     if n_images == 0:
         return [], [], []
     scores = F.softmax(predicted_scores.float(), dim=2)  # (N, P, C)
     scores = F.threshold_(scores.nan_to_num_(0.0), min_score, 0.0)  # 0: not a candidate
     scores[:, :, 0] = 0.0  # background
-    top_k = min(top_k, n_priors * (shape[2] - 1))  # there are no more
+    top_k = min(top_k, n_priors * (n_classes - 1))  # there are no more
     parameters = scores, predicted_locs, priors_cxcy, float(max_overlap), top_k, max_candidates
     n_few = min(PRIORS_FOR_EACH_OBJECT * top_k, n_priors)
     return _detect_among(n_few, *parameters) or _detect_among(n_priors, *parameters)
@@ -465,7 +421,7 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
     images = torch.arange(n_images, device=scores.device)[:, None]  # (N, 1)
     # As integers, the bits of numbers that are not negative are in the order of the numbers.
     best, priors = scores.view(torch.int32).amax(dim=2).topk(n, sorted=False)  # (N, n) each
-    left_out = best.amin(dim=1, keepdim=True).long() * (n < n_priors)  # (N, 1): what is left out is no better; 0: nothing is
+    left_out = best.amin(dim=1, keepdim=True).long() * (n < n_priors)  # (N, 1): others are no better; 0: there are none
     at = (priors + n_priors * images).flatten()  # (N * n,)
     boxes_xy = _decode(predicted_locs, priors_cxcy, at)  # (N * n, 4)
     # A key: the score's bits and, below them, what ranks equal scores by prior, then by class. No two are equal.
@@ -489,8 +445,7 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
         # The best key of each row that is not known to survive: undecided, or (at most the pool's last) not looked at.
         undecided = (pool * (may_survive ^ survives)).amax(dim=1)
         open_keys.index_copy_(0, rows, undecided.maximum(pool[:, -1]) if width < n else undecided)
-        found = survivors.view(n_images, -1)
-        found = F.pad(found, (0, max(0, top_k - found.shape[1]))).topk(top_k).values  # (N, top_k)
+        found = F.pad(survivors.view(n_images, -1), (0, top_k)).topk(top_k).values  # (N, top_k)
         goes_on = open_keys.view(n_images, -1) >= found[:, -1:].maximum(lowest)
         n_found = (found >= lowest).sum(dim=1)
         is_complete = (n_found == top_k) | (left_out[:, 0] == 0)
@@ -520,9 +475,9 @@ def _decode(predicted_locs, priors_cxcy, at):
 
 def _suppress(boxes_xy, is_box, max_overlap):
     """Which boxes of each pool survive for certain, and which may survive, both (rows, K) bool: all pairs at once.
+
     boxes_xy: (rows, K, 4), best first. is_box: (rows, K) bool. At first all may survive. Those that nothing better
-    suppresses that may survive are certain; those that a certain one suppresses may not survive. And so on.
-    """
+    suppresses that may survive are certain; those that a certain one suppresses may not survive. And so on."""
     # The overlap from which the row suppresses the column: none for a column that is better, or the box itself.
     limits = torch.full([is_box.shape[1]] * 2, torch.inf, device=boxes_xy.device).tril_() + max_overlap  # (K, K)
     n_rows, results = max(1, PAIRS_AT_ONCE // limits.numel()), []
@@ -572,20 +527,17 @@ def match_priors(objects, priors_xy, threshold):
        on, until every object owns one prior: also when two objects share their best.
     2. Every other prior takes the object that it overlaps most, if that overlap reaches the threshold.
 
-    objects: BatchObjects. priors_xy: (P, 4) float32, boundary form, fractional.
-    Returns (N, P) int64, the number of each prior's object, T for background.
-    Source: the paper, section 2.2; step 1 as in `MatchBBox()` of the Caffe code.
+    objects: BatchObjects. priors_xy: (P, 4) float32, boundary form, fractional. Returns (N, P) int64, the number of
+    each prior's object, T for background. Source: the paper, section 2.2; step 1 as in the Caffe code's `MatchBBox()`.
     """
     n_all, n_images, n_priors = len(objects.images), len(objects.numbers), len(priors_xy)
     overlap = find_jaccard_overlap(objects.boxes_xy[:n_all], priors_xy)  # (T, P)
     own_priors = assign_own_priors(overlap, objects.numbers)  # (T,)
     overlap.scatter_(1, own_priors[:, None], torch.inf)  # an owner overlaps its prior more than anybody
-
     # Of the rows of an image, for each prior: the highest overlap, then the first object that has it. (Numbers are
     # floats for a while: on a CPU scatter_reduce_() takes ten times as long for integers.)
     image_of_pair = objects.images[:, None].expand(-1, n_priors)  # (T, P)
-    best_overlap = overlap.new_full((n_images, n_priors), threshold)
-    best_overlap.scatter_reduce_(0, image_of_pair, overlap, "amax")
+    best_overlap = overlap.new_full((n_images, n_priors), threshold).scatter_reduce_(0, image_of_pair, overlap, "amax")
     numbers = torch.arange(n_all, dtype=overlap.dtype, device=overlap.device)[:, None]  # (T, 1)
     candidates = torch.where(overlap >= best_overlap[objects.images], numbers, float(n_all))  # (T, P)
     matched = overlap.new_full((n_images, n_priors), n_all)
@@ -611,25 +563,22 @@ def assign_own_priors(overlap, numbers):
     overlaps = F.pad(best_overlaps, (0, 0, 0, 1), value=-1.0)[numbers].flatten(1)  # (N, M * M)
     priors = F.pad(best_priors, (0, 0, 0, 1))[numbers].flatten(1)  # (N, M * M)
     slots = torch.arange(n_objects, device=overlap.device).repeat_interleave(n_objects)  # (M * M,)
-    rounds = []
+    own_priors = priors.new_zeros(n_all + 1)  # the last one is cut off
     for _ in range(n_objects):
         best, pair = overlaps.max(dim=1, keepdim=True)  # (N, 1)
-        rounds.append((best, pair))
-        overlaps.masked_fill_((priors == priors.gather(1, pair)) | (slots == slots[pair]), -1.0)
-    best, pairs = (torch.cat(columns, dim=1) for columns in zip(*rounds, strict=True))  # (N, M)
-    # After an image's last object there is nothing left to fix: such rounds write to a place that is cut off.
-    owners = torch.where(best >= 0, numbers.gather(1, slots[pairs]), n_all)  # (N, M)
-    own_priors = priors.new_zeros(n_all + 1)
-    return own_priors.scatter_(0, owners.flatten(), priors.gather(1, pairs).flatten())[:-1]
+        owner, prior = numbers.gather(1, slots[pair]), priors.gather(1, pair)  # (N, 1)
+        owner = torch.where(best >= 0, owner, n_all)  # after an image's last object there is nothing left to fix
+        own_priors.scatter_(0, owner[:, 0], prior[:, 0])
+        overlaps.masked_fill_((priors == prior) | (slots == slots[pair]), -1.0)
+    return own_priors[:-1]
 
 
 @torch.no_grad()
 def mine_hard_negatives(conf_losses, is_positive, n_negatives):
     """The negatives of each image that are furthest from being taken for background (the paper, section 2.2).
 
-    conf_losses: (N, P) float32, the confidence loss of each prior, not negative. is_positive: (N, P) bool.
-    n_negatives: (N, 1) int64, how many to take of each image; all there are, if there are fewer. Of equally hard ones
-    the first are taken. Returns (N, P) bool.
+    conf_losses: (N, P) float32, of each prior, not negative. is_positive: (N, P) bool. n_negatives: (N, 1) int64, how
+    many to take of each image, or all there are; of equally hard ones the first. Returns (N, P) bool.
     """
     # The lowest loss that is taken is found bit by bit: a few comparisons cost a quarter of a sort. (As integers, the
     # bits of numbers that are not negative have the order of the numbers; the sign of -0.0 is cut off.)
@@ -656,7 +605,6 @@ class MultiBoxLoss(nn.Module):
     def __init__(self, priors_cxcy, threshold=0.5, neg_pos_ratio=3, alpha=1.0, n_negatives_without_objects=0):
         super().__init__()
         self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
-        self.register_buffer("priors_xy", cxcy_to_xy(priors_cxcy), persistent=False)
         self.threshold, self.neg_pos_ratio, self.alpha = threshold, neg_pos_ratio, alpha
         self.n_negatives_without_objects = n_negatives_without_objects
 
@@ -669,7 +617,7 @@ class MultiBoxLoss(nn.Module):
         """
         with torch.autocast(predicted_locs.device.type, enabled=False):
             objects = stack_objects(boxes, labels, predicted_locs.device)
-            matched = match_priors(objects, self.priors_xy, self.threshold)  # (N, P)
+            matched = match_priors(objects, cxcy_to_xy(self.priors_cxcy), self.threshold)  # (N, P)
             is_positive = matched < len(objects.images)  # (N, P)
             n_positives = is_positive.sum(dim=1, keepdim=True)  # (N, 1)
 
@@ -706,14 +654,13 @@ def compute_divisor(n_positives, n_negatives_without_objects, neg_pos_ratio):
 def load_pretrained(model, weights):
     """Start the base from a network that was trained to classify ImageNet; take over its mean and std.
 
-    weights: a name of torchvision's weights, such as "IMAGENET1K_V1", downloaded once and cached; or a file, a state
-    dict as torchvision names it. (VGG-16: `features.*` alone will do.)
-    Raises ValueError, FileNotFoundError or ConnectionError, naming the file or the URL, and the way out.
+    weights: a name of torchvision's weights, such as "IMAGENET1K_V1"; or a file, a state dict as torchvision names it
+    (of VGG-16 `features.*` will do). Raises ValueError, or as `read_state_dict()`, naming the file and the way out.
     """
     row = NETWORKS[model.network]
     if row.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
-    state = read_pretrained(weights, BASES[row.base][1].__members__)
+    state = utils.read_state_dict(weights, BASES[row.base][1].__members__)
     # Under its own name or another: torchvision's file of Caffe's weights has NaN where fc6 was left out.
     is_caffe = weights == "IMAGENET1K_FEATURES" or bool(state.get("classifier.0.bias", torch.zeros(1)).isnan().any())
     mean, std = (CAFFE_MEAN, CAFFE_STD) if is_caffe else (IMAGENET_MEAN, IMAGENET_STD)
@@ -725,26 +672,6 @@ def load_pretrained(model, weights):
         model.base.load_state_dict(entries)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{weights}: not weights of {row.base}: {printable(error, 1000)}") from error
-
-
-def read_pretrained(weights, known):
-    """Read a state dict: torchvision's by its name (a key of `known`), or a local file."""
-    if weights in known:
-        try:
-            return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as error:  # urllib's errors, and a file whose hash is wrong
-            advice = "Give train.py --pretrained=FILE for the same file, or --pretrained= for random weights"
-            raise ConnectionError(f"could not download {known[weights].url}: {error}. {advice}") from error
-    if not Path(weights).is_file():
-        known = ", ".join(known)
-        raise FileNotFoundError(f"{weights!r} is neither a file nor one of {known}; --pretrained= starts at random")
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        if not all(isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()):
-            raise ValueError("some entries are something else")
-    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
-        raise ValueError(f"{weights}: not a state dict of tensors: {printable(error)}") from error
-    return state
 
 
 def vgg16_entries(base, features, state):
@@ -792,50 +719,25 @@ def fit_to(model, entries, mean, std):
 
 def model_state(model):
     """What a checkpoint needs to rebuild a model with a label map; its tensors are the model's own, not copies."""
-    return {
-        "model": model.state_dict(),
-        "network": model.network,
-        "label_map": model.label_map,
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        "priors_cxcy": model.priors_cxcy,
-        "max_size_offset": model.max_size_offset,
-        "antialias": model.antialias,
-    }
+    mean_and_std = {"mean": model.mean.flatten().tolist(), "std": model.std.flatten().tolist()}
+    names = ("network", "label_map", "priors_cxcy", "max_size_offset", "antialias")
+    return {"model": model.state_dict(), **mean_and_std, **{name: getattr(model, name) for name in names}}
 
 
 @torch.no_grad()
-def load_other_classes(model, saved, label_map):
-    """Take over a checkpoint; its class heads only if its classes are those of `label_map`, in the same order.
-
-    Returns a sentence that says what was done. Raises LookupError, RuntimeError, TypeError or ValueError if an entry
-    is missing, does not fit or is not finite.
-    """
-    state, same_classes = saved["model"], saved["label_map"] == label_map
-    fit_to(model, {**state, "priors_cxcy": saved["priors_cxcy"]}, saved["mean"], saved["std"])
-    if not same_classes:
-        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("pred_convs.cl_")}
-        state = {**state, **own}
-    model.load_state_dict(state)
-    model.priors_cxcy.copy_(saved["priors_cxcy"])
-    model.max_size_offset, model.antialias = saved.get("max_size_offset"), saved.get("antialias", True)
-    heads = "the class heads included" if same_classes else "but for the class heads, which start anew"
-    return f"weights taken over from a checkpoint with {len(saved['label_map'])} classes, {heads}"
-
-
-def model_from_checkpoint(saved, name):
-    """Rebuild a model on the CPU from what `load_checkpoint()` returned. ValueError names file and fault."""
+def model_from_checkpoint(saved, name, label_map=None):
+    """Rebuild a model on the CPU from what `load_checkpoint()` returned, for its classes, or for those of a label map:
+    if they are others, or in another order, the class heads start anew. ValueError names file and fault."""
     try:
-        network, label_map = saved.get("network", "ssd300_vgg16"), saved["label_map"]
-        if network not in NETWORKS:
-            raise ValueError(f"its network is {network!r}, which is not one of {', '.join(NETWORKS)}")
-        # Before a head is built for every class that the label map claims to have:
-        n_scores = [tensor.numel() for name, tensor in saved["model"].items() if name.startswith("pred_convs.cl_")][-1]
-        n_classes = n_scores / NETWORKS[network].sources[-1].n_priors
-        if n_classes != len(label_map):
-            raise ValueError(f"its label map has {len(label_map)} classes, its weights are for {n_classes:g}")
-        model = SSD300(len(label_map), network)
-        load_other_classes(model, saved, label_map)
+        state, label_map = saved["model"], label_map or saved["label_map"]
+        model = SSD300(len(label_map), saved.get("network", "ssd300_vgg16"))
+        fit_to(model, {**state, "priors_cxcy": saved["priors_cxcy"]}, saved["mean"], saved["std"])
+        if label_map != saved["label_map"]:
+            own = {entry: tensor for entry, tensor in model.state_dict().items() if entry.startswith("pred_convs.cl_")}
+            state = {**state, **own}
+        model.load_state_dict(state)
+        model.priors_cxcy.copy_(saved["priors_cxcy"])
+        model.max_size_offset, model.antialias = saved.get("max_size_offset"), saved.get("antialias", True)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: a checkpoint that does not fit: {printable(error, 1000)}") from error
     model.label_map = label_map
@@ -844,23 +746,5 @@ def model_from_checkpoint(saved, name):
 
 def load_model(path, device="cpu"):
     """Read a model, with its label map, from a checkpoint to a device, in evaluation mode; ValueError if it is none."""
-    model, device = model_from_checkpoint(load_checkpoint(path), path), torch.device(device)
-    return model.to(device, memory_format=fastest_memory_format(device, model.network)).eval()
-
-
-def has_bf16_units(device):
-    """Whether bfloat16 is fast on a device, and not only possible."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we support
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def fastest_memory_format(device, network):
-    """The order of images in memory in which a device trains a network fastest.
-
-    Channels last: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite (AVX512, float32); contiguous: 1.6 times as
-    fast for the way back through VGG-16 on CPUs without bfloat16 units (AVX2).
-    """
-    is_plain_vgg = NETWORKS[network].base == "vgg16"
-    return torch.contiguous_format if is_plain_vgg and not has_bf16_units(device) else torch.channels_last
+    model, device = model_from_checkpoint(utils.load_checkpoint(path), path), torch.device(device)
+    return model.to(device, memory_format=utils.fastest_memory_format(device, model)).eval()

@@ -28,19 +28,11 @@ from tqdm import tqdm
 
 from datasets import PascalVOCDataset, TrainingBatches
 from eval import evaluate, make_test_loader
-from model import (
-    NETWORKS,
-    SSD300,
-    MultiBoxLoss,
-    fastest_memory_format,
-    has_bf16_units,
-    load_other_classes,
-    load_pretrained,
-    model_from_checkpoint,
-    model_state,
-)
+from model import NETWORKS, SSD300, MultiBoxLoss, load_pretrained, model_from_checkpoint, model_state
 from utils import (
     exit_with_message,
+    fastest_memory_format,
+    has_bf16_units,
     load_checkpoint,
     load_label_map,
     override_parameters,
@@ -141,7 +133,7 @@ def main():
 def train(model, criterion, optimizer, batches, log, begin):
     """Train until the last iteration, the end of the time, or a signal; each way the end saves a checkpoint."""
     device = model.mean.device
-    use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device, model.network)
+    use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device, model)
     network = wrap_network(model)
     run = Run(model, optimizer, log, begin)
     loader = make_train_loader(log.dataset, batches, device)
@@ -245,18 +237,18 @@ def start_or_resume(label_map, device):
         model = model_from_checkpoint(saved, checkpoint)
         check_resumable(saved, label_map)
     elif finetune_from:
-        try:
-            model = SSD300(len(label_map), saved.get("network", "ssd300_vgg16"))
-            begin = Begin(f"{finetune_from}: {load_other_classes(model, saved, label_map)}")
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{finetune_from}: a checkpoint that does not fit: {printable(error)}") from error
+        model = model_from_checkpoint(saved, finetune_from, label_map)
+        same = label_map == saved["label_map"]
+        heads = "the class heads included" if same else "but for the class heads, which start anew"
+        n_classes = len(saved["label_map"])
+        begin = Begin(f"{finetune_from}: weights taken over from a checkpoint with {n_classes} classes, {heads}")
     else:
         model = SSD300(len(label_map), network)
         begin = Begin(load_base(model))
     model.label_map = label_map
     if freeze_base:
         model.freeze_base()
-    model = model.to(device, memory_format=fastest_memory_format(device, model.network)).train()
+    model = model.to(device, memory_format=fastest_memory_format(device, model)).train()
     if sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = make_optimizer(model, device)

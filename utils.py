@@ -2,8 +2,8 @@
 
     1. Boxes                        coordinate forms and overlap
     2. Labels and colours           class names, label maps, one colour a class
-    3. Files                        JSON; files written whole or not at all; checkpoints
-    4. Messages                     strings from files, shown safely; errors of the machine, in words
+    3. Files                        JSON; files written whole or not at all; checkpoints, state dicts
+    4. Messages and the machine     strings from files, shown safely; errors of the machine, in words; bfloat16
     5. Parameters                   `--name=value` for the block at the top of each script
 
 Box coordinates are continuous: a box covers [x_min, x_max) x [y_min, y_max), and the whole image is
@@ -310,7 +310,31 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
-# --- 4. Messages ----------------------------------------------------------------------------------
+def read_state_dict(weights, known):
+    """Read a state dict, a dict of name to tensor: torchvision's by its name, or a local file.
+
+    weights: a key of `known`, a dict of name to torchvision's weights, which are downloaded once and cached; or a path.
+    Raises ConnectionError, FileNotFoundError or ValueError, naming the URL or the file.
+    """
+    if weights in known:
+        try:
+            return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:  # urllib's errors, and a file whose hash is wrong
+            advice = "Give train.py --pretrained=FILE for the same file, or --pretrained= for random weights"
+            raise ConnectionError(f"could not download {known[weights].url}: {error}. {advice}") from error
+    if not Path(weights).is_file():
+        known = ", ".join(known)
+        raise FileNotFoundError(f"{weights!r} is neither a file nor one of {known}; --pretrained= starts at random")
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        if not all(isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()):
+            raise ValueError("some entries are something else")
+    except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
+        raise ValueError(f"{weights}: not a state dict of tensors: {printable(error)}") from error
+    return state
+
+
+# --- 4. Messages and the machine ------------------------------------------------------------------
 
 
 def printable(text, length=200):
@@ -368,6 +392,24 @@ def advice_for(error):
             "--workers, or a smaller --batch_size; if it comes again, --workers=0 shows where"
         )
     return None
+
+
+def has_bf16_units(device):
+    """Whether bfloat16 is fast on a torch.device, and not only possible."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we support
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def fastest_memory_format(device, network):
+    """The order of images in memory in which a torch.device trains a network, an nn.Module, fastest.
+
+    Channels last: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite (AVX512, float32). Contiguous: 1.6 times as
+    fast for the way back through VGG-16, which has no batch normalisation, on CPUs without bfloat16 units (AVX2).
+    """
+    has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return torch.channels_last if has_batch_norm or has_bf16_units(device) else torch.contiguous_format
 
 
 # --- 5. Parameters --------------------------------------------------------------------------------

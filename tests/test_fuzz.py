@@ -9,6 +9,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 import os
 import random
 import resource
@@ -21,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LABEL_MAP, FakeModel
+from helpers import LABEL_MAP, FakeModel, write, write_image
 from make_sample import draw_sample
-from PIL import Image
 
 import model
 import train
 from annotations import parse_annotation
+from create_data_lists import create_data_lists
 from datasets import PascalVOCDataset, read_image
 from detect import detect
 from eval import calculate_mAP, read_voc_detections
@@ -47,8 +48,7 @@ class Hang(BaseException):
 
 
 def memory_kb(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return int(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0])
 
 
 @contextlib.contextmanager
@@ -91,13 +91,21 @@ def fuzz(count, make, act, names, errors=(ValueError, FileNotFoundError), share=
             outcomes["error"] += 1
     grown = memory_kb("VmHWM") - before
     print(f"{dict(outcomes)}, at most {grown / 1000:.0f} MB more memory")
-    assert grown < KILOBYTES
-    assert min(outcomes.values()) >= share * count
+    assert grown < KILOBYTES and min(outcomes.values()) >= share * count
 
 
-# ----------------------------------------------------------------------------------------------
-# Damage
-# ----------------------------------------------------------------------------------------------
+def fuzz_file(count, path, originals, read, damage=None, names=(), share=0.02):
+    """fuzz() of read(path) with damaged copies of what the file holds rightly; damage: a function like these below."""
+    rng, damage = random.Random(path.name), damage or damage_bytes
+
+    def act(data):
+        path.write_bytes(data)
+        read(path)
+
+    fuzz(count, lambda: damage(rng.choice(originals), rng), act, lambda: [str(path), *names], share=share)
+
+
+# --- Damage ---------------------------------------------------------------------------------------
 
 NASTY_BYTES = [b"", b"\0", b"\xff\xfe", b"nan", b"-1", b"1e999", b"9" * 400, b'"', b"[", b"{", b"<a>", b"&lt;", b"\r"]
 
@@ -126,7 +134,7 @@ def nasty_values():
     deep = 1
     for _ in range(200):
         deep = [deep]
-    plain = [None, True, -1, 0, 7, 2**63, 10**30, 1e308, float("inf"), float("nan"), 0.5]
+    plain = [None, True, -1, 0, 7, 2**63, 10**30, 1e308, math.inf, math.nan, 0.5]
     return [*plain, "", "\0", "\ud800", "x" * 5000, "/dev/zero", "/", [], {}, [[]], [1, 2, 3], {"a": 1}, deep]
 
 
@@ -168,9 +176,7 @@ def find_places(tree, depth=0):
             yield from find_places(value, depth + 1)
 
 
-# ----------------------------------------------------------------------------------------------
-# Text: annotations, lists, detections, parameters
-# ----------------------------------------------------------------------------------------------
+# --- Text: annotations, lists, detections, parameters ---------------------------------------------
 
 ANNOTATION = b"""<annotation><folder>f</folder><filename>a.jpg</filename>
 <size><width>500</width><height>375</height><depth>3</depth></size>
@@ -181,26 +187,33 @@ ANNOTATION = b"""<annotation><folder>f</folder><filename>a.jpg</filename>
 
 
 def test_annotations(tmp_path):
-    rng, path = random.Random(1), tmp_path / "fuzzed.xml"
-
-    def act(data):
-        path.write_bytes(data)
+    def read(path):
         annotation = parse_annotation(path)
         assert len(annotation["boxes"]) == len(annotation["names"]) == len(annotation["difficulties"])
 
-    fuzz(800, lambda: damage_bytes(ANNOTATION, rng), act, lambda: [str(path)])
+    fuzz_file(800, tmp_path / "fuzzed.xml", [ANNOTATION], read)
+
+
+def test_coco_files(tmp_path):
+    photos = [write_image(tmp_path / f"{i}.png") for i in range(4)]
+    images = [{"id": i, "file_name": photo.name} for i, photo in enumerate(photos)]
+    annotations = [{"image_id": i, "category_id": 3, "bbox": [10, 10, 20, 20]} for i in range(4)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "cup"}]}
+
+    def read(path):
+        create_data_lists(train_data=path, output_folder=tmp_path / "lists", test_fraction=0.5, report_overlap=0)
+
+    names = str(tmp_path), "nothing to learn", "leaves TRAIN"
+    fuzz_file(100, tmp_path / "all.json", [json.dumps(content).encode()], read, names=names, share=0.05)
 
 
 def test_lists(tmp_path):
-    rng, paths, files = random.Random(2), [], {}
-    for i in range(3):
-        paths.append(str(tmp_path / f"{i}.jpg"))
-        Image.effect_noise((40, 30), 50).save(paths[-1])
+    rng, named = random.Random(2), []
+    paths = [str(write_image(tmp_path / f"{i}.jpg", (40, 30))) for i in range(3)]
     entry = {"boxes": [[1.0, 2, 20, 29], [0, 0, 40, 30.0]], "labels": [1, 2], "difficulties": [0, 1], "size": [40, 30]}
     files = {"TRAIN_images.json": paths, "TRAIN_objects.json": [entry] * 3, "label_map.json": LABEL_MAP}
     for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    named = []
+        write(tmp_path / name, content)
 
     def make():
         name = rng.choice(list(files))
@@ -219,26 +232,23 @@ def test_lists(tmp_path):
                 assert image.shape == (3, 300, 300) and len(boxes) == len(labels)
                 assert boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()
         finally:
-            (tmp_path / name).write_text(json.dumps(files[name]))
+            write(tmp_path / name, files[name])
 
     fuzz(500, make, act, lambda: named, share=0.005)
 
 
 def test_detections_files(tmp_path):
-    rng = random.Random(3)
-    names, path = ["000001", "a photo", "x"], tmp_path / "comp4_det_test_cat.txt"
     original = b"000001 0.9 1 2 30 40\na photo 0.8 10.5 10 20 20\nx 0.1 1 1 5 5\n000001 0.2 3 3 9 9\n"
-    (tmp_path / "comp4_det_test_dog.txt").write_bytes(b"x 0.5 1 1 9 9\n")
-    (tmp_path / "comp4_det_test_grandfather clock.txt").write_bytes(b"")
+    write(tmp_path / "comp4_det_test_dog.txt", "x 0.5 1 1 9 9\n")
+    write(tmp_path / "comp4_det_test_grandfather clock.txt", "")
     truth = [torch.tensor([[0.0, 1, 30, 40]])] * 3, [torch.tensor([1])] * 3, [torch.tensor([0])] * 3
 
-    def act(data):
-        path.write_bytes(data)
-        detections = read_voc_detections(tmp_path, names, LABEL_MAP)
+    def read(path):
+        detections = read_voc_detections(tmp_path, ["000001", "a photo", "x"], LABEL_MAP)
         _, mean_ap = calculate_mAP(*detections, *truth, label_map=LABEL_MAP)
         assert 0 <= mean_ap <= 1
 
-    fuzz(600, lambda: damage_bytes(original, rng), act, lambda: [str(path)], share=0.05)
+    fuzz_file(600, tmp_path / "comp4_det_test_cat.txt", [original], read, share=0.05)
 
 
 def test_parameters():
@@ -259,9 +269,7 @@ def test_parameters():
     fuzz(2000, make, act, lambda: ["error:"], errors=(SystemExit,))
 
 
-# ----------------------------------------------------------------------------------------------
-# Checkpoints and weights
-# ----------------------------------------------------------------------------------------------
+# --- Checkpoints and weights ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -309,94 +317,79 @@ def damage_archive(data, rng):
     return target.getvalue()
 
 
-def test_checkpoints(small_run):
-    rng, original = random.Random(5), small_run.read_bytes()
-    contents = load_checkpoint(small_run)
-    nasty = [*nasty_values(), *nasty_tensors()]
-
-    def make():
-        kind = rng.random()
-        if kind < 0.2:
-            return damage_bytes(original, rng)
-        if kind < 0.6:
-            return damage_archive(original, rng)
-        stream = io.BytesIO()
-        torch.save(damage_tree(contents, rng, nasty), stream)
-        return stream.getvalue()
-
-    def act(data):
-        small_run.write_bytes(data)
-        *_, begin = resume()
-        assert type(begin.iteration) is int and type(begin.best_map) is float
-
-    fuzz(150, make, act, lambda: [str(small_run)], share=0.05)
-
-
-def test_pretrained_weights(tmp_path):
-    rng, path = random.Random(6), tmp_path / "vgg.pth"
-    contents = {f"features.{i}.weight": torch.zeros(2, 3) for i in range(3)}
+def encode(save, *options, **named):
     stream = io.BytesIO()
-    torch.save(contents, stream)
-    original = stream.getvalue()
-
-    def act(data):
-        path.write_bytes(data)
-        state_dict = model.read_pretrained(str(path), {})
-        assert all(isinstance(value, torch.Tensor) for value in state_dict.values())
-
-    def make():
-        return damage_bytes(original, rng) if rng.random() < 0.3 else damage_archive(original, rng)
-
-    fuzz(200, make, act, lambda: [str(path)], share=0.05)
-
-
-# ----------------------------------------------------------------------------------------------
-# Images
-# ----------------------------------------------------------------------------------------------
-
-
-def encode(image, kind, **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
+    save(stream, *options, **named)
     return stream.getvalue()
 
 
+def test_checkpoints(small_run):
+    contents, nasty = load_checkpoint(small_run), [*nasty_values(), *nasty_tensors()]
+
+    def damage(original, rng):
+        kind = rng.random()
+        if kind < 0.6:
+            return (damage_bytes if kind < 0.2 else damage_archive)(original, rng)
+        return encode(lambda stream: torch.save(damage_tree(contents, rng, nasty), stream))
+
+    def read(path):
+        *_, begin = resume()
+        assert type(begin.iteration) is int and type(begin.best_map) is float
+
+    fuzz_file(150, small_run, [small_run.read_bytes()], read, damage, share=0.05)
+
+
+def test_pretrained_weights(tmp_path):
+    contents = {f"features.{i}.weight": torch.zeros(2, 3) for i in range(3)}
+
+    def damage(original, rng):
+        return (damage_bytes if rng.random() < 0.3 else damage_archive)(original, rng)
+
+    def read(path):
+        assert all(isinstance(value, torch.Tensor) for value in model.read_pretrained(str(path), {}).values())
+
+    original = encode(lambda stream: torch.save(contents, stream))
+    fuzz_file(200, tmp_path / "vgg.pth", [original], read, damage, share=0.05)
+
+
+# --- Images ---------------------------------------------------------------------------------------
+
+
 def test_images(tmp_path):
-    rng, path = random.Random(7), tmp_path / "fuzzed.img"
     photo = draw_sample(np.random.default_rng(0))[0].resize((80, 60))
-    originals = [encode(photo, kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")]
-    originals += [encode(photo, "JPEG", progressive=True), encode(photo.convert("CMYK"), "JPEG")]
-    originals += [encode(photo.convert("P"), "PNG", transparency=3), encode(photo.convert("RGBA"), "PNG")]
-    originals += [encode(photo.convert("I").convert("I;16"), "PNG")]
+    originals = [encode(photo.save, kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")]
+    originals += [encode(photo.save, "JPEG", progressive=True), encode(photo.convert("CMYK").save, "JPEG")]
+    originals += [encode(photo.convert("P").save, "PNG", transparency=3), encode(photo.convert("RGBA").save, "PNG")]
+    originals += [encode(photo.convert("I").convert("I;16").save, "PNG")]
     fake_model = FakeModel()
 
-    def read(data):
-        path.write_bytes(data)
+    def read(path):
         image = read_image(path)
         assert image.dtype == torch.uint8 and image.shape[0] == 3
 
-    def find(data):
-        path.write_bytes(data)
+    def find(path):
         assert detect(path, model=fake_model).mode == "RGB"
         fake_model.batches.clear()
 
-    for act in (read, find):
-        fuzz(250, lambda: damage_bytes(rng.choice(originals), rng), act, lambda: [str(path)], share=0.1)
+    for reader in (read, find):
+        fuzz_file(250, tmp_path / "fuzzed.img", originals, reader, share=0.1)
 
 
-def test_random_bytes_are_nothing(tmp_path):
+READERS = {
+    "image": read_image, "checkpoint": load_checkpoint, "annotation": parse_annotation,
+    "weights": lambda path: model.read_pretrained(path, {}), "detect": lambda path: detect(path, model=FakeModel()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_random_bytes_are_nothing(tmp_path, reader):
     """No reader takes noise for something."""
-    rng, path = random.Random(8), tmp_path / "noise"
-    readers = [read_image, load_checkpoint, parse_annotation, lambda path: model.read_pretrained(path, {})]
-    readers.append(lambda path: detect(path, model=FakeModel()))
-    for reader in readers:
 
-        def act(data, reader=reader):
-            path.write_bytes(data)
-            reader(str(path))
-            raise AssertionError("something was read")
+    def read(path):
+        reader(str(path))
+        raise AssertionError("something was read")
 
-        def make():
-            return rng.randbytes(rng.randrange(300)) + rng.choice(string.printable).encode()
+    def noise(_, rng):
+        return rng.randbytes(rng.randrange(300)) + rng.choice(string.printable).encode()
 
-        fuzz(40, make, act, lambda: [str(path)], share=0)
+    fuzz_file(40, tmp_path / "noise", [b""], read, noise, share=0)

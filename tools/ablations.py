@@ -93,7 +93,7 @@ def leave_out_l2_norm():
 
 
 def scale_of_first_map(scale):
-    return change_sources(lambda place, source: source._replace(scale=scale) if place == 0 else source)
+    return change_row(scales=(scale, *model.NETWORKS[NETWORK].scales[1:]))
 
 
 # name: (words for the table, parameters of train.py, patch or None)

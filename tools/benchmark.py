@@ -50,7 +50,7 @@ import utils
 from annotations import parse_annotation
 from datasets import FILLER, read_image, resize, transform
 from eval import calculate_mAP, read_voc_detections
-from model import NETWORKS, SSD300, MultiBoxLoss, detect_objects, fastest_memory_format, has_bf16_units
+from model import NETWORKS, SSD300, MultiBoxLoss, detect_objects
 from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, make_label_map, override_parameters
 
 only = ""  # sections to run, such as "loss,metric"; "": all
@@ -361,9 +361,10 @@ class Step:
     """A training step of a network as train.py takes it, on made-up images; `predict()` is the forward pass alone."""
 
     def __init__(self, name, device, is_compiled=True, bf16=True):
-        self.device, self.bf16 = device, bf16 and has_bf16_units(device)
-        self.memory_format = fastest_memory_format(device, name)
-        self.model = SSD300(21, name).to(device, memory_format=self.memory_format)
+        self.device, self.bf16 = device, bf16 and utils.has_bf16_units(device)
+        self.model = SSD300(21, name)
+        self.memory_format = utils.fastest_memory_format(device, self.model)
+        self.model.to(device, memory_format=self.memory_format)
         self.network = torch.compile(self.model) if is_compiled and device.type == "cuda" else self.model
         self.criterion = MultiBoxLoss(self.model.priors_cxcy).to(device)
         self.optimizer = train.make_optimizer(self.model, device)
@@ -418,7 +419,7 @@ def compare_ssdlite(device, n_images, n_times):
     """Our SSDLite and torchvision's on the same (random) weights and images of 320 x 320: raw outputs."""
     theirs = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21).eval()
     ours = convert_state(theirs.state_dict(), "torchvision", class_names=utils.voc_labels).eval()
-    memory_format = fastest_memory_format(device, ours.network)
+    memory_format = utils.fastest_memory_format(device, ours)
     ours, theirs = ours.to(device, memory_format=memory_format), theirs.to(device, memory_format=memory_format)
     images = torch.rand(n_images, 3, 320, 320, device=device).contiguous(memory_format=memory_format)
 

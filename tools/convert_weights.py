@@ -205,7 +205,7 @@ def create_peer_priors(format, network):
     row = NETWORKS[network]
     if row.is_lite:
         return SSD300.create_prior_boxes(network)
-    scales = [source.scale for source in row.sources] + [row.last_scale]
+    scales = list(row.scales)
     steps, third = [1 / source.grid for source in row.sources], 1 / 3
     if format == "sgrvinod":
         third, scales[-1] = 0.333, 1 / scales[-2]

@@ -20,8 +20,8 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 import train  # noqa: E402 (the path to it has to be set first)
-from model import NETWORKS, SSD300, MultiBoxLoss, fastest_memory_format, has_bf16_units  # noqa: E402
-from utils import override_parameters  # noqa: E402
+from model import NETWORKS, SSD300, MultiBoxLoss  # noqa: E402
+from utils import fastest_memory_format, has_bf16_units, override_parameters  # noqa: E402
 
 parts = "tests,speed,demo"
 report = "gpu_report.md"  # lines are appended
@@ -71,8 +71,9 @@ def time_training(network, device):
     The shares come from steps that wait after each part; the speed from steps that do not.
     """
     torch.manual_seed(0)
-    memory_format = fastest_memory_format(device, network)
-    model = SSD300(21, network).to(device, memory_format=memory_format).train()
+    model = SSD300(21, network)
+    memory_format = fastest_memory_format(device, model)
+    model = model.to(device, memory_format=memory_format).train()
     optimizer = train.make_optimizer(model, device)
     criterion = MultiBoxLoss(model.priors_cxcy).to(device)
     on_gpu = device.type == "cuda"
@@ -124,8 +125,9 @@ def time_training(network, device):
 
 def time_detection(network, device):
     """Time forward pass and detection, batches of `batch_size`, in float32 as eval.py has it. Returns lines."""
-    memory_format = fastest_memory_format(device, network)
-    model = SSD300(21, network).to(device, memory_format=memory_format).eval()
+    model = SSD300(21, network)
+    memory_format = fastest_memory_format(device, model)
+    model = model.to(device, memory_format=memory_format).eval()
     images = torch.randint(0, 256, (batch_size, 3, model.input_size, model.input_size), dtype=torch.uint8)
     with torch.inference_mode():
         for turn in range(n_steps + 3):

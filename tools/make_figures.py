@@ -37,8 +37,8 @@ from model import NETWORKS, SSD300, decimate, l2_normalize, load_model, match_pr
 from utils import (  # noqa: E402
     cxcy_to_gcxgcy,
     cxcy_to_xy,
-    find_paired_intersection,
     find_jaccard_overlap,
+    find_paired_intersection,
     override_parameters,
     xy_to_cxcy,
 )
