@@ -61,11 +61,6 @@ class Record:
     def __post_init__(self):
         self.real_path = os.path.realpath(self.image)
 
-    @property
-    def where(self):
-        """What a remark names."""
-        return self.split, self.file
-
 
 class Part(NamedTuple):
     """Where the files of one split are."""
@@ -97,7 +92,7 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
         part = parts[name]
         if image_folder:
             part = part._replace(images=os.path.abspath(os.path.expanduser(image_folder)))
-        records[split] = readers[part.form](part, source, split, notes)
+        records[split] = readers[part.form](part, source, functools.partial(add_note, notes, split))
         if not records[split]:
             raise ValueError(f"{printable(part.names or part.annotations)}: has no images")
     description = part.words + "".join(f", {printable(name)}: {split}" for split, name in chosen.items() if name)
@@ -109,9 +104,9 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
     return description, {split: merge_repeats(rows, notes) for split, rows in records.items()}
 
 
-def add_note(notes, kind, where, what=""):
-    """Add a remark to the report. where: (split, file)."""
-    notes.setdefault(kind, []).append({"split": where[0], "file": where[1], "what": what})
+def add_note(notes, split, kind, file="", what=""):
+    """Add a remark on a file, or on a whole split, to the report."""
+    notes.setdefault(kind, []).append({"split": split, "file": file, "what": what})
 
 
 def merge_repeats(records, notes):
@@ -123,7 +118,7 @@ def merge_repeats(records, notes):
         if others:
             first.objects = list(dict.fromkeys(row for record in (first, *others) for row in record.objects))
             first.declared_size = first.declared_size or others[0].declared_size
-            add_note(notes, "image_repeated", first.where, f"{len(others) + 1} times")
+            add_note(notes, first.split, "image_repeated", first.file, f"{len(others) + 1} times")
     return [group[0] for group in groups.values()]
 
 
@@ -146,8 +141,10 @@ def find_parts(source):
         raise FileNotFoundError(f"{printable(source)}: not a folder or a .json file. Can be read:\n{LAYOUTS}")
     part, parts = find_part(source), {}
     if not part:
-        found = {name: find_part(os.path.join(source, name)) or find_yolo(source, name) for name in SPLIT_FOLDERS}
-        parts = {name: part for name, part in found.items() if part}
+        for name in SPLIT_FOLDERS:
+            labels, images = os.path.join(source, "labels", name), os.path.join(source, "images", name)
+            if found := find_part(os.path.join(source, name)) or find_yolo(labels, images):
+                parts[name] = found
     elif part.form == "VOC":
         lists = find_files(os.path.join(source, "ImageSets", "Main"), (".txt",))
         words = f"{part.words}, ImageSets/Main"
@@ -161,36 +158,27 @@ def find_part(folder):
     """The annotations and images that lie in a folder itself; None if it is not like one of the layouts."""
     for name in ("Annotations", "annotations"):
         annotations = os.path.join(folder, name)
-        if suffixes_in(annotations) & {".xml"}:
+        if find_files(annotations, (".xml",)):
             images = "images" if os.path.isdir(os.path.join(folder, "images")) else "JPEGImages"
             return Part("VOC", f"XML files in {name}, images in {images}", annotations, os.path.join(folder, images))
     if os.path.isfile(os.path.join(folder, COCO_FILE)):
         return Part("COCO", "COCO files beside their images", os.path.join(folder, COCO_FILE), folder)
-    suffixes = suffixes_in(folder)
-    if ".xml" in suffixes:
+    if find_files(folder, (".xml",)):
         return Part("VOC", "XML files beside their images", folder, folder)
-    if ".txt" in suffixes and not suffixes.isdisjoint(IMAGE_SUFFIXES) and find_class_names(folder):
-        return Part("YOLO", "YOLO text files beside their images", folder, folder)
-    return find_yolo(folder, "")
+    beside = find_class_names(folder) and find_yolo(folder, folder)  # without class names they may be captions
+    return beside or find_yolo(os.path.join(folder, "labels"), os.path.join(folder, "images"))
 
 
-def find_yolo(folder, split):
-    """YOLO's labels and images in folders of these names, or in folders of a split within them; None if not there."""
-    labels, images = (os.path.normpath(os.path.join(folder, name, split)) for name in ("labels", "images"))
-    if not suffixes_in(labels) & {".txt"} or suffixes_in(images).isdisjoint(IMAGE_SUFFIXES):
-        return None
-    return Part("YOLO", "YOLO text files in labels, images in images", labels, images)
+def find_yolo(labels, images):
+    """YOLO's text files in one folder, their images in another or the same; None if they are not there."""
+    words = "YOLO text files beside their images" if labels == images else "YOLO text files in labels, images in images"
+    are_there = find_files(labels, (".txt",)).keys() - {"classes"} and find_files(images, IMAGE_SUFFIXES)
+    return Part("YOLO", words, labels, images) if are_there else None
 
 
 def list_folder(folder):
     """The names in a folder, sorted; none where there is no such folder."""
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-
-
-def suffixes_in(folder):
-    """The set of suffixes in a folder, in lower case, classes.txt and the README files of exporters left out."""
-    names = [name.lower() for name in list_folder(folder)]
-    return {os.path.splitext(name)[1] for name in names if name != "classes.txt" and not name.startswith("readme")}
 
 
 def refuse_layout(source):
@@ -230,7 +218,7 @@ def find_files(folder, suffixes):
 # --- Pascal VOC's XML, COCO's JSON, YOLO's text files ---------------------------------------------
 
 
-def read_voc(part, source, split, notes):
+def read_voc(part, source, note):
     """The records of XML files, with the corners as written: `count_from()` makes them continuous."""
     images, files = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".xml",))
     if part.names:
@@ -238,7 +226,7 @@ def read_voc(part, source, split, notes):
     else:
         names = sorted(files, key=files.get)
         for name in sorted(images.keys() - files.keys()):
-            add_note(notes, "image_unlabelled", (split, images[name]))
+            note("image_unlabelled", images[name])
     records, problems = [], []
     for name in names:
         file = files.get(name, os.path.join(part.annotations, name + ".xml"))
@@ -252,7 +240,7 @@ def read_voc(part, source, split, notes):
         image = images.get(name, os.path.join(part.images, name + ".jpg"))
         records.append(Record(image, file, source, "VOC", [Annotated(*row) for row in rows], size))
         if missing := annotation["difficult_missing"]:
-            add_note(notes, "difficult_missing", (split, file), f"{missing} object{'s' * (missing > 1)}")
+            note("difficult_missing", file, f"{missing} object{'s' * (missing > 1)}")
     raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(names)} annotations cannot be used:")
     return records
 
@@ -338,14 +326,13 @@ def usable_size(width, height):
     return (int(size[0]), int(size[1])) if all(1 <= side <= MAX_IMAGE_PIXELS for side in size) else None
 
 
-def read_coco(part, source, split, notes):
+def read_coco(part, source, note):
     """The records of a COCO file: {"images": [...], "annotations": [...], "categories": [...]}.
 
     Entries that cannot be used are left out and noted. Raises ValueError if no image, or no annotation, is left.
     """
     path = part.annotations
     content, shown = read_json(path, dict, object_hook=without_outline), printable(path, 1000)
-    note_unusable = functools.partial(add_note, notes, "entry_unusable", (split, path))
 
     def usable(key, make):
         """What make() returns of each entry of a list, without those for which it raises a ValueError."""
@@ -362,7 +349,7 @@ def read_coco(part, source, split, notes):
         if not made:
             raise_if_any(problems, f"{shown}: none of the {len(problems)} entries of {key!r} can be used:")
         for problem in problems:
-            note_unusable(problem)
+            note("entry_unusable", path, problem)
         return made
 
     def by_id(key, make):
@@ -371,7 +358,7 @@ def read_coco(part, source, split, notes):
         values = dict(pairs)
         for entry_id in {entry_id for entry_id, value in pairs if value != values[entry_id]}:
             del values[entry_id]
-            note_unusable(f"{key}: 'id' {printable(repr(entry_id), 60)} is given twice")
+            note("entry_unusable", path, f"{key}: 'id' {printable(repr(entry_id), 60)} is given twice")
         return values
 
     folder, stem = os.path.split(path.removesuffix(".json"))
@@ -436,7 +423,7 @@ def look_up(entry, key, table):
     return table[value]
 
 
-def read_yolo(part, source, split, notes):
+def read_yolo(part, source, note):
     """The records of YOLO's text files: on each line a class, then centre and size, or an outline, in fractions."""
     folders = [source, os.path.dirname(source), part.annotations, os.path.dirname(part.annotations)]
     names = next(filter(None, map(find_class_names, folders)), None)
@@ -448,15 +435,15 @@ def read_yolo(part, source, split, notes):
     for name, image in images.items():
         file, objects = files.get(name, os.path.join(part.annotations, name + ".txt")), []
         if name not in files:
-            add_note(notes, "label_file_missing", (split, image))
+            note("label_file_missing", image)
         for i, line in enumerate(read_lines(file) if name in files else (), start=1):
             try:
                 objects.append(parse_yolo_line(line.split(), names))
             except ValueError as error:
-                add_note(notes, "entry_unusable", (split, file), f"line {i}: {error}")
+                note("entry_unusable", file, f"line {i}: {error}")
         records.append(Record(image, file, source, "YOLO", objects))
     for name in sorted(files.keys() - images.keys()):
-        add_note(notes, "image_not_found", (split, files[name]))
+        note("image_not_found", files[name])
     return records
 
 

@@ -12,7 +12,6 @@ images with their boxes. Any parameter below can be overridden on the command li
 
 import gc
 import inspect
-import itertools
 import json
 import math
 import os
@@ -61,9 +60,10 @@ check_images = True  # False: do not open the images, only the annotations
 report_overlap = 0.5  # the report counts the objects of TRAIN that a prior overlaps so much; 0: not
 n_sheet_images = 24  # images of TRAIN on the contact sheet, chosen by the seed; 0: no sheet
 
-# The sheet's images; sizes of objects in the report, as sides of a square in pixels of a 300 x 300 image
-SHEET_COLUMNS, SHEET_CELL = 6, (320, 240)
-SIZE_LIMITS = (16, 32, 64, 128)
+SHEET_COLUMNS, SHEET_CELL = 6, (320, 240)  # images in a row of the contact sheet, the size of each
+# Sizes of objects in the report, from and below: roots of their areas, in pixels of a 300 x 300 image
+SIZES = {"0-16": (0, 16), "16-32": (16, 32), "32-64": (32, 64), "64-128": (64, 128), "128-300": (128, math.inf)}
+SIZES |= {"all": (0, math.inf)}
 
 # What the data report can say of a file, in the order in which it says it.
 NOTES = {
@@ -145,8 +145,8 @@ def create_data_lists(
     set_sizes(splits["TRAIN"] + splits["TEST"], check_images, notes)
     splits = {split: merge_repeats(records, notes) for split, records in splits.items()}
     every_record = splits["TRAIN"] + splits["TEST"]
-    if not trust_boxes:
-        check_conventions(every_record)
+    for source in () if trust_boxes else dict.fromkeys(record.source for record in every_record):
+        check_conventions([record for record in every_record if record.source == source])
     for record in every_record:
         mend_objects(record, keep_crowds, notes)
     label_map = number_classes(every_record, class_names, skip_unknown, notes)
@@ -185,24 +185,23 @@ def set_sizes(records, check_images, notes):
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # images are decoded outside Python's global lock
         work = pool.imap(lambda record: look_at_image(record.image, check_images), chosen, chunksize=8)
         found = list(tqdm(work, "Checking images", len(chosen), disable=None if chosen else True))
-    problems = [problem for _, _, problem in found if problem]
+    problems = [problem for problem in found if isinstance(problem, str)]
     hint = " (--image_folder=FOLDER says where they are)" if any(p.endswith("no such image") for p in problems) else ""
     raise_if_any(problems, f"{len(problems)} of {len(records)} images cannot be used{hint}:")
-    for record, (size, orientation, _) in zip(chosen, found, strict=True):
+    for record, (size, orientation) in zip(chosen, found, strict=True):
         set_size(record, size, orientation, notes)
 
 
 def look_at_image(path, decode):
-    """(size as stored, EXIF orientation, None) of an image file, or (None, None, what is wrong)."""
+    """(size as stored, EXIF orientation) of an image file; or, a string, what is wrong with it."""
     if not os.path.isfile(path):
-        return None, None, f"{printable(path, 400)}: no such image"
+        return f"{printable(path, 400)}: no such image"
     try:
-        size, orientation = stored_size_and_orientation(path)
         if decode:
             read_image(path)
+        return stored_size_and_orientation(path)
     except (ValueError, OSError) as error:
-        return None, None, str(error)
-    return size, orientation, None
+        return str(error)
 
 
 def set_size(record, stored, orientation, notes):
@@ -217,12 +216,14 @@ def set_size(record, stored, orientation, notes):
     if record.form == "YOLO":
         boxes = [tuple(value * side for value, side in zip(box, stored * 2, strict=True)) for box in boxes]
     elif declared and declared not in (stored, shown):
-        add_note(notes, "size_differs", record.where, f"annotation {declared} image {stored}")  # (width, height)
+        what = f"annotation {declared} image {stored}"  # (width, height)
+        add_note(notes, record.split, "size_differs", record.file, what)
     if orientation > 1 and declared == shown != stored:
         boxes, record.declared_size = [turn_back(box, shown, orientation) for box in boxes], stored
-        add_note(notes, "boxes_turned", record.where, f"EXIF orientation {orientation}, {len(boxes)} boxes")
+        what = f"EXIF orientation {orientation}, {len(boxes)} boxes"
+        add_note(notes, record.split, "boxes_turned", record.file, what)
     elif orientation > 1 and (stored == shown or declared != stored):
-        add_note(notes, "exif_unclear", record.where, f"EXIF orientation {orientation}")
+        add_note(notes, record.split, "exif_unclear", record.file, f"EXIF orientation {orientation}")
     record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
 
 
@@ -239,57 +240,49 @@ def turn_back(box, shown, orientation):
     return y_min, x_min, y_max, x_max
 
 
-def check_conventions(every_record):
-    """Raise ValueError if the boxes of a source look as if they were meant in another way than they are read."""
-    for source in dict.fromkeys(record.source for record in every_record):
-        records = [record for record in every_record if record.source == source]
-        suspicion = find_suspicion(records)
-        if suspicion:
-            hint = "If the boxes are right all the same, --trust_boxes=True takes them as they are"
-            raise ValueError(f"{printable(source, 1000)}: {suspicion}. {hint}")
-
-
-def find_suspicion(records):
-    """What the boxes of one source look like, in words, if not like what they are read as; or ""."""
+def check_conventions(records):
+    """Raise ValueError if the boxes of one source look as if they were meant in another way than they are read."""
     form, numbers = records[0].form, (n for record in records for row in record.objects for n in row.box + record.size)
     table = np.fromiter(numbers, np.float64).reshape(-1, 6)  # (M, 6): box, width and height of the image
     table = table[(np.abs(table) < 1e100).all(axis=1)]
     mins, maxs, sizes = table[:, :2], table[:, 2:4], table[:, 4:]
     n, sides = len(table), maxs - mins
-    if n and form != "YOLO" and maxs.max() <= 1.001:
-        return "all boxes lie within one pixel: they look like fractions of the image, not like pixels"
     beyond = (maxs > 1.01 * sizes + 1).any(axis=1).sum()
     fits_as_corners = ((sides > mins) & (sides <= 1.01 * sizes + 1)).all(axis=1).sum()
-    if form == "COCO" and beyond >= max(3, 0.1 * n) and fits_as_corners > 0.98 * n:
-        said = f"read as [x_min, y_min, width, height], {beyond} of {n} boxes reach beyond their images"
-        return f"{said}: they look like corners, [x_min, y_min, x_max, y_max]"
     kept = (np.clip(maxs, 0, sizes) - np.clip(mins, 0, sizes)).prod(axis=1)
     lost = n - ((kept >= 0.9 * sides.prod(axis=1)) & (sides > 0).all(axis=1)).sum()
-    if lost >= max(5, 0.25 * n):
-        what = "pixels, not fractions" if form == "YOLO" else "boxes of images of another size, or of another form"
-        return f"{lost} of {n} boxes are inverted, or lie outside the image by a tenth or more: they look like {what}"
     resized = sum(record.declared_size not in (None, record.size) for record in records)
-    if resized >= max(5, 0.25 * len(records)):
-        said = f"{resized} of {len(records)} images have another size than their annotations say"
-        return f"{said}: they look like resized after they were annotated"
-    return ""
+    if n and form != "YOLO" and maxs.max() <= 1.001:
+        found, suspicion = "all boxes lie within one pixel", "fractions of the image, not like pixels"
+    elif form == "COCO" and beyond >= max(3, 0.1 * n) and fits_as_corners > 0.98 * n:
+        found = f"read as [x_min, y_min, width, height], {beyond} of {n} boxes reach beyond their images"
+        suspicion = "corners, [x_min, y_min, x_max, y_max]"
+    elif lost >= max(5, 0.25 * n):
+        found = f"{lost} of {n} boxes are inverted, or lie outside the image by a tenth or more"
+        suspicion = "pixels, not fractions" if form == "YOLO" else "boxes of images of another size, or of another form"
+    elif resized >= max(5, 0.25 * len(records)):
+        found = f"{resized} of {len(records)} images have another size than their annotations say"
+        suspicion = "resized after they were annotated"
+    else:
+        return
+    hint = "If the boxes are right all the same, --trust_boxes=True takes them as they are"
+    raise ValueError(f"{printable(records[0].source, 1000)}: {found}: they look like {suspicion}. {hint}")
 
 
 def mend_objects(record, keep_crowds, notes):
     """Clip a record's boxes to the image, and leave out those that nothing can be learned from."""
-    kept = []
+    kept, first = [], record.first_pixel
     for row in record.objects:
         if record.form == "COCO" and row.difficulty:  # a crowd
-            is_kept = keep_crowds or record.split == "TEST"
-            add_note(notes, "crowd_kept" if is_kept else "crowd_skipped", record.where, printable(row.name, 60))
-            if not is_kept:
+            kind = "crowd_kept" if keep_crowds or record.split == "TEST" else "crowd_skipped"
+            add_note(notes, record.split, kind, record.file, printable(row.name, 60))
+            if kind == "crowd_skipped":
                 continue
-        kind, box = clip_box(row.box, record.size, record.first_pixel)
+        kind, box = clip_box(row.box, record.size, first)
         if kind:
-            first = record.first_pixel  # the corners as written
-            corners = "[{:g}, {:g}, {:g}, {:g}]".format(row.box[0] + first, row.box[1] + first, *row.box[2:])
-            what = f"{printable(row.name, 60)} {corners} in {record.size[0]} x {record.size[1]}"
-            add_note(notes, kind, record.where, what)
+            as_written = "[{:g}, {:g}, {:g}, {:g}]".format(row.box[0] + first, row.box[1] + first, *row.box[2:])
+            what = f"{printable(row.name, 60)} {as_written} in {record.size[0]} x {record.size[1]}"
+            add_note(notes, record.split, kind, record.file, what)
         if box:
             kept.append(row._replace(box=box))
     record.objects = kept
@@ -322,7 +315,7 @@ def number_classes(records, class_names, skip_unknown, notes):
     for record in records:
         for name in (row.name for row in record.objects if not label_map.get(row.name)):
             unknown.setdefault(name, []).append(record.file)
-            add_note(notes, "class_skipped", record.where, printable(name, 60))
+            add_note(notes, record.split, "class_skipped", record.file, printable(name, 60))
         record.objects = [row for row in record.objects if label_map.get(row.name)]
     if not skip_unknown:
         lines = [f"{printable(repr(x), 60)}: {len(files)} objects, first in {files[0]}" for x, files in unknown.items()]
@@ -335,21 +328,21 @@ def compare_splits(splits, label_map, notes):
     """Note what makes TRAIN and TEST unfit for one another; ValueError if TRAIN has nothing to learn from."""
     ids = [record.image_id for record in splits["TEST"]]
     if set(ids) != {None} and (None in ids or len(set(ids)) < len(ids)):
-        add_note(notes, "ids_left_out", ("TEST", ""), "")
+        add_note(notes, "TEST", "ids_left_out")
         for record in splits["TEST"]:
             record.image_id = None
     training_images = {record.real_path for record in splits["TRAIN"]}
     for record in splits["TEST"]:
         if record.real_path in training_images:
-            add_note(notes, "image_in_both", record.where, record.image)
+            add_note(notes, record.split, "image_in_both", record.file, record.image)
     found = {split: {row.name for record in splits[split] for row in record.objects} for split in splits}
     if not found["TRAIN"]:
         raise ValueError("The training images hold no object: there is nothing to learn from")
     for name, label in label_map.items():
         if label and name not in found["TRAIN"]:
-            add_note(notes, "class_not_trained", ("TRAIN", ""), name)
+            add_note(notes, "TRAIN", "class_not_trained", what=name)
         elif label and name not in found["TEST"]:
-            add_note(notes, "class_not_tested", ("TEST", ""), name)
+            add_note(notes, "TEST", "class_not_tested", what=name)
 
 
 # --- Report and lists -----------------------------------------------------------------------------
@@ -392,22 +385,17 @@ def write_lists(output_folder, splits, report):
 
 def data_report_text(report, max_lines=5):
     """The report of `create_data_lists()` in words, max_lines on each kind of note, and 20 times as many on classes."""
-    names = list(report["label_map"])[1:]
     notes = {kind: rows for kind, rows in report["notes"].items() if rows}
-    lines = []
-    for split, counts in report["splits"].items():
-        lines.append(
-            f"{split}: {counts['images']:,} images ({counts['images_without_objects']:,} without objects), "
-            f"{counts['objects']:,} objects ({counts['easy']:,} easy, {counts['difficult']:,} difficult)"
-        )
+    form = "{}: {images:,} images ({images_without_objects:,} without objects), "
+    form += "{objects:,} objects ({easy:,} easy, {difficult:,} difficult)"
+    lines = [form.format(split, **counts) for split, counts in report["splits"].items()]
     lines += [f"{len(rows):>9,}  {NOTES[kind]}" for kind, rows in notes.items()]
     lines += ["", "Objects (of them difficult)   " + "".join(split.rjust(18) for split in report["splits"])]
+    names = list(report["label_map"])[1:]
     for name in names[: 20 * max_lines]:
-        line = f"  {printable(name, 28):<28}"
-        for counts in report["splits"].values():
-            easy, difficult = counts["classes"].get(name, (0, 0))
-            line += f"{easy + difficult:,} ({difficult:,})".rjust(18)
-        lines.append(line)
+        counts = [split["classes"].get(name, (0, 0)) for split in report["splits"].values()]
+        cells = [f"{easy + difficult:,} ({difficult:,})".rjust(18) for easy, difficult in counts]
+        lines.append(f"  {printable(name, 28):<28}" + "".join(cells))
     if len(names) > 20 * max_lines:
         lines.append(f"  ... and {len(names) - 20 * max_lines:,} classes more")
     for kind, rows in notes.items():
@@ -428,13 +416,11 @@ def overlap_table(label_map, records, min_overlap):
     # Fractions: that is where the priors are, whatever the shape of the image.
     labels, boxes_xy = table[:, 0], (table[:, 1:5] / table[:, [5, 6, 5, 6]]).float()  # (M,), (M, 4)
     sides = 300 * (boxes_xy[:, 2:] - boxes_xy[:, :2]).prod(dim=1).sqrt()  # (M,), pixels of the resized image
-    limits = [0, *SIZE_LIMITS, math.inf]
-    columns = [(sides >= low) & (sides < high) for low, high in itertools.pairwise(limits)] + [sides >= 0]
-    titles = [f"{low}-{high}" for low, high in itertools.pairwise([*limits[:-1], 300])] + ["all"]
+    columns = [(sides >= low) & (sides < high) for low, high in SIZES.values()]
     lines = [
         "Objects of TRAIN by size (root of the area, in pixels of a 300 x 300 image), and of each number the share",
         f"whose best prior overlaps {min_overlap:g} or more; to the others no prior fits well.",
-        " " * 38 + "".join(title.rjust(13) for title in titles),
+        " " * 38 + "".join(title.rjust(13) for title in SIZES),
     ]
     rows = [(name, labels == label) for name, label in label_map.items() if label][:100]
     seen = []
@@ -513,10 +499,8 @@ def prepare_voc():
             os.makedirs(root, exist_ok=True)
             VOCDetection(root, year=year, image_set=split, download=True)
         except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"could not download VOC{year} {split}: {error}\n"
-                f"  Fetch it by hand from http://host.robots.ox.ac.uk/pascal/VOC/ and unpack it in {root}"
-            ) from error
+            hint = f"Fetch it by hand from http://host.robots.ox.ac.uk/pascal/VOC/ and unpack it in {root}"
+            raise OSError(f"could not download VOC{year} {split}: {error}\n  {hint}") from error
 
 
 def is_complete(folder, split):
