@@ -145,11 +145,9 @@ def test_a_wrong_export_is_noticed_and_not_written(model, run, tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
-    [
-        ({"save_to": "ssd.h5"}, r"save_to is 'ssd\.h5'.*\.onnx or \.pt2"), ({"top_k": 0}, "top_k=0 1 or more"),
-        ({"images": "nowhere"}, "nowhere"), ({"checkpoint": "missing.pth"}, "missing.pth"),
-        ({"save_to": "no/such/ssd.pt2"}, "no/such/ssd.pt2: there is no folder no/such"),
-    ],
+    [({"save_to": "ssd.h5"}, r"save_to is 'ssd\.h5'.*\.onnx or \.pt2"), ({"top_k": 0}, "top_k=0 1 or more"),
+     ({"images": "nowhere"}, "nowhere"), ({"checkpoint": "missing.pth"}, "missing.pth"),
+     ({"save_to": "no/such/ssd.pt2"}, "no/such/ssd.pt2: there is no folder no/such")],
 )  # fmt: skip
 def test_parameters_that_are_wrong(run, parameters, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -77,19 +77,17 @@ def test_workers_do_not_outlive_an_error(lists, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "advice"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "--batch_size"),
-        (MemoryError(), "--batch_size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "on the CPU; fewer --workers"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "--batch_size"),
-        (torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no gcc"), []), "--compile_model=False"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--workers"),
-        (RuntimeError("DataLoader timed out after 600 seconds"), "--workers"),
-        (ConnectionResetError(104, "Connection reset by peer"), "--workers"),  # a worker died while it sent a batch
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "--shm-size"),
-        (OSError("last.pth.tar: could not write the checkpoint: [Errno 28] No space left on device"), "--save_to"),
-    ],
-)
+    [(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "--batch_size"),
+     (MemoryError(), "--batch_size"),
+     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "on the CPU; fewer --workers"),
+     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "--batch_size"),
+     (torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no gcc"), []), "--compile_model=False"),
+     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--workers"),
+     (RuntimeError("DataLoader timed out after 600 seconds"), "--workers"),
+     (ConnectionResetError(104, "Connection reset by peer"), "--workers"),  # a worker died while it sent a batch
+     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "--shm-size"),
+     (OSError("last.pth.tar: could not write the checkpoint: [Errno 28] No space left on device"), "--save_to")],
+)  # fmt: skip
 def test_errors_of_the_machine_say_what_to_change(error, advice):
     with pytest.raises(SystemExit, match=r"^error: (.|\n)*go on so$") as caught, exit_with_message("go on so"):
         raise error
@@ -130,11 +128,9 @@ def test_memory_stays_flat(lists, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("warmup", -5), ("lr", float("nan")), ("lr", 0.0), ("grad_clip", -1.0), ("weight_decay", float("inf")),
-        ("iterations", 0), ("log_every", 0), ("optimizer_name", "adam"), ("schedule", "linear"), ("minutes", -1.0),
-        ("save_to", "no_such_folder/last.pth.tar"), ("save_to", ""), ("save_to", "a_folder"), ("sync_batch_norm", True),
-    ],
+    [("warmup", -5), ("lr", float("nan")), ("lr", 0.0), ("grad_clip", -1.0), ("weight_decay", float("inf")),
+     ("iterations", 0), ("log_every", 0), ("optimizer_name", "adam"), ("schedule", "linear"), ("minutes", -1.0),
+     ("save_to", "no_such_folder/last.pth.tar"), ("save_to", ""), ("save_to", "a_folder"), ("sync_batch_norm", True)],
 )  # fmt: skip
 def test_parameters_that_cannot_work_are_refused(tmp_path, monkeypatch, name, value):
     (tmp_path / "a_folder").mkdir()
