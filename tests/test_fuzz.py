@@ -25,14 +25,14 @@ import torch
 from helpers import LABEL_MAP, FakeModel, write, write_image
 from make_sample import draw_sample
 
-import model
 import train
 from annotations import parse_annotation
 from create_data_lists import create_data_lists
 from datasets import PascalVOCDataset, read_image
 from detect import detect
 from eval import calculate_mAP, read_voc_detections
-from utils import load_checkpoint, override_parameters, printable, save_checkpoint, script_parameters
+from model import model_state
+from utils import load_checkpoint, override_parameters, printable, read_state_dict, save_checkpoint, script_parameters
 
 SECONDS = 60  # for one input; none takes one, but the machine may be busy
 KILOBYTES = 2_000_000
@@ -125,26 +125,16 @@ def damage_bytes(data, rng):
     return bytes(data)
 
 
-def first_of(path):
-    """How an error names a long or odd path: at least its first letters."""
-    return printable(path, 1000)[:900]
-
-
-def nasty_values():
-    deep = 1
-    for _ in range(200):
-        deep = [deep]
-    plain = [None, True, -1, 0, 7, 2**63, 10**30, 1e308, math.inf, math.nan, 0.5]
-    return [*plain, "", "\0", "\ud800", "x" * 5000, "/dev/zero", "/", [], {}, [[]], [1, 2, 3], {"a": 1}, deep]
-
-
-def nasty_tensors():
-    return [
-        torch.zeros(0), torch.zeros(3, dtype=torch.int64), torch.zeros(1).expand(10**9), torch.tensor(1.0),
-        torch.zeros(8732, 4, dtype=torch.complex64), torch.full((8732, 4), torch.nan), torch.eye(2).to_sparse(),
-        torch.zeros(1, dtype=torch.float64).expand(8732, 4), torch.zeros(8732, 4, device="meta"),
-        torch.zeros(5056, dtype=torch.uint8),
-    ]  # fmt: skip
+NASTY_VALUES = [
+    None, True, -1, 0, 7, 2**63, 10**30, 1e308, math.inf, math.nan, 0.5, "", "\0", "\ud800", "x" * 5000, "/dev/zero",
+    "/", [], {}, [[]], [1, 2, 3], {"a": 1}, json.loads("[" * 200 + "1" + "]" * 200),
+]  # fmt: skip
+NASTY_TENSORS = [
+    torch.zeros(0), torch.zeros(3, dtype=torch.int64), torch.zeros(1).expand(10**9), torch.tensor(1.0),
+    torch.zeros(8732, 4, dtype=torch.complex64), torch.full((8732, 4), torch.nan), torch.eye(2).to_sparse(),
+    torch.zeros(1, dtype=torch.float64).expand(8732, 4), torch.zeros(8732, 4, device="meta"),
+    torch.zeros(5056, dtype=torch.uint8),
+]  # fmt: skip
 
 
 def damage_tree(tree, rng, nasty):
@@ -217,7 +207,7 @@ def test_lists(tmp_path):
 
     def make():
         name = rng.choice(list(files))
-        text = json.dumps(damage_tree(files[name], rng, nasty_values()))
+        text = json.dumps(damage_tree(files[name], rng, NASTY_VALUES))
         return name, damage_bytes(text.encode(), rng) if rng.random() < 0.3 else text.encode()
 
     def act(made):
@@ -226,7 +216,8 @@ def test_lists(tmp_path):
         named[:] = [str(tmp_path)]
         try:
             dataset = PascalVOCDataset(tmp_path, "TRAIN", keep_difficult=True)
-            named.extend(form(path) for path in dataset.image_paths.tolist() for form in (str, first_of))
+            # An error names a long or odd path by its first letters at least.
+            named.extend(form for path in dataset.image_paths.tolist() for form in (path, printable(path, 1000)[:900]))
             for key in range(min(len(dataset), 5)):
                 image, boxes, labels, _ = dataset[0, key]
                 assert image.shape == (3, 300, 300) and len(boxes) == len(labels)
@@ -280,13 +271,9 @@ def small_run(tmp_path, monkeypatch):
         monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(train, "say", lambda text: None)
     network, optimizer, _ = resume()
-    save_checkpoint(
-        {
-            **model.model_state(network), "optimizer": optimizer.state_dict(), "iteration": 3, "best_map": 0.5,
-            "rng": {"cpu": torch.get_rng_state(), "cuda": []}, "parameters": script_parameters(vars(train)),
-        },
-        path,
-    )  # fmt: skip
+    contents = {"optimizer": optimizer.state_dict(), "iteration": 3, "best_map": 0.5}
+    contents |= {"rng": {"cpu": torch.get_rng_state(), "cuda": []}, "parameters": script_parameters(vars(train))}
+    save_checkpoint(model_state(network) | contents, path)
     monkeypatch.setattr(train, "checkpoint", str(path))
     return path
 
@@ -317,6 +304,10 @@ def damage_archive(data, rng):
     return target.getvalue()
 
 
+def damage_file(data, rng):
+    return (damage_bytes if rng.random() < 0.3 else damage_archive)(data, rng)
+
+
 def encode(save, *options, **named):
     stream = io.BytesIO()
     save(stream, *options, **named)
@@ -324,12 +315,11 @@ def encode(save, *options, **named):
 
 
 def test_checkpoints(small_run):
-    contents, nasty = load_checkpoint(small_run), [*nasty_values(), *nasty_tensors()]
+    contents, nasty = load_checkpoint(small_run), [*NASTY_VALUES, *NASTY_TENSORS]
 
     def damage(original, rng):
-        kind = rng.random()
-        if kind < 0.6:
-            return (damage_bytes if kind < 0.2 else damage_archive)(original, rng)
+        if rng.random() < 0.6:
+            return damage_file(original, rng)
         return encode(lambda stream: torch.save(damage_tree(contents, rng, nasty), stream))
 
     def read(path):
@@ -342,14 +332,11 @@ def test_checkpoints(small_run):
 def test_pretrained_weights(tmp_path):
     contents = {f"features.{i}.weight": torch.zeros(2, 3) for i in range(3)}
 
-    def damage(original, rng):
-        return (damage_bytes if rng.random() < 0.3 else damage_archive)(original, rng)
-
     def read(path):
-        assert all(isinstance(value, torch.Tensor) for value in model.read_pretrained(str(path), {}).values())
+        assert all(isinstance(value, torch.Tensor) for value in read_state_dict(str(path), {}).values())
 
     original = encode(lambda stream: torch.save(contents, stream))
-    fuzz_file(200, tmp_path / "vgg.pth", [original], read, damage, share=0.05)
+    fuzz_file(200, tmp_path / "vgg.pth", [original], read, damage_file, share=0.05)
 
 
 # --- Images ---------------------------------------------------------------------------------------
@@ -372,12 +359,12 @@ def test_images(tmp_path):
         fake_model.batches.clear()
 
     for reader in (read, find):
-        fuzz_file(250, tmp_path / "fuzzed.img", originals, reader, share=0.1)
+        fuzz_file(250, tmp_path / f"{reader.__name__}.img", originals, reader, share=0.1)
 
 
 READERS = {
     "image": read_image, "checkpoint": load_checkpoint, "annotation": parse_annotation,
-    "weights": lambda path: model.read_pretrained(path, {}), "detect": lambda path: detect(path, model=FakeModel()),
+    "weights": lambda path: read_state_dict(path, {}), "detect": lambda path: detect(path, model=FakeModel()),
 }  # fmt: skip
 
 
