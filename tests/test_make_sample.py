@@ -9,16 +9,11 @@ from helpers import read_files, run_script, script
 from PIL import Image
 
 
-@pytest.fixture
-def draw(monkeypatch):
-    """Draws a picture with these shapes: (name, (x, y), radius)."""
-
-    def draw(*shapes):
-        placed = [(name, np.array(center, dtype=float), radius) for name, center, radius in shapes]
-        monkeypatch.setattr(make_sample, "place_shapes", lambda rng, size: placed)
-        return make_sample.draw_sample(np.random.default_rng(5))
-
-    return draw
+def draw(monkeypatch, *shapes):
+    """A picture with these shapes: (name, (x, y), radius)."""
+    placed = [(name, np.array(center, dtype=float), radius) for name, center, radius in shapes]
+    monkeypatch.setattr(make_sample, "place_shapes", lambda rng, size: placed)
+    return make_sample.draw_sample(np.random.default_rng(5))
 
 
 def test_layout_and_annotations(sample):
@@ -51,8 +46,9 @@ def test_same_files_every_time_whatever_the_number_of_images(tmp_path):
     assert not any(other[name] == first[name] for name in pictures)
 
 
-def test_box_of_a_whole_shape(draw):
-    (image, objects), (background, no_objects) = draw(("circle", (200, 150), 50)), draw()
+def test_box_of_a_whole_shape(monkeypatch):
+    image, objects = draw(monkeypatch, ("circle", (200, 150), 50))
+    background, no_objects = draw(monkeypatch)
     assert objects == [{"name": "circle", "box_xy_pixels": (150, 100, 250, 200), "difficult": 0, "truncated": 0}]
     assert no_objects == []
     # The same background lies below: the picture changed everywhere along the circle's edge, inside it.
@@ -77,8 +73,8 @@ def test_box_of_a_whole_shape(draw):
          [("circle", (140, 90, 260, 210), 0, 0), ("star", (53, 53, 68, 67), 1, 0)]),
     ],
 )  # fmt: skip
-def test_boxes_and_flags(draw, shapes, expected):
-    _, objects = draw(*shapes)
+def test_boxes_and_flags(monkeypatch, shapes, expected):
+    _, objects = draw(monkeypatch, *shapes)
     assert [tuple(item.values()) for item in objects] == expected
 
 

@@ -66,8 +66,7 @@ def test_the_heads_overfit_four_photos(real_data, tmp_path):
 
 
 def test_importing_a_module_does_nothing(tmp_path):
-    """Nothing is printed, written, seeded, downloaded or moved to a device; and the directory is any."""
-    # Each imports from those before it alone.
+    """Nothing is printed, written, seeded, downloaded or moved to a device; each takes from those before it alone."""
     modules = ["utils", "datasets", "model", "detect", "annotations", "create_data_lists", "eval", "train"]
     code = f"""
 import importlib, random, socket, sys, numpy, torch
