@@ -2,14 +2,12 @@
 
 import io
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import REPO, FakeModel
+from helpers import FakeModel
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 
@@ -81,12 +79,15 @@ def plain_crop(canvas, boxes, rng):
             w, h = s * r**0.5 * width, s / r**0.5 * height
             x, y = canvas[0] + rng.uniform(0, width - w), canvas[1] + rng.uniform(0, height - h)
             crop = (x, y, x + w, y + h)
-            centers = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes]
-            some_inside = any(x <= c[0] < x + w and y <= c[1] < y + h for c in centers)
-            if some_inside and max(plain_overlap(crop, box) for box in boxes) >= min_overlap:
+            if holds_a_center(crop, boxes) and max(plain_overlap(crop, box) for box in boxes) >= min_overlap:
                 found.append(crop)
                 break
     return found[rng.integers(len(found))]
+
+
+def holds_a_center(crop, boxes):
+    centers = [((x_min + x_max) / 2, (y_min + y_max) / 2) for x_min, y_min, x_max, y_max in boxes]
+    return any(crop[0] <= x < crop[2] and crop[1] <= y < crop[3] for x, y in centers)
 
 
 def gap_from(sample_1, sample_2):
@@ -212,16 +213,15 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
     crops = [datasets.sample_crop_box(canvas, (0, 0, 500, 375), boxes, rng) for _ in range(300)]
     crops = [crop for crop in crops if crop != canvas]  # else the whole image was drawn, or no try succeeded
     assert len(crops) > 30
-    for x_min, y_min, x_max, y_max in crops:
-        assert -100 <= x_min < x_max <= 700 and -50 <= y_min < y_max <= 500
-        assert max(plain_overlap((x_min, y_min, x_max, y_max), box) for box in boxes) >= min_overlap
-        centers = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in boxes]
-        assert any(x_min <= x < x_max and y_min <= y < y_max for x, y in centers)
-        w, h = (x_max - x_min) / 800, (y_max - y_min) / 550
+    for crop in crops:
+        assert -100 <= crop[0] < crop[2] <= 700 and -50 <= crop[1] < crop[3] <= 500
+        assert holds_a_center(crop, boxes) and max(plain_overlap(crop, box) for box in boxes) >= min_overlap
+        w, h = (crop[2] - crop[0]) / 800, (crop[3] - crop[1]) / 550
         assert 0.297 < (w * h) ** 0.5 <= 1 and 0.49 < w / h < 2.04  # whole pixels: a little off
-    monkeypatch.undo()
-    # Without objects: free crops, but never out of sight of the photo.
-    canvas, nothing = (-600, -700, 1400, 800), np.zeros((0, 4))
+
+
+def test_crops_without_objects_are_never_out_of_sight_of_the_photo():
+    canvas, nothing, rng = (-600, -700, 1400, 800), np.zeros((0, 4)), np.random.default_rng(1)
     crops = np.array([datasets.sample_crop_box(canvas, (0, 0, 500, 375), nothing, rng) for _ in range(500)])
     assert (crops[:, :2] < (500, 375)).all() and (crops[:, 2:] > 0).all()
     assert abs((crops == canvas).all(axis=1).mean() - 1 / 7) < 0.06  # the sampler of the whole image
@@ -323,16 +323,6 @@ def test_resize_is_exact_to_within_rounding_for_every_shape_and_layout(antialias
             assert errors.max() < 1.01, f"{width} x {height} to {new_width} x {new_height}"
 
 
-def test_narrow_images_do_not_crash():
-    """In a process of its own: a distorted planar image of (3, 4000, 1) ended with a segmentation fault."""
-    code = """
-import torch, datasets as d
-for shape in 15 * ((3, 4000, 1), (3, 1, 4000), (3, 4000, 2)):
-    d.transform(torch.full(shape, 9, dtype=torch.uint8), *d.NO_OBJECTS, "TRAIN")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
-
-
 def test_steps_that_are_left_out_change_no_other_draw_and_half_of_the_images_are_flipped():
     pixels = as_image(make_noise(20, 30))
     objects = torch.tensor([[2.0, 5, 20, 18]]), torch.tensor([1]), torch.tensor([0])
@@ -368,14 +358,10 @@ def test_test_images_are_only_resized():
     image, found, labels, _ = transform(as_image(pixels), boxes, torch.tensor([3, 4]), torch.zeros(2), "TEST")
     assert np.abs(image.permute(1, 2, 0).numpy() - plain_resize(pixels, 300, 300)).max() < 1.01
     assert found.tolist() == [[0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]] and labels.tolist() == [3, 4]
-    photo = Image.fromarray(make_noise(700, 900))
-    expected = as_image(np.array(photo.resize((300, 300), Image.Resampling.BILINEAR)))
-    assert (transform(photo, *NO_OBJECTS, "TEST")[0].int() - expected.int()).abs().max() <= 1
-    before, result = expected.clone(), transform(expected, *NO_OBJECTS, "TEST")[0]
-    assert torch.equal(result, before) and result.zero_().sum() == 0
-    assert torch.equal(expected, before)  # what comes back is a copy, also where nothing was to do
+    copy = transform(image, *NO_OBJECTS, "TEST")[0]
+    assert torch.equal(copy, image) and copy.zero_().sum() == 0 < image.sum()  # a copy, also where nothing is to do
     with pytest.raises(ValueError, match="'train'"):
-        transform(photo, *NO_OBJECTS, "train")
+        transform(image, *NO_OBJECTS, "train")
 
 
 def test_inputs_are_not_changed_and_seeds_decide():
@@ -393,7 +379,7 @@ def test_inputs_are_not_changed_and_seeds_decide():
 
 
 @pytest.mark.parametrize("n_objects", [0, 2])
-@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (2, 3), (3000, 7), (50, 70)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (4000, 2), (2, 3), (3000, 7), (50, 70)])
 def test_images_and_boxes_of_one_pixel_and_images_without_objects(size, n_objects):
     height, width = size
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)

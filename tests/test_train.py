@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 import train
 from model import NETWORKS, SSD300
-from utils import load_checkpoint, override_parameters, save_checkpoint, script_parameters
+from utils import load_checkpoint, load_label_map, override_parameters, save_checkpoint, script_parameters
 
 CPU = torch.device("cpu")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -112,8 +112,8 @@ def test_a_run_resumes_from_any_checkpoint(run, unbroken, tmp_path, monkeypatch,
     """Also with AdamW; and evaluation in between leaves the statistics of batch normalisation alone."""
 
     def save_all(state, path):
-        save_checkpoint(state, path)
-        save_checkpoint(state, f"{state['iteration']}.pth.tar")
+        for name in (path, f"{state['iteration']}.pth.tar"):
+            save_checkpoint(state, name)
 
     monkeypatch.setattr(train, "save_checkpoint", save_all)
     run(**settings)
@@ -130,8 +130,7 @@ def test_a_run_resumes_from_any_checkpoint(run, unbroken, tmp_path, monkeypatch,
 
 def test_a_run_by_the_clock(run, capsys, monkeypatch):
     """It ends in time, with the rate at its end, and a resumed one goes on where the clock was."""
-    seconds = itertools.count()  # each look at the clock takes one
-    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(train, "time", Mock(perf_counter=Mock(side_effect=itertools.count())))  # a look takes a second
     saved = run(minutes=0.3, iterations=100_000, schedule="cosine", warmup=0)
     assert 18 <= saved["seconds"] < 21 and saved["iteration"] < 18
     rates = [float(row["lr"]) for row in read_log("train_log.csv")]
@@ -143,48 +142,36 @@ def test_a_run_by_the_clock(run, capsys, monkeypatch):
     assert longer["iteration"] > saved["iteration"] and 30 <= longer["seconds"] < 33
 
 
-def saved_after_a_step(model):
-    """What a checkpoint holds besides the model."""
-    optimizer = train.make_optimizer(model, CPU)
-    model(torch.rand(1, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    rng = {"cpu": torch.get_rng_state(), "cuda": []}
-    return {"optimizer": optimizer.state_dict(), "rng": rng, "iteration": 7, "best_map": 0.5, "seconds": 3.0}
-
-
-@pytest.mark.parametrize(("name", "other"), [("sgd", "adamw"), ("adamw", "sgd")])
-def test_an_optimizer_resumes_in_the_memory_format_of_its_machine(monkeypatch, name, other):
+@pytest.mark.parametrize("name, other", [("sgd", "adamw"), ("adamw", "sgd")])
+def test_an_optimizer_resumes_in_the_memory_format_of_its_machine(run, lists, monkeypatch, name, other):
     """Its state, and not another's."""
-    monkeypatch.setattr(train, "optimizer_name", name)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
-    saved = saved_after_a_step(model)
-    model = model.to(memory_format=torch.channels_last)  # this machine has bfloat16 units, the last had none
-    optimizer = train.make_optimizer(model, CPU)
-    train.restore_training_state(saved, optimizer)
+    monkeypatch.setattr(train, "fastest_memory_format", lambda *_: torch.contiguous_format)
+    saved = run(iterations=2, optimizer_name=name)["optimizer"]["state"]
+    monkeypatch.setattr(train, "fastest_memory_format", lambda *_: torch.channels_last)
+    monkeypatch.setattr(train, "checkpoint", "last.pth.tar")
+    _, optimizer, begin = train.start_or_resume(load_label_map(lists), CPU)
+    assert begin.iteration == 2 and begin.seconds > 0
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for old, parameter in zip(saved["optimizer"]["state"].values(), parameters, strict=True):
+    for old, parameter in zip(saved.values(), parameters, strict=True):
         state = optimizer.state[parameter]
-        assert state.keys() == old.keys() and all(torch.equal(value, old[name]) for name, value in state.items())
-        assert all(value.stride() == parameter.stride() for name, value in state.items() if name != "step")
-    monkeypatch.setattr(train, "optimizer_name", other)
+        assert state.keys() == old.keys() and all(torch.equal(value, old[key]) for key, value in state.items())
+        assert all(value.stride() == parameter.stride() for key, value in state.items() if key != "step")
     with pytest.raises(ValueError, match=rf"it was not saved by {other}.*--finetune_from="):
-        train.restore_training_state(saved, train.make_optimizer(model, CPU))
+        run(optimizer_name=other, checkpoint="last.pth.tar")
 
 
-def test_a_run_goes_on_with_layers_that_were_frozen():
-    """They have no momentum in the checkpoint, and fused SGD, which a GPU takes, makes buffers only if all lack."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
-    model[0].requires_grad_(False)
-    saved = saved_after_a_step(model)
-    model[0].requires_grad_(True)
-    optimizer = train.make_optimizer(model, CPU)
-    assert train.restore_training_state(saved, optimizer)[1:4] == (7, 3.0, 0.5)  # iteration, seconds, best_map
-    for group in optimizer.param_groups:
-        group["fused"] = True
-    before = model[0].weight.clone()
-    model(torch.rand(1, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(model[0].weight, before)
+def test_a_frozen_base_stays_until_a_run_goes_on_without(run, monkeypatch):
+    """Frozen layers have no momentum in the checkpoint; fused SGD, which a GPU takes, makes it only if all lack it."""
+    torch.manual_seed(0)
+    first = SSD300(5, "ssd300_tiny").state_dict()
+    frozen = run(freeze_base=True, iterations=2, evaluate_every=1)["model"]
+    changed = {name for name, tensor in frozen.items() if not torch.equal(tensor, first[name])}
+    assert {name.split(".")[1] for name in changed if name.startswith("base.")} == {"conv6", "conv7"}
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *groups, **options: sgd(*groups, **{**options, "fused": True}))
+    thawed = run(checkpoint="last.pth.tar", iterations=4)["model"]
+    same = [name for name, tensor in thawed.items() if torch.equal(tensor, frozen[name])]
+    assert not [name for name in same if name.endswith("weight")]
 
 
 def test_a_new_run_replaces_no_earlier_one(run):
@@ -203,9 +190,10 @@ def test_resuming_with_other_classes_names_both(run, lists, unbroken, tmp_path, 
     other, checkpoint = with_lists(lists, tmp_path, label_map=label_map), unbroken / "last.pth.tar"
     with pytest.raises(ValueError, match=rf"circle.*class 1.*--finetune_from={checkpoint}") as caught:
         run(other, checkpoint=checkpoint)
-    run(other, finetune_from=checkpoint, iterations=1)
-    output = capsys.readouterr().out
-    assert "but for the class heads" in output and "\x1b" not in output + str(caught.value)
+    for data, heads in ((other, "but for the class heads"), (lists, "the class heads included")):
+        run(data, finetune_from=checkpoint, iterations=1, overwrite=True)
+        output = capsys.readouterr().out
+        assert f"5 classes, {heads}" in output and "\x1b" not in output + str(caught.value)
 
 
 def test_several_processes_take_the_same_steps(run, lists, tmp_path, monkeypatch):
@@ -260,11 +248,10 @@ def test_a_run_says_what_it_does(run, capsys):
         assert line in output
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"lr": 1e30}, r"the loss of iteration(.|\n)*JPEGImages(.|\n)*--checkpoint=last"),
-     ({"lr": 1e38, "weight_decay": 1e10, "iterations": 3}, "weights are no longer finite at iteration 3")],
-)  # fmt: skip
+@pytest.mark.parametrize("settings, message", [
+    ({"lr": 1e30}, r"the loss of iteration(.|\n)*JPEGImages(.|\n)*--checkpoint=last"),
+    ({"lr": 1e38, "weight_decay": 1e10, "iterations": 3}, "weights are no longer finite at iteration 3"),
+])  # fmt: skip
 def test_what_is_not_finite_is_not_saved(run, settings, message):
     run(iterations=2)
     before = Path("last.pth.tar").read_bytes()
@@ -289,14 +276,13 @@ def test_an_evaluation_that_did_not_come_about_is_made_up_for(run, lists, tmp_pa
 
 
 def test_evaluation_takes_the_share_of_its_process(monkeypatch):
-    def record(data_folder, batch_size, *_):
-        raise LookupError(f"a batch of {batch_size}")
-
+    loader = Mock(side_effect=LookupError)
     monkeypatch.setattr(train, "N_PROCESSES", 8)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr(train, "make_test_loader", record)
-    with pytest.raises(LookupError, match="a batch of 4"):
+    monkeypatch.setattr(train, "make_test_loader", loader)
+    with pytest.raises(LookupError):
         train.Run(None, None, None, train.Begin("")).evaluate()
+    assert loader.call_args.args[1] == 4  # of 32
 
 
 def test_a_corrupt_image_is_named_or_skipped(run, lists, tmp_path, capsys):
@@ -359,18 +345,3 @@ def test_groups_of_parameters(monkeypatch, optimizer_name, factor):
     assert weights | biases | norms == set(named.values()) and "rescale_factors" in weights
     assert norms == {name for name in named.values() if ".norm." in name}
     assert biases == {name for name in named.values() if name.endswith(".bias")} - norms
-
-
-def test_frozen_layers_stay_as_they_are(monkeypatch):
-    """Their weights, and the statistics of their batch normalisation, also after an evaluation."""
-    monkeypatch.setattr(train, "network", "ssd300_tiny")
-    monkeypatch.setattr(train, "freeze_base", True)
-    model, optimizer, _ = train.start_or_resume({"background": 0, "cat": 1}, CPU)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    locs, scores = model.eval().train()(torch.randn(2, 3, 300, 300))
-    (locs.sum() + scores.square().sum()).backward()
-    train.set_learning_rate(optimizer, 1000)
-    optimizer.step()
-    same = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
-    frozen = {name for name in before if name.startswith("base.") and name[5:10] not in ("conv6", "conv7")}
-    assert len(frozen) == 13 * 7 and frozen <= same and not [name for name in same - frozen if "weight" in name]
