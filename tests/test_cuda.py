@@ -6,6 +6,7 @@ where the host would have to wait for the GPU's values is seen: MAY_WAIT lists t
 """
 
 import contextlib
+import itertools
 import signal
 import traceback
 import warnings
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPO, assert_same_state, finish, run_script, script, start, training
+from helpers import REPO, finish, run_script, script, start, training
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -23,18 +24,12 @@ from torch.utils.data import DataLoader
 
 import eval as evaluation
 import train
-from datasets import PascalVOCDataset, TrainingBatches
+from datasets import PascalVOCDataset
 from model import NETWORKS, SSD300, MultiBoxLoss
+from utils import load_checkpoint
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 aten = torch.ops.aten
-
-
-def counts(n, turn):
-    """What detection reads in a round: an object in each image, and rows that go on in every other round."""
-    return [1] * (n // 3) + [1 - turn % 2] * (n - n // 3)  # numbers of two an image, then of four rows each
-
-
 # Where the host may wait for the GPU (file, function), why, and the value that it is given there.
 MAY_WAIT = {
     ("train.py", "start_or_resume"): None,  # the model goes to the GPU
@@ -43,7 +38,9 @@ MAY_WAIT = {
     ("train.py", "save"): True,  # whether the weights are finite, before a checkpoint is written
     ("train.py", "<genexpr>"): True,  # the same
     ("model.py", "model_state"): 0.5,  # mean and deviation of the input, for a checkpoint
-    ("model.py", "_detect_among"): counts,  # once a round: how many objects each image has, and which rows go on
+    # Once a round, how many objects each image has, and which rows go on: one object, and in every other round all.
+    # (A third of the numbers are of images: two for each, then one for each of its four rows.)
+    ("model.py", "_detect_among"): lambda n, turn: [1] * (n // 3) + [1 - turn % 2] * (n - n // 3),
     ("eval.py", "detect_all"): None,  # the detections of a batch, for the metric
 }
 
@@ -71,7 +68,7 @@ class PretendedGPU(TorchDispatchMode):
         if func is aten._pin_memory.default:
             return pin(args[0].clone())
         if func is aten.is_pinned.default:
-            return is_pinned(args[0])
+            return hasattr(args[0], "is_pretended_pinned")
         if not any(isinstance(tensor, FakeTensor) for tensor in tensors) and torch.device(device).type == "cpu":
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and func.namespace == "aten":  # which brings composed operations here
@@ -84,7 +81,7 @@ class PretendedGPU(TorchDispatchMode):
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if func is aten._to_copy.default or func is aten.copy_.default:
             source = args[0] if func is aten._to_copy.default else args[1]
-            quick = is_pinned(source) and (kwargs.get("non_blocking") or True in args[2:])
+            quick = hasattr(source, "is_pretended_pinned") and (kwargs.get("non_blocking") or True in args[2:])
             if not isinstance(source, FakeTensor) and source.ndim and not quick:
                 self.wait("copied to the GPU from memory that is not pinned, or blocking")
         elif any(not isinstance(tensor, FakeTensor) and tensor.ndim for tensor in tensors):
@@ -105,12 +102,8 @@ class PretendedGPU(TorchDispatchMode):
 
 
 def pin(tensor):
-    tensor.pretends_to_be_pinned = True
+    tensor.is_pretended_pinned = True
     return tensor
-
-
-def is_pinned(tensor):
-    return hasattr(tensor, "pretends_to_be_pinned")
 
 
 def backward(loss):
@@ -121,18 +114,14 @@ def backward(loss):
             node = max(gradients, key=lambda node: node._sequence_nr())  # the last one that was made
             results = node(*gradients.pop(node))
             results = results if isinstance(results, tuple) else (results,)
-            for (parent, slot), gradient in zip(node.next_functions, results, strict=True):
+            for (parent, slot), gradient in zip(node.next_functions, results, strict=False):  # no parents: a parameter
                 if parent is None or gradient is None:
                     continue
                 expected = parent._input_metadata[slot]
                 assert gradient.device == expected.device
                 gradient = gradient.sum_to_size(expected.shape).to(expected.dtype)  # as the engine does
-                if hasattr(parent, "variable"):
-                    parameter = parent.variable
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-                else:
-                    slots = gradients.setdefault(parent, [None] * len(parent._input_metadata))
-                    slots[slot] = gradient if slots[slot] is None else slots[slot] + gradient
+                slots = gradients.setdefault(parent, [None] * len(parent._input_metadata))
+                slots[slot] = gradient if slots[slot] is None else slots[slot] + gradient
 
 
 @pytest.fixture
@@ -147,16 +136,14 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
-    pretended, iterate = PretendedGPU(), DataLoader.__iter__
+    pretended, iterate, turns = PretendedGPU(), DataLoader.__iter__, itertools.count()
 
     def list_of(tensor):  # one wait; FakeTensor itself would ask for the values one by one
         value = pretended.wait("tolist")
-        turn = sum(wait[1] == pretended.waits[-1][1] and wait[3] == "tolist" for wait in pretended.waits) - 1
-        return value(len(tensor), turn) if callable(value) else [value] * len(tensor)
+        return value(len(tensor), next(turns)) if callable(value) else [value] * len(tensor)
 
     def batches(loader):
-        for batch in iterate(loader):
-            yield tree_map(lambda part: pin(part) if loader.pin_memory else part, batch)
+        return (tree_map(pin if loader.pin_memory else lambda part: part, batch) for batch in iterate(loader))
 
     monkeypatch.setattr(FakeTensor, "tolist", list_of)
     monkeypatch.setattr(DataLoader, "__iter__", batches)
@@ -172,38 +159,30 @@ def gpu(monkeypatch):
     torch.__future__.set_overwrite_module_params_on_conversion(replaces)
 
 
-@pytest.mark.parametrize(
-    ("action", "waits"),
-    [
-        (lambda x: x.sum().item(), True),
-        (lambda x: x.tolist(), True),
-        (lambda x: bool((x > 0).any()), True),
-        (lambda x: x[x > 0], True),
-        (lambda x: x.nonzero(), True),
-        (lambda x: x.cpu(), True),
-        (lambda x: x.index_put_((x > 0,), torch.ones((), device=CUDA)), True),
-        (lambda x: torch.tensor([1, 2], device=CUDA), True),
-        (lambda x: torch.ones(3).to(CUDA), True),
-        (lambda x: torch.ones(3).to(CUDA, non_blocking=True), True),
-        (lambda x: x[torch.tensor([1, 2])], True),
-        (lambda x: x + torch.ones(3), True),
-        (lambda x: torch.ones(3).pin_memory().to(CUDA, non_blocking=True), False),
-        (lambda x: torch.where(x > 0, x, 0) + torch.arange(3, device=CUDA) * 2.5, False),
-        (lambda x: x.topk(2).values.cumsum(0), False),
-    ],
-)
-def test_a_wait_or_a_wrong_device_is_seen(gpu, monkeypatch, action, waits):
+@pytest.mark.parametrize("waits, action", [
+    (True, lambda x: x.sum().item()),
+    (True, lambda x: x.tolist()),
+    (True, lambda x: bool((x > 0).any())),
+    (True, lambda x: x[x > 0]),
+    (True, lambda x: x.nonzero()),
+    (True, lambda x: x.cpu()),
+    (True, lambda x: x.index_put_((x > 0,), torch.ones((), device=CUDA))),
+    (True, lambda x: torch.tensor([1, 2], device=CUDA)),
+    (True, lambda x: torch.ones(3).to(CUDA)),
+    (True, lambda x: torch.ones(3).to(CUDA, non_blocking=True)),
+    (True, lambda x: x[torch.tensor([1, 2])]),
+    (True, lambda x: x + torch.ones(3)),
+    (False, lambda x: torch.ones(3).pin_memory().to(CUDA, non_blocking=True)),
+    (False, lambda x: torch.where(x > 0, x, 0) + torch.arange(3, device=CUDA) * 2.5),
+    (False, lambda x: x.topk(2).values.cumsum(0)),
+])  # fmt: skip
+def test_a_wait_or_a_wrong_device_is_seen(gpu, monkeypatch, waits, action):
     """The check itself. Nobody may wait here."""
     monkeypatch.setattr("test_cuda.REPO", Path(__file__).parent)
     x = torch.zeros(3, device=CUDA)
     with contextlib.suppress(RuntimeError, TypeError):
         assert action(x) is not None
     assert bool(gpu.waits) == waits, gpu.waits
-
-
-def check_waits(gpu):
-    unexpected = [wait for wait in gpu.waits if wait[:2] not in MAY_WAIT]
-    assert not unexpected, "the host waits for the GPU in\n" + "\n".join(map(str, unexpected))
 
 
 @pytest.mark.parametrize(("bf16", "optimizer_name"), [(False, "sgd"), (True, "adamw")])
@@ -221,23 +200,17 @@ def test_training_and_evaluation(gpu, monkeypatch, lists, tmp_path, network, bf1
     monkeypatch.setattr(train, "start_process", lambda: CUDA)
     monkeypatch.setattr(train.multiprocessing, "active_children", lambda: [])  # those of other tests
     monkeypatch.setattr(evaluation, "bf16", bf16)
-    seen = []
-    normalize = SSD300.normalize
-
-    def watched(model, images):
-        seen.append((model, images.shape))
-        return normalize(model, images)
-
-    monkeypatch.setattr(SSD300, "normalize", watched)
+    seen, normalize = [], SSD300.normalize
+    monkeypatch.setattr(SSD300, "normalize", lambda *given: seen.append(given) or normalize(*given))
     train.main()
-    check_waits(gpu)
+    unexpected = [wait for wait in gpu.waits if wait[:2] not in MAY_WAIT]
+    assert not unexpected, "the host waits for the GPU in\n" + "\n".join(map(str, unexpected))
     places = [wait[1] for wait in gpu.waits if wait[3] in ("tolist", "copied to the CPU")]
     assert places.count("flush") == 1  # every `log_every`
     assert places.count("_detect_among") == 4  # batches of the evaluation, two rounds each
     assert places.count("detect_all") == 6  # boxes, labels, scores of each batch
-    size = NETWORKS[network].input_size
-    assert [shape[0] for _, shape in seen] == [3, 3, 3, 1] and all(shape[1:] == (3, size, size) for _, shape in seen)
-    model = seen[0][0]
+    size, model = NETWORKS[network].input_size, seen[0][0]
+    assert [images.shape for _, images in seen] == [(n, 3, size, size) for n in (3, 3, 3, 1)]
     for name, parameter in model.named_parameters():
         assert parameter.device == parameter.grad.device == CUDA and parameter.grad.dtype == torch.float32, name
     assert next(model.base.parameters()).is_contiguous(memory_format=torch.channels_last)
@@ -257,70 +230,47 @@ def test_loss_never_waits(gpu, n_objects):
     assert locs.grad.shape == locs.shape and scores.grad.dtype == scores.dtype
 
 
-# ----------------------------------------------------------------------------------------------
-# Compilation
-# ----------------------------------------------------------------------------------------------
+# --- Compilation ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("network", ["ssd300_tiny", "ssd512_vgg16", "ssdlite320_mobilenet_v3_large"])
 def test_one_graph_for_the_whole_run(network):
-    """As train.py compiles it: no break in the graph, and none anew after an evaluation.
-
-    Batches have one size: `TrainingBatches` gives no shorter one (see the next test), and evaluation, whose last batch
-    may be shorter, takes the model as it is. On the device "meta", which has no values: nothing can depend on them.
-    """
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    size = NETWORKS[network].input_size
-    model = SSD300(5, network=network).to("meta").train()
+    """As train.py compiles it, whose batches have one size: no break in the graph, none anew after an evaluation."""
+    torch._dynamo.reset()  # on the device "meta", which has no values: nothing can depend on them
+    counter, size = CompileCounterWithBackend("aot_eager"), NETWORKS[network].input_size
+    model = SSD300(5, network=network).to("meta")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for _ in range(2):
+        model.train()
         for _ in range(2):
             locs, scores = compiled(torch.zeros(2, 3, size, size, device="meta"))
             (locs.sum() + scores.sum()).backward()
-        model.eval()
         with torch.inference_mode():
-            model(torch.zeros(1, 3, size, size, device="meta"))
-        model.train()
+            model.eval()(torch.zeros(1, 3, size, size, device="meta"))
     assert counter.frame_count == 1
 
 
-def test_all_batches_have_one_size():
-    batches = list(TrainingBatches(10, 4, 0, 0, 7))
-    assert [len(batch) for batch in batches] == [4] * 7
-
-
-# ----------------------------------------------------------------------------------------------
-# On a real GPU: `make gpu-check`
-# ----------------------------------------------------------------------------------------------
+# --- On a real GPU: `make gpu-check` --------------------------------------------------------------
 
 real_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: `make gpu-check` where one is")
 
 
-@pytest.fixture
-def predictions(lists):
-    """A model of random weights and its predictions for a batch, on the CPU, with the true boxes and labels."""
-    torch.manual_seed(0)
-    dataset = PascalVOCDataset(lists, "TEST")
-    images, boxes, labels, _ = dataset.collate_fn([dataset[i] for i in range(4)])
-    model = SSD300(5, network="ssd300_tiny").eval()
-    with torch.inference_mode():
-        return model, model(model.normalize(images)), images, boxes, labels
-
-
 @real_gpu
-def test_network_loss_and_detection_are_those_of_the_cpu(predictions, monkeypatch):
+@torch.no_grad()
+def test_network_loss_and_detection_are_those_of_the_cpu(lists, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    model, (locs, scores), images, boxes, labels = predictions
-    loss = MultiBoxLoss(model.priors_cxcy)(locs, scores, boxes, labels)
-    found = model.detect_objects(locs, scores, 0.01, 0.45, 200)
-    criterion, model = MultiBoxLoss(model.priors_cxcy).to(CUDA), model.to(CUDA)
-    with torch.inference_mode():
-        for mine, theirs in zip((locs, scores), model(model.normalize(images)), strict=True):
-            torch.testing.assert_close(theirs.cpu(), mine, rtol=1e-3, atol=1e-3)
+    torch.manual_seed(0)
+    dataset, model = PascalVOCDataset(lists, "TEST"), SSD300(5, network="ssd300_tiny").eval()
+    images, boxes, labels, _ = dataset.collate_fn([dataset[i] for i in range(4)])
+    criterion = MultiBoxLoss(model.priors_cxcy)
+    locs, scores = model(model.normalize(images))
+    loss, found = criterion(locs, scores, boxes, labels), model.detect_objects(locs, scores, 0.01, 0.45, 200)
+    model.to(CUDA)
+    for mine, theirs in zip((locs, scores), model(model.normalize(images)), strict=True):
+        torch.testing.assert_close(theirs.cpu(), mine, rtol=1e-3, atol=1e-3)
     locs, scores = locs.to(CUDA), scores.to(CUDA)
-    torch.testing.assert_close(criterion(locs, scores, boxes, labels).cpu(), loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(criterion.to(CUDA)(locs, scores, boxes, labels).cpu(), loss, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(found, model.detect_objects(locs, scores, 0.01, 0.45, 200), strict=True):
         for one, other in zip(mine, theirs, strict=True):
             torch.testing.assert_close(other.cpu().float(), one.float(), rtol=1e-4, atol=1e-5)
@@ -366,8 +316,7 @@ def test_a_run_resumes(lists, tmp_path, settings):
     again = {**settings, "checkpoint": "last.pth.tar", "freeze_base": False}
     run_script(training(lists, **{**again, "iterations": 10}), tmp_path)
     run_script(["env", "CUDA_VISIBLE_DEVICES=", *training(lists, **{**again, "iterations": 12})], tmp_path)
-    (tmp_path / "copy.pth.tar").write_bytes((tmp_path / "last.pth.tar").read_bytes())
-    assert_same_state(tmp_path / "last.pth.tar", tmp_path / "copy.pth.tar")
+    assert load_checkpoint(tmp_path / "last.pth.tar")["iteration"] == 12
 
 
 @real_gpu
