@@ -159,7 +159,6 @@ def test_tutorial_checkpoint(tutorial_model, tmp_path, run_main, picture):
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)  # it is a pickled model indeed
     del sys.modules["model"]  # and its classes are not needed
-
     run_main(convert_weights, source=str(path), save_to=str(tmp_path / "ours.pth.tar"))
     model = load_model(tmp_path / "ours.pth.tar")
     assert (model.network, model.antialias) == ("ssd300_vgg16", True)

@@ -290,9 +290,10 @@ def test_text_is_legible_on_any_colour():
 
 def test_labels_without_scores_and_of_odd_names(drawn_labels):
     names = ["two\nlines", " ", "red\x1b[31m", "W" * 3000]  # the last one must not take long
-    draw_boxes(Image.new("RGB", (300, 300)), [[0, 0, 9, 9]] * 4, names, None, dict.fromkeys(names, "#ff0000"))
+    draw_boxes(Image.new("RGB", (300, 300)), [[0, 50, 9, 90]] * 4, names, None, dict.fromkeys(names, "#ff0000"))
     longest, *others = sorted(label[1] for label in drawn_labels)
     assert others == ["red\\x1b[31m", "two lines"] and 10 < len(longest) < 40
+    assert len({plate[1] for plate, *_ in drawn_labels}) == 3  # none lies on another
 
 
 # --- Files in, files out --------------------------------------------------------------------------

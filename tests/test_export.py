@@ -74,7 +74,6 @@ def test_without_detection_a_file_carries_what_decodes_it(model, run, tmp_path, 
     pixels = inputs * torch.tensor(known["std"]).view(3, 1, 1) + torch.tensor(known["mean"]).view(3, 1, 1)
     assert ((pixels * 255) - (pixels * 255).round()).abs().max() < 1e-3
     offsets, scores = (part.detach().numpy() for part in export.load_exported(path.read_bytes(), suffix)(inputs))
-
     confidence = np.exp(scores[0]) / np.exp(scores[0]).sum(axis=1, keepdims=True)  # (P, C)
     prior, label = np.unravel_index(confidence[:, 1:].argmax(), confidence[:, 1:].shape)
     prior_cxcy, offset = np.array(known["priors_cxcy"])[prior], offsets[0, prior]

@@ -43,7 +43,6 @@ def test_its_cells_are_without_outputs_and_run(sample, tmp_path, monkeypatch, ca
     save_model(tmp_path / "demo/checkpoint_ssd300.pth.tar")
     monkeypatch.chdir(tmp_path / "notebooks")
     monkeypatch.syspath_prepend(tmp_path)  # the notebook adds to the path
-
     namespace = {"__name__": "__main__"}
     shown = [run_cell("".join(cell["source"]), namespace) for cell in CODE_CELLS]
     photo = Image.open(sample / "JPEGImages" / "test_00001.jpg")
@@ -52,7 +51,6 @@ def test_its_cells_are_without_outputs_and_run(sample, tmp_path, monkeypatch, ca
     assert all(picture.tobytes() != photo.convert("RGB").tobytes() for picture in pictures)
     assert shown[1] == {0: "background", 1: "circle", 2: "rectangle", 3: "star", 4: "triangle"}
     assert (torch.Size([1, 8732, 4]), torch.Size([1, 8732, 5])) in shown
-
     width, height = photo.size
     expected = torch.tensor([[0.05 * width, 0.05 * height, 0.95 * width, 0.95 * height]])
     torch.testing.assert_close(namespace["boxes_xy_pixels"], expected)

@@ -17,9 +17,9 @@ from torch import nn
 from model import NETWORKS, SSD300
 from utils import override_parameters, script_parameters
 
-README = (REPO / "README.md").read_text(encoding="utf-8")
-PAGES = {path.relative_to(REPO).as_posix(): path.read_text(encoding="utf-8") for path in REPO.glob("docs/*.md")}
-PAGES["README.md"] = README
+FILES = (REPO / "README.md", *REPO.glob("docs/*.md"))
+PAGES = {path.relative_to(REPO).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
+README = PAGES["README.md"]
 TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
 PROSE = re.sub(r"^```.*?^```", "", TEXT, flags=re.DOTALL | re.MULTILINE)

@@ -39,8 +39,7 @@ def test_a_killed_worker_ends_the_run_with_advice(lists, tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
     code, output = finish(process)
-    assert code == 1, output
-    assert "a process that prepares images died" in output and "fewer --workers" in output
+    assert code == 1 and "a process that prepares images died" in output and "fewer --workers" in output, output
     assert "--checkpoint=last.pth.tar" in output and "Traceback" not in output
     assert load_checkpoint(tmp_path / "last.pth.tar")["iteration"] % 2 == 0
 
@@ -191,9 +190,9 @@ def test_a_payload_runs_in_no_reader(tmp_path, monkeypatch, reader):
 # --- Images and their paths -----------------------------------------------------------------------
 
 
-def write_lists(folder, paths, size=(40, 30)):
+def write_lists(folder, paths):
     """Lists of images with one object each, without looking at the images."""
-    entry = {"boxes": [[1, 2, 20, 29]], "labels": [1], "difficulties": [0], "size": list(size)}
+    entry = {"boxes": [[1, 2, 20, 29]], "labels": [1], "difficulties": [0], "size": [40, 30]}
     (folder / "label_map.json").write_text(json.dumps({"background": 0, "cat": 1}))
     (folder / "TRAIN_images.json").write_text(json.dumps([str(path) for path in paths]))
     (folder / "TRAIN_objects.json").write_text(json.dumps([entry] * len(paths)))
