@@ -176,11 +176,6 @@ def find_yolo(labels, images):
     return Part("YOLO", words, labels, images) if are_there else None
 
 
-def list_folder(folder):
-    """The names in a folder, sorted; none where there is no such folder."""
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-
-
 def refuse_layout(source):
     """Raise the error for a folder that is not recognised: what was found, and what would be."""
     _, folders, files = next(os.walk(source))
@@ -209,10 +204,10 @@ def choose_splits(parts, splits, source):
 
 def find_files(folder, suffixes):
     """Files with one of these suffixes: a dict of name without suffix to path; of several the first suffix counts."""
-    names = [name for name in list_folder(folder) if os.path.splitext(name)[1].lower() in suffixes]
-    names.sort(key=lambda name: -suffixes.index(os.path.splitext(name)[1].lower()))  # the last one stays
-    files = {os.path.splitext(name)[0]: os.path.join(folder, name) for name in names}
-    return dict(sorted(files.items()))
+    files = sorted(map(os.path.splitext, os.listdir(folder) if os.path.isdir(folder) else ()))
+    files = [(name, suffix) for name, suffix in files if suffix.lower() in suffixes]
+    files.sort(key=lambda file: (file[0], -suffixes.index(file[1].lower())))  # the last one stays
+    return {name: os.path.join(folder, name + suffix) for name, suffix in files}
 
 
 # --- Pascal VOC's XML, COCO's JSON, YOLO's text files ---------------------------------------------
@@ -410,8 +405,7 @@ def add_coco_object(entry, records, names):
     x_min, y_min, width, height = (float(value) if abs(value) < 1e300 else math.inf for value in box)
     area = entry.get("area")
     area = float(area) if type(area) in (int, float) and 0 <= area < 1e300 else width * height
-    box = (x_min, y_min, x_min + width, y_min + height)
-    record.objects.append(Annotated(name, box, int(is_crowd), area))
+    record.objects.append(Annotated(name, (x_min, y_min, x_min + width, y_min + height), int(is_crowd), area))
 
 
 def look_up(entry, key, table):
@@ -485,13 +479,12 @@ def parse_yolo_line(fields, names):
 
 def find_class_names(folder):
     """The class names that a folder's data.yaml (or another .yaml file) or classes.txt says, by index; or None."""
-    files = list_folder(folder)
-    for name in sorted((name for name in files if name.endswith((".yaml", ".yml"))), key=lambda n: n != "data.yaml"):
-        names = parse_yaml_names(read_lines(os.path.join(folder, name)))
-        if names:
+    files, classes = find_files(folder, (".yaml", ".yml")), os.path.join(folder, "classes.txt")
+    for name in sorted(files, key=lambda name: name != "data"):
+        if names := parse_yaml_names(read_lines(files[name])):
             return names
-    if "classes.txt" in files:
-        return dict(enumerate(line.strip() for line in read_lines(os.path.join(folder, "classes.txt"))))
+    if os.path.isfile(classes):
+        return dict(enumerate(line.strip() for line in read_lines(classes)))
     return None
 
 

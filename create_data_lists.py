@@ -369,13 +369,10 @@ def write_lists(output_folder, splits, report):
         for record in records:
             rows = record.objects
             entry = {"boxes": [row.box for row in rows], "labels": [label_map[row.name] for row in rows]}
-            entry |= {"difficulties": [row.difficulty for row in rows], "size": record.size}
-            if record.image_id is not None:
-                entry["image_id"] = record.image_id
-            if record.form == "COCO":
-                entry["areas"] = [row.area for row in rows]
-                category_ids |= record.category_ids  # of TEST, if they differ
-            entries.append(entry)
+            entry |= {"difficulties": [row.difficulty for row in rows], "size": record.size, "image_id": record.image_id}
+            entry["areas"] = [row.area for row in rows] if record.form == "COCO" else None
+            entries.append({key: value for key, value in entry.items() if value is not None})
+            category_ids |= record.category_ids or {}  # of TEST, if they differ
         texts[f"{split}_images.json"] = json.dumps([record.image for record in records])
         texts[f"{split}_objects.json"] = json.dumps(entries)
     category_ids = {name: category_ids[name] for name in label_map if name in category_ids}

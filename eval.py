@@ -56,18 +56,16 @@ def main():
     check_parameters()
     if read_detections_from:
         dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True)
+        verb, find = "read", lambda: read_detections(read_detections_from, dataset)
     else:
         model = load_model(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
         test_loader = make_test_loader(data_folder, batch_size, workers, model)
         dataset = test_loader.dataset
+        verb, find = "detected", lambda: detect_all(test_loader, model)
     if write_detections_to:
         write_detections(write_detections_to, dataset)  # a trial: errors now, not after the detection of all images
-
     start = time.perf_counter()
-    if read_detections_from:
-        verb, detections = "read", read_detections(read_detections_from, dataset)
-    else:
-        verb, detections = "detected", detect_all(test_loader, model)
+    detections = find()
     seconds = time.perf_counter() - start
     if write_detections_to:
         write_detections(write_detections_to, dataset, detections)
@@ -286,11 +284,9 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
         columns |= {"image_id": image_ids.repeat(counts), "id": np.arange(1, len(labels) + 1), "category_id": labels}
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         coco = COCO()
-        coco.dataset = {
-            "images": [{"id": image_id} for image_id in image_ids.tolist()],
-            "categories": [{"id": label} for label in dataset.label_map.values() if label > 0],
-            "annotations": [dict(zip(columns, row, strict=True)) for row in rows],
-        }
+        coco.dataset = {"annotations": [dict(zip(columns, row, strict=True)) for row in rows]}
+        coco.dataset["images"] = [{"id": image_id} for image_id in image_ids.tolist()]
+        coco.dataset["categories"] = [{"id": label} for label in range(1, len(dataset.label_map))]
         coco.createIndex()
         return coco
 
@@ -362,21 +358,19 @@ def read_voc_detections(folder, image_names, label_map):
     Raises FileNotFoundError or ValueError, naming file and line, for what is missing or not a detection.
     """
     images, classes = voc_names(image_names, label_map)
-    paths = {os.path.join(folder, name): label for label, name in classes.items()}
-
-    def lines():
-        for path in paths:
-            if not os.path.isfile(path):
-                raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                yield from (((path, f"line {number}"), line) for number, line in enumerate(file, start=1))
+    paths, entries = {os.path.join(folder, name): label for label, name in classes.items()}, []
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            entries += (((path, f"line {number}"), line) for number, line in enumerate(file, start=1))
 
     def parse(line, path):
         name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
         score, x_min, y_min, x_max, y_max = map(float, numbers)
         return images[name.strip()], paths[path], score, x_min - 1, y_min - 1, x_max, y_max
 
-    return _parse(lines(), parse, "`image score x_min y_min x_max y_max`", len(images))
+    return _parse(entries, parse, "`image score x_min y_min x_max y_max`", len(images))
 
 
 def _parse(entries, parse, form, n_images):
