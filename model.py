@@ -116,10 +116,15 @@ class Convolution(nn.Conv2d):
         super().__init__(*sizes, **options)
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         nn.init.zeros_(self.bias)
-        self.norm = BatchNorm(self.out_channels) if batch_norm else nn.Identity()
+        self.norm = BatchNorm(self.out_channels) if batch_norm else None
 
     def forward(self, x):
-        return F.relu(self.norm(super().forward(x)), inplace=True)
+        weight, bias, norm = self.weight, self.bias, self.norm
+        if norm and not self.training:  # fixed statistics go into the weights, which saves a pass through the map
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (out_channels,)
+            weight, bias = weight * scale.view(-1, 1, 1, 1), (bias - norm.running_mean) * scale + norm.bias
+        x = self._conv_forward(x, weight, bias)
+        return F.relu(norm(x) if norm and self.training else x, inplace=True)
 
 
 LiteNorm = partial(BatchNorm, eps=0.001, momentum=0.03)
@@ -231,8 +236,8 @@ class AuxiliaryConvolutions(nn.Module):
 class PredictionConvolutions(nn.Module):
     """Two 3 x 3 convolutions on each source map: one for offsets (`loc_*`), one for class scores (`cl_*`).
 
-    Takes the source maps in the order of the table. Returns offsets (N, P, 4) and scores (N, P, C), their second
-    dimension in the order of `SSD300.create_prior_boxes()`: map by map, cell by cell along the rows, prior by prior.
+    Takes the source maps in the order of the table. Returns offsets (N, P, 4) and scores (N, P, C), in the order of the
+    priors: map by map, cell by cell along the rows, prior by prior.
     """
 
     def __init__(self, n_classes, network=NETWORKS["ssd300_vgg16"]):
@@ -266,15 +271,11 @@ class SSD300(nn.Module):
 
     n_classes: C, background included. network: a key of NETWORKS; the class has the name of the first.
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights. None: the network's own.
-    priors_cxcy: (P, 4), for weights that were trained with other priors than `create_prior_boxes()`.
     max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
     antialias: whether images are resized with antialiasing, as the weights want it. The weights are random at first.
     """
 
-    def __init__(
-        self, n_classes, network="ssd300_vgg16", mean=None, std=None, priors_cxcy=None, max_size_offset=None,
-        antialias=True,
-    ):  # fmt: skip
+    def __init__(self, n_classes, network="ssd300_vgg16", mean=None, std=None, max_size_offset=None, antialias=True):
         super().__init__()
         if n_classes < 2:
             raise ValueError(f"n_classes is {n_classes}: it counts the background, so it must be 2 or more")
@@ -286,9 +287,8 @@ class SSD300(nn.Module):
         self.label_map = None  # name -> label, from a training run or a checkpoint
         self.build(row)
         own_mean, own_std = (LITE_MEAN, LITE_STD) if row.is_lite else (IMAGENET_MEAN, IMAGENET_STD)
-        priors_cxcy = self.create_prior_boxes(network) if priors_cxcy is None else priors_cxcy
-        # Not in the state dict: its keys are those of the layers alone.
-        self.register_buffer("priors_cxcy", priors_cxcy, persistent=False)
+        # Not in the state dict: its keys are those of the layers alone. (Checkpoints bring priors of their own.)
+        self.register_buffer("priors_cxcy", self.create_prior_boxes(network), persistent=False)
         self.register_buffer("mean", torch.tensor(mean or own_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or own_std).view(1, 3, 1, 1), persistent=False)
 
@@ -390,7 +390,7 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     max_candidates: this many best ones of each class of an image enter suppression (Caffe: 400); None: all do.
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form, finite,
     not clipped to the image (as in Caffe's code); labels (n,) int64, 1 to C - 1; scores (n,) float32; n <= top_k.
-    Raises ValueError for shapes that do not belong together and limits out of range.
+    Raises ValueError for shapes and limits that make no sense.
     """
     shapes = tuple(predicted_locs.shape), tuple(predicted_scores.shape)
     n_images, n_priors, n_classes = len(predicted_locs), len(priors_cxcy), predicted_scores.shape[-1]
@@ -580,9 +580,8 @@ def mine_hard_negatives(conf_losses, is_positive, n_negatives):
     conf_losses: (N, P) float32, of each prior, not negative. is_positive: (N, P) bool. n_negatives: (N, 1) int64, how
     many to take of each image, or all there are; of equally hard ones the first. Returns (N, P) bool.
     """
-    # The lowest loss that is taken is found bit by bit: a few comparisons cost a quarter of a sort. (As integers, the
-    # bits of numbers that are not negative have the order of the numbers; the sign of -0.0 is cut off.)
-    bits = (conf_losses.view(torch.int32) & 0x7FFFFFFF).masked_fill(is_positive, -1)  # (N, P)
+    # The lowest loss to be taken, bit by bit: a quarter of a sort's time. (Bits, as integers, have the numbers' order.)
+    bits = (conf_losses.view(torch.int32) & 0x7FFFFFFF).masked_fill(is_positive, -1)  # (N, P), without -0.0's sign
     lowest = torch.zeros_like(n_negatives, dtype=torch.int32)  # (N, 1)
     for bit in reversed(range(31)):
         higher = lowest + 2**bit
@@ -638,9 +637,8 @@ class MultiBoxLoss(nn.Module):
 
 def compute_divisor(n_positives, n_negatives_without_objects, neg_pos_ratio):
     """What the loss is divided by: the positives, or the negatives of images without objects, if these are more when
-    neg_pos_ratio of them count like one positive; 1 at least. A batch without positives then weighs like any other.
-    With several processes: those of all of them, divided by their number, so that the mean over the processes, which
-    DistributedDataParallel takes of the gradients, is that of the whole batch."""
+    neg_pos_ratio of them count like one positive; 1 at least. With several processes: those of all of them, divided by
+    their number; the mean of their gradients, which DistributedDataParallel takes, is then that of the whole batch."""
     counted, n_processes = torch.stack([n_positives, n_negatives_without_objects]).float(), 1  # (2,)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(counted)

@@ -178,7 +178,8 @@ def convert_state(state, format, class_names=(), network=""):
     priors_cxcy = get_tensor(state, "priors_cxcy") if "priors_cxcy" in state else create_peer_priors(format, found)
     if priors_cxcy.shape != SSD300.create_prior_boxes(found).shape or (priors_cxcy[:, 2:] <= 0).any():
         raise ValueError("'priors_cxcy' is not a table of priors, (c_x, c_y, w, h), of positive size")
-    model = SSD300(len(labels), found, peer.mean, peer.std, priors_cxcy, peer.max_size_offset, peer.antialias)
+    model = SSD300(len(labels), found, peer.mean, peer.std, peer.max_size_offset, peer.antialias)
+    model.priors_cxcy.copy_(priors_cxcy)
     model.label_map = label_map
     model.load_state_dict(translate_state(state, peer, model, labels, n_scores // n_priors))
     return model
