@@ -23,6 +23,8 @@ from datasets import read_image
 from model import NETWORKS, SSD300
 from utils import load_label_map, make_label_map, voc_labels
 
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+
 
 def write_splits(folder, **splits):
     for split, names in splits.items():
@@ -132,41 +134,32 @@ def test_voc_folders_take_vocs_classes_and_splits(tmp_path):
     assert files["TEST_images"] == [str(voc07 / "JPEGImages" / "t.jpg")]
 
 
-def test_other_split_names_and_another_test_folder(tmp_path):
-    write_voc(tmp_path / "one", {"a": [object_xml()], "b": [object_xml()]})
-    write_splits(tmp_path / "one", mine=["b"])
-    write_voc(tmp_path / "two", {"c": [object_xml()]})
-    write_splits(tmp_path / "two", held_out=["c", "t"])
-    options = {"test_data": tmp_path / "two", "train_split": "mine", "test_split": "held_out"}
-    _, files = make_lists(tmp_path / "one", **options)
-    assert [os.path.basename(path) for path in files["TRAIN_images"]] == ["b.jpg"]
-    assert [os.path.basename(path) for path in files["TEST_images"]] == ["c.jpg", "t.jpg"]
-
-
-def test_several_folders_relative_to_the_working_directory(tmp_path, monkeypatch):
-    folders = [write_voc(tmp_path / name, {name: [object_xml()]}) for name in ("one", "two")]
+def test_folders_may_be_several_relative_and_have_other_splits(tmp_path, monkeypatch):
+    for name, split in (("one", {"mine": "b"}), ("two", {"mine": "t", "held_out": "at"})):
+        write_voc(tmp_path / name, {"a": [object_xml()], "b": [object_xml()]})
+        write_splits(tmp_path / name, **split)
     monkeypatch.chdir(tmp_path)
-    report = create_data_lists(train_data=("one", folders[1]), test_data="two", output_folder="lists")
-    assert [report["splits"][split]["images"] for split in ("TRAIN", "TEST")] == [2, 1]
-    assert read_lists(tmp_path / "lists")["TEST_images"] == [str(folders[1] / "JPEGImages" / "t.jpg")]
+    options = {"train_split": "mine", "test_split": "held_out", "output_folder": "lists"}
+    create_data_lists(train_data=("one", tmp_path / "two"), test_data="two", **options)
+    files, train = read_lists(tmp_path / "lists"), ("one/JPEGImages/b.jpg", "two/JPEGImages/t.jpg")
+    assert files["TRAIN_images"] == [str(tmp_path / name) for name in train]
+    assert files["TEST_images"] == [str(tmp_path / "two/JPEGImages" / name) for name in ("a.jpg", "t.jpg")]
 
 
 @pytest.mark.parametrize(
     ("objects", "options", "message"),
     [
         ([object_xml()], {"test_split": "empty"}, r"empty\.txt: has no images"),
-        ([object_xml("background")], {}, r"'background': 1 objects, first in .*a\.xml"),
+        ([object_xml("background"), object_xml()], {}, r"'background': 2 objects, first in .*a\.xml"),
         ([object_xml(f"c\x85{i}" + "x" * 99) for i in range(99)], {"class_names": ("dog",)}, "99 unknown.*and .. more"),
         ([], {}, "nothing to learn from"),
         ([object_xml(box=(0.1, 0.1, 0.5, 0.9))], {"first_pixel": 0}, "look like fractions of the image"),
-        ([object_xml(box=(90 - i, 70, 5, 5)) for i in range(5)], {}, "5 of 6 boxes are inverted, or lie outside"),
+        ([object_xml(box=(90 - i, 70, 5, 5)) for i in range(5)], {}, "10 of 10 boxes are inverted, or lie outside"),
     ],
 )
 def test_data_that_are_refused_leave_nothing_behind(tmp_path, objects, options, message):
-    folder = write_voc(tmp_path / "mine", {"a": objects})
+    folder = write_voc(tmp_path / "mine", {"a": objects, "t": objects})
     write_splits(folder, empty=[])
-    if "fractions" in message:
-        write_annotation(folder / "Annotations", name="t")
     with pytest.raises(ValueError, match=f"(?s){message}") as error:
         make_lists(folder, **options)
     assert len(str(error.value)) < 5000 and not (tmp_path / "lists").exists()
@@ -175,8 +168,6 @@ def test_data_that_are_refused_leave_nothing_behind(tmp_path, objects, options, 
 def test_missing_data_are_named_and_every_bad_annotation(tmp_path):
     with pytest.raises(ValueError, match="No data"):
         create_data_lists(output_folder=tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere: not a folder"):
-        make_lists(tmp_path / "nowhere")
     folder = write_voc(tmp_path / "mine", {name: [object_xml()] for name in "abc"})
     write(folder / "Annotations" / "a.xml", "<annotation>")
     (folder / "Annotations" / "c.xml").unlink()
@@ -197,32 +188,25 @@ def test_every_bad_image_is_listed_unless_images_are_not_checked(tmp_path):
     lines = str(error.value).split("\n  ")[1:]
     assert [line.split(": ")[0] for line in lines] == [str(photos / f"{name}.jpg") for name in "abcef"]
     report, _ = make_lists(folder, check_images=False)
-    assert report["splits"]["TRAIN"]["images"] == 6
+    assert report["splits"]["TRAIN"]["images"] == 6 and "Objects of TRAIN by size" in report["overlaps"]
+    assert make_lists(folder, check_images=False, report_overlap=0)[0]["overlaps"] == ""
 
 
 @pytest.mark.parametrize(
     "name", ["a.b.jpeg", "a.b.png", "a.b.PNG", "a.b.JPG", "a.b.bmp", "a.b.webp", "my photo 1.jpg", "Zürich 日本 🐕.jpg",
-             "a'b\"c&d.jpg", "x.xml.jpg"],
+             "a'b\"c&d.jpg", "x.xml.jpg", pytest.param("\udcff.jpg", marks=ON_LINUX)],
 )  # fmt: skip
 def test_image_is_found_by_the_annotations_stem_of_any_letters(tmp_path, name):
     stem = Path(name).stem
-    folder = write_voc(tmp_path / "my data", {stem: [object_xml()]})
-    (folder / "JPEGImages" / f"{stem}.jpg").unlink()
+    folder = write_voc(tmp_path / "my data", {"a": []})
+    write_annotation(folder / "Annotations", object_xml(box=(1, 1, 500, 50)), name=stem)
     path = write_image(folder / "JPEGImages" / name)
     # As an editor on Windows writes it: with a byte order mark, carriage returns and blank lines.
-    (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(f"\ufeff{stem} \r\n\r\n".encode())
+    lines = f"\ufeff{stem} \r\n\r\n".encode("utf-8", "surrogateescape")
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(lines)
     assert make_lists(folder)[1]["TRAIN_images"] == [str(path)]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
-def test_name_that_is_no_text(tmp_path):
-    folder = write_voc(tmp_path / "mine", {"a": [object_xml(box=(1, 1, 500, 50))]})
-    for old in ("Annotations/a.xml", "JPEGImages/a.jpg"):
-        os.rename(folder / old, os.fsencode(folder / old.replace("/a", "/\udcff")))
-    (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(b"\xff\n")
-    _, files = make_lists(folder)
-    assert os.path.isfile(files["TRAIN_images"][0])
-    assert r"\udcff.xml" in (tmp_path / "lists" / "data_report.txt").read_text()
+    report = (tmp_path / "lists" / "data_report.txt").read_text(encoding="utf-8")
+    assert utils.printable(f"Annotations/{stem}.xml") in report  # its box is clipped
 
 
 def test_image_in_both_splits_is_reported_and_one_listed_twice_kept_once(tmp_path):
@@ -398,19 +382,6 @@ def test_ids_of_two_coco_files_that_clash_are_left_out_of_test(tmp_path):
     assert files["category_ids"] == {"cup": 3, "fork": 44}
 
 
-def test_a_photo_with_two_entries_is_in_one_split_with_all_its_boxes(tmp_path):
-    path = write_coco(tmp_path, [[10, 10, 20, 20]] * 6)
-    content = json.loads(path.read_text())
-    for image in content["images"]:
-        image["file_name"] = f"{image['id'] % 3}.png"
-    write(path, content)
-    for seed in range(3):
-        report, files = make_lists(path, tmp_path / "lists", test_fraction=0.34, seed=seed)
-        assert [len(files[f"{split}_images"]) for split in ("TRAIN", "TEST")] == [2, 1]
-        assert kinds(report) == {"image_repeated": 3}
-        assert all(len(row["labels"]) == 2 for row in files["TRAIN_objects"])
-
-
 @pytest.mark.parametrize(
     ("boxes", "words"),
     [
@@ -495,10 +466,9 @@ def test_script_on_data_of_ones_own_from_any_working_directory(tmp_path):
 
 def test_script_says_what_to_do_without_voc(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError) as error:
+    advice = r"(?s)VOC2007: no such folder.*--download=True.*--voc07_path.*--train_data"
+    with pytest.raises(FileNotFoundError, match=advice):
         module.main()
-    for words in ("VOC2007: no such folder", "--download=True", "--voc07_path", "--train_data"):
-        assert words in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -529,21 +499,15 @@ def test_script_downloads_what_is_missing_only(tmp_path, monkeypatch):
 # --- A look at the data: the table of overlaps, the contact sheet ---------------------------------
 
 
-def overlap_rows(label_map, *records):
-    """The cells of overlap_table() by the first words of the rows."""
-    lines = module.overlap_table(label_map, records, 0.5).splitlines()[2:]
-    return {re.split(r"\s{2,}", line.strip())[0]: re.split(r"\s+", line[38:].strip()) for line in lines}
-
-
 def test_the_table_of_overlaps_counts_by_class_and_size():
     def record(size, *rows):
-        record = Record("a.jpg", "a.xml", "", "VOC", [Annotated(name, box) for name, box in rows])
-        record.size = size
-        return record
+        return Record("a.jpg", "a.xml", "", "VOC", [Annotated(name, box) for name, box in rows], size=size)
 
     # In a 100 x 200 image: the prior of conv11_2, 0.9 of both sides; as wide, but flatter than any prior; a tiny one.
     wide = record((100, 200), ("cat", (5, 10, 95, 190)), ("cat", (5, 95, 95, 105)), ("dog", (0, 0, 4, 8)))
-    rows = overlap_rows({"background": 0, "cat": 1, "dog": 2}, wide, record((50, 50)))
+    table = module.overlap_table({"background": 0, "cat": 1, "dog": 2}, (wide, record((50, 50))), 0.5)
+    lines = table.splitlines()[2:]  # the rows by their first words
+    rows = {re.split(r"\s{2,}", line.strip())[0]: line[38:].split() for line in lines}
     assert rows["0-16"] == ["0-16", "16-32", "32-64", "64-128", "128-300", "all"]
     assert rows["cat"] == ["-", "-", "1", "0%", "-", "1", "100%", "2", "50%"]
     assert rows["dog"] == ["1", "0%", "-", "-", "-", "-", "1", "0%"]
@@ -578,10 +542,3 @@ def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path, monkeypatch, 
         for x, y in ((91, 180), (177, 180), (140, 206)):  # left, right and lower edge of the box
             near = sheet[y - 2 : y + 3, first + x - 2 : first + x + 3]
             assert np.abs(near - color).sum(axis=2).min() < 120, (first, x, y)
-
-
-def test_the_report_needs_no_images(tmp_path):
-    folder = write_voc(tmp_path / "data", {"a": [object_xml()], "t": []})
-    shutil.rmtree(folder / "JPEGImages")
-    assert "Objects of TRAIN by size" in make_lists(folder, check_images=False)[0]["overlaps"]
-    assert make_lists(folder, check_images=False, report_overlap=0)[0]["overlaps"] == ""
