@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code", 
 FOUR, SIX = [0, 1, 2, 3], [0, 1, 2, 4, 3, 5]
 CAFFE_CELLS = ((38, FOUR), (19, SIX), (10, SIX), (5, SIX), (3, FOUR), (1, FOUR))
 OWN = tuple(LABEL_MAP)[1:]
+PICTURE = draw_sample(np.random.default_rng(4))[0]
 LITE = "ssdlite320_mobilenet_v3_large"
 LITE_CELLS = tuple((grid, SIX) for grid in (20, 10, 5, 3, 2, 1))
 
@@ -116,14 +117,9 @@ def assert_close(ours, theirs):
     assert theirs.std() > 0.05  # numbers that could differ
 
 
-@pytest.fixture(scope="module")
-def picture():
-    return draw_sample(np.random.default_rng(4))[0]
-
-
-def shrink(picture, antialias):
-    """A picture as the peers shrink it: (1, 3, 300, 300) bytes as floats."""
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+def shrink(antialias):
+    """PICTURE as the peers shrink it: (1, 3, 300, 300) bytes as floats."""
+    pixels = torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1)[None].float()
     return F.interpolate(pixels, (300, 300), mode="bilinear", antialias=antialias).round()
 
 
@@ -151,7 +147,7 @@ def tutorial_model(monkeypatch):
     return network
 
 
-def test_tutorial_checkpoint(tutorial_model, tmp_path, run_main, picture):
+def test_tutorial_checkpoint(tutorial_model, tmp_path, run_main):
     optimizer = torch.optim.SGD([{"params": tutorial_model.base.parameters(), "lr": 2e-3}], lr=1e-3, momentum=0.9)
     optimizer.state[tutorial_model.base.conv1_1.bias]["momentum_buffer"] = torch.ones(64)
     path = tmp_path / "tutorial.pth.tar"
@@ -164,7 +160,7 @@ def test_tutorial_checkpoint(tutorial_model, tmp_path, run_main, picture):
     assert (model.network, model.antialias) == ("ssd300_vgg16", True)
     assert list(model.label_map) == ["background", *voc_labels] and torch.equal(model.priors_cxcy, tutorial_priors())
     assert_same_places(model, "sgrvinod")
-    x = shrink(picture, antialias=True)
+    x = shrink(antialias=True)
     assert_close(model.normalize(x.byte()), (x / 255 - model.mean) / model.std)
 
 
@@ -189,7 +185,7 @@ def test_tutorial_checkpoint_of_torch_0_4(tutorial_model, tmp_path, monkeypatch)
      ("lufficc", {"n_classes": 81}, "ssd300_vgg16_coco", COCO_NAMES, caffe_priors(21, 45, 99, 153, 207, 261, 315)),
      ("lufficc", {"n_maps": 7}, "ssd512_vgg16", voc_labels, SSD300.create_prior_boxes("ssd512_vgg16").clamp(0, 1))],
 )  # fmt: skip
-def test_state_dicts(tmp_path, picture, peer, options, network, names, priors_cxcy):
+def test_state_dicts(tmp_path, peer, options, network, names, priors_cxcy):
     state = {f"module.{name}": tensor for name, tensor in light_state(peer, **options).items()}  # of nn.DataParallel
     contents = {"model" if peer == "lufficc" else "state_dict": state, "iteration": 120_000}
     torch.save(contents, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
@@ -198,8 +194,8 @@ def test_state_dicts(tmp_path, picture, peer, options, network, names, priors_cx
     torch.testing.assert_close(model.priors_cxcy, priors_cxcy, rtol=0, atol=1e-6)
     assert_same_places(model, peer, **options)
     if peer != "sgrvinod" and model.input_size == 300:  # what the network sees, but for rounding
-        x = shrink(picture, antialias=False) - torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
-        assert (prepare([picture], model) - x).abs().max() <= 1.001 and not model.antialias
+        x = shrink(antialias=False) - torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1)
+        assert (prepare([PICTURE], model) - x).abs().max() <= 1.001 and not model.antialias
 
 
 @pytest.mark.parametrize(
@@ -207,7 +203,7 @@ def test_state_dicts(tmp_path, picture, peer, options, network, names, priors_cx
     [(ssd300_vgg16, "", 300, CAFFE_CELLS), (ssdlite320_mobilenet_v3_large, LITE, 320, LITE_CELLS)],
 )
 @torch.no_grad()
-def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, picture, build, name, size, cells):
+def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, build, name, size, cells):
     torch.manual_seed(0)
     network = build(weights=None, weights_backbone=None).eval()
     for key, parameter in network.named_parameters():
@@ -227,8 +223,8 @@ def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, picture, b
     assert list(model.label_map) == ["background", *(COCO_CATEGORIES[label] for label in kept[1:])]
     assert len(model.label_map) == 81 and model.input_size == size and not model.antialias
 
-    inputs, _ = network.transform([torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255])
-    assert ((prepare([picture], model) - inputs.tensors) * model.std).abs().max() < 1.001 / 255  # we round to bytes
+    inputs, _ = network.transform([torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1) / 255])
+    assert ((prepare([PICTURE], model) - inputs.tensors) * model.std).abs().max() < 1.001 / 255  # we round to bytes
     maps = list(network.backbone(inputs.tensors).values())
     theirs, (anchors,) = network.head(maps), network.anchor_generator(inputs, maps)
     their_boxes = network.box_coder.decode_single(theirs["bbox_regression"][0], anchors) / size

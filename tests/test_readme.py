@@ -7,6 +7,7 @@ import shlex
 import tarfile
 
 import make_figures
+import numpy as np
 import pytest
 import scene
 import torch
@@ -168,8 +169,7 @@ def test_size_and_view_of_the_network():
     field, step, fields = 1, 1, {}
     for name, layer, _ in layers:
         if not name.startswith("pred_convs"):
-            geometry = (layer.kernel_size, layer.stride, layer.dilation)
-            side, stride, dilation = (value[0] if isinstance(value, tuple) else value for value in geometry)
+            side, stride, dilation = (np.max(value) for value in (layer.kernel_size, layer.stride, layer.dilation))
             field, step = field + (side - 1) * dilation * step, step * stride
             fields[name.rpartition(".")[2]] = field + 2 * step  # a head's kernel is 3 x 3
     assert f"on {fields['conv4_3']} × {fields['conv4_3']} pixels" in WORDS
