@@ -26,22 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import utils
 from datasets import PascalVOCDataset, TrainingBatches
 from eval import evaluate, make_test_loader
 from model import NETWORKS, SSD300, MultiBoxLoss, load_pretrained, model_from_checkpoint, model_state
-from utils import (
-    exit_with_message,
-    fastest_memory_format,
-    has_bf16_units,
-    load_checkpoint,
-    load_label_map,
-    override_parameters,
-    printable,
-    remove_leftovers,
-    save_checkpoint,
-    script_parameters,
-    write_file,
-)
+from utils import exit_with_message, load_checkpoint, override_parameters, printable, script_parameters
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -101,7 +90,7 @@ N_PROCESSES = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 
 def main():
     check_parameters()
     device = start_process()
-    model, optimizer, begin = start_or_resume(load_label_map(data_folder), device)
+    model, optimizer, begin = start_or_resume(utils.load_label_map(data_folder), device)
     dataset = PascalVOCDataset(
         data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment, model.input_size, model.antialias
     )
@@ -133,7 +122,7 @@ def main():
 def train(model, criterion, optimizer, batches, log, begin):
     """Train until the last iteration, the end of the time, or a signal; each way the end saves a checkpoint."""
     device = model.mean.device
-    use_bf16, memory_format = bf16 and has_bf16_units(device), fastest_memory_format(device, model)
+    use_bf16, memory_format = bf16 and utils.has_bf16_units(device), utils.fastest_memory_format(device, model)
     network = wrap_network(model)
     run = Run(model, optimizer, log, begin)
     loader = make_train_loader(log.dataset, batches, device)
@@ -177,7 +166,7 @@ def check_parameters():
         if Path(path).exists() and not checkpoint and not overwrite:
             advice = f"--checkpoint={path} goes on with its run, --overwrite=True replaces it"
             raise ValueError(f"{path} is there already: {advice}, --save_to names another file")
-        remove_leftovers(path)
+        utils.remove_leftovers(path)
 
 
 def best_path():
@@ -248,7 +237,7 @@ def start_or_resume(label_map, device):
     model.label_map = label_map
     if freeze_base:
         model.freeze_base()
-    model = model.to(device, memory_format=fastest_memory_format(device, model)).train()
+    model = model.to(device, memory_format=utils.fastest_memory_format(device, model)).train()
     if sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = make_optimizer(model, device)
@@ -379,7 +368,7 @@ def describe_run(model, dataset, begin):
     """Say what is trained on what, for how long, and what looks like a mistake."""
     names = printable(", ".join(name for name in dataset.label_map if name != "background"))
     n_weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    kind = "bfloat16" if bf16 and has_bf16_units(model.mean.device) else "float32"
+    kind = "bfloat16" if bf16 and utils.has_bf16_units(model.mean.device) else "float32"
     epochs = iterations * batch_size / len(dataset)
     say(f"data     {data_folder}: {len(dataset)} images, {len(dataset.labels)} objects")
     say(f"classes  {len(dataset.label_map) - 1}: {names}")
@@ -477,7 +466,7 @@ class Run:
             "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "parameters": script_parameters(globals()),
         }  # fmt: skip
-        save_checkpoint(state, path)
+        utils.save_checkpoint(state, path)
 
     def finish(self):
         """Say what was saved and where; end with the exit code of a signal, if one asked for the end."""
@@ -576,7 +565,7 @@ def start_log(path, columns, start):
         if path and start > 0 and Path(path).is_file():
             rows = re.finditer(rb"^(\d{1,18})(,[^,\n]*){5}\n", Path(path).read_bytes(), re.MULTILINE)
             lines += [row[0] for row in rows if int(row[1]) <= start]  # whole ones: a kill may leave half a row
-            write_file(path, b"".join(lines))
+            utils.write_file(path, b"".join(lines))
         elif path:
             Path(path).write_bytes(lines[0])
         return path

@@ -160,18 +160,12 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("waits, action", [
-    (True, lambda x: x.sum().item()),
-    (True, lambda x: x.tolist()),
-    (True, lambda x: bool((x > 0).any())),
-    (True, lambda x: x[x > 0]),
-    (True, lambda x: x.nonzero()),
-    (True, lambda x: x.cpu()),
+    (True, lambda x: x.sum().item()), (True, lambda x: x.tolist()), (True, lambda x: bool((x > 0).any())),
+    (True, lambda x: x[x > 0]), (True, lambda x: x.nonzero()), (True, lambda x: x.cpu()),
     (True, lambda x: x.index_put_((x > 0,), torch.ones((), device=CUDA))),
-    (True, lambda x: torch.tensor([1, 2], device=CUDA)),
-    (True, lambda x: torch.ones(3).to(CUDA)),
+    (True, lambda x: torch.tensor([1, 2], device=CUDA)), (True, lambda x: torch.ones(3).to(CUDA)),
     (True, lambda x: torch.ones(3).to(CUDA, non_blocking=True)),
-    (True, lambda x: x[torch.tensor([1, 2])]),
-    (True, lambda x: x + torch.ones(3)),
+    (True, lambda x: x[torch.tensor([1, 2])]), (True, lambda x: x + torch.ones(3)),
     (False, lambda x: torch.ones(3).pin_memory().to(CUDA, non_blocking=True)),
     (False, lambda x: torch.where(x > 0, x, 0) + torch.arange(3, device=CUDA) * 2.5),
     (False, lambda x: x.topk(2).values.cumsum(0)),
@@ -196,7 +190,7 @@ def test_training_and_evaluation(gpu, monkeypatch, lists, tmp_path, network, bf1
     }  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setattr(train, name, value)
-    monkeypatch.setattr(train, "save_checkpoint", lambda state, path: None)
+    monkeypatch.setattr(train.utils, "save_checkpoint", lambda state, path: None)
     monkeypatch.setattr(train, "start_process", lambda: CUDA)
     monkeypatch.setattr(train.multiprocessing, "active_children", lambda: [])  # those of other tests
     monkeypatch.setattr(evaluation, "bf16", bf16)
@@ -277,7 +271,7 @@ def test_network_loss_and_detection_are_those_of_the_cpu(lists, monkeypatch):
 
 
 @real_gpu
-def test_the_step_never_waits(lists):
+def test_the_step_never_waits(request):
     """torch's own check of what the pretended GPU found above."""
     torch.manual_seed(0)
     model = SSD300(5, network="ssd300_tiny").to(CUDA)
@@ -285,17 +279,15 @@ def test_the_step_never_waits(lists):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
     images = torch.zeros(2, 3, 300, 300, dtype=torch.uint8).pin_memory()
     boxes, labels = [torch.tensor([[0.1, 0.1, 0.5, 0.5]])] * 2, [torch.tensor([1])] * 2
-    for turn in range(3):
-        if turn:  # the first one sets up the libraries
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            loss = criterion(*model(model.normalize(images)), boxes, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-            optimizer.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
+    for mode in ("default", "error", "error"):  # the first step sets up the libraries
+        torch.cuda.set_sync_debug_mode(mode)
+        loss = criterion(*model(model.normalize(images)), boxes, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+    torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
 
 

@@ -115,7 +115,7 @@ def test_a_run_resumes_from_any_checkpoint(run, unbroken, tmp_path, monkeypatch,
         for name in (path, f"{state['iteration']}.pth.tar"):
             save_checkpoint(state, name)
 
-    monkeypatch.setattr(train, "save_checkpoint", save_all)
+    monkeypatch.setattr(train.utils, "save_checkpoint", save_all)
     run(**settings)
     whole = (tmp_path / "last.pth.tar").rename("whole.pth.tar")
     run(**settings, checkpoint="6.pth.tar")
@@ -145,9 +145,9 @@ def test_a_run_by_the_clock(run, capsys, monkeypatch):
 @pytest.mark.parametrize("name, other", [("sgd", "adamw"), ("adamw", "sgd")])
 def test_an_optimizer_resumes_in_the_memory_format_of_its_machine(run, lists, monkeypatch, name, other):
     """Its state, and not another's."""
-    monkeypatch.setattr(train, "fastest_memory_format", lambda *_: torch.contiguous_format)
+    monkeypatch.setattr(train.utils, "fastest_memory_format", lambda *_: torch.contiguous_format)
     saved = run(iterations=2, optimizer_name=name)["optimizer"]["state"]
-    monkeypatch.setattr(train, "fastest_memory_format", lambda *_: torch.channels_last)
+    monkeypatch.setattr(train.utils, "fastest_memory_format", lambda *_: torch.channels_last)
     monkeypatch.setattr(train, "checkpoint", "last.pth.tar")
     _, optimizer, begin = train.start_or_resume(load_label_map(lists), CPU)
     assert begin.iteration == 2 and begin.seconds > 0
@@ -309,8 +309,8 @@ def test_bfloat16_and_channels_last_train_alike(run, monkeypatch):
     """The way of machines that have units for bfloat16, and that of the others."""
     weights = []
     for has_units, memory_format in ((True, torch.channels_last), (False, torch.contiguous_format)):
-        monkeypatch.setattr(train, "has_bf16_units", lambda _, answer=has_units: answer)
-        monkeypatch.setattr(train, "fastest_memory_format", lambda *_, answer=memory_format: answer)
+        monkeypatch.setattr(train.utils, "has_bf16_units", lambda _, answer=has_units: answer)
+        monkeypatch.setattr(train.utils, "fastest_memory_format", lambda *_, answer=memory_format: answer)
         weights.append(run(iterations=6, overwrite=True)["model"]["base.conv1_1.weight"])
     assert not torch.equal(*weights)
     torch.testing.assert_close(*weights, rtol=0, atol=0.02)
