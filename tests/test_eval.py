@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import math
-import os
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -198,7 +198,7 @@ def voc07_test(real_data, tmp_path_factory):
         archive.extractall(folder, filter="data")
     with tarfile.open(real_data / "voc_annotations.tar.xz", "r|xz") as archive:
         of_2007 = (entry for entry in archive if entry.isfile() and "VOC2007" in entry.name)
-        contents = {os.path.basename(entry.name): archive.extractfile(entry).read() for entry in of_2007}
+        contents = {Path(entry.name).name: archive.extractfile(entry).read() for entry in of_2007}
     names, objects = contents["test.txt"].decode().split(), ([], [], [])
     for name in names:
         (folder / f"{name}.xml").write_bytes(contents[f"{name}.xml"])
@@ -483,13 +483,9 @@ def test_evaluate_gives_the_same_in_any_batches(lists, tiny_checkpoint):
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [
-        ("metric", "12 points", '"11 points", "area" or "coco"'),
-        ("min_overlap", 0.0, "min_overlap is 0.0"),
-        ("min_overlap", math.nan, "min_overlap is nan"),
-        ("write_detections_to", "/dev/null/found", "cannot be written to /dev/null/found"),
-    ],
-)
+    [("metric", "12 points", '"11 points", "area" or "coco"'), ("min_overlap", 0.0, "min_overlap is 0.0"),
+     ("min_overlap", math.nan, "min_overlap is nan"), ("write_detections_to", "/dev/null/found", "cannot be written")],
+)  # fmt: skip
 def test_errors_before_anything_is_detected(lists, tiny_checkpoint, run_main, name, value, message):
     settings = {"detect_all": None, "data_folder": str(lists), "checkpoint": str(tiny_checkpoint), "workers": 0}
     with pytest.raises((OSError, ValueError), match=message):

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LABEL_MAP, FakeModel, write, write_image
+from helpers import LABEL_MAP, FakeModel, annotation_xml, object_xml, write, write_image
 from make_sample import draw_sample
 
 import train
@@ -168,20 +168,15 @@ def find_places(tree, depth=0):
 
 # --- Text: annotations, lists, detections, parameters ---------------------------------------------
 
-ANNOTATION = b"""<annotation><folder>f</folder><filename>a.jpg</filename>
-<size><width>500</width><height>375</height><depth>3</depth></size>
-<object><name>cat</name><difficult>0</difficult>
-<bndbox><xmin>1</xmin><ymin>2.5</ymin><xmax>90</xmax><ymax>80</ymax></bndbox></object>
-<object><name>dog</name><bndbox><xmin>10</xmin><ymin>20</ymin><xmax>60</xmax><ymax>70</ymax></bndbox></object>
-</annotation>"""
-
 
 def test_annotations(tmp_path):
+    objects = object_xml("cat", (1, 2.5, 90, 80)), object_xml("dog", (10, 20, 60, 70), difficult="")
+
     def read(path):
         annotation = parse_annotation(path)
         assert len(annotation["boxes"]) == len(annotation["names"]) == len(annotation["difficulties"])
 
-    fuzz_file(800, tmp_path / "fuzzed.xml", [ANNOTATION], read)
+    fuzz_file(800, tmp_path / "fuzzed.xml", [annotation_xml(*objects).encode()], read)
 
 
 def test_coco_files(tmp_path):
