@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset, get_worker_info
 
-from utils import MAX_IMAGE_PIXELS, load_label_map, printable, read_json
+from utils import MAX_IMAGE_PIXELS, find_jaccard_overlap, load_label_map, printable, read_json
 
 try:  # torchvision 0.29 announces that a later version will leave decoding to another package
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -441,7 +441,7 @@ def sample_crop_box(canvas, image_box, boxes, rng):
     if len(boxes):
         centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).T[:, :, None]  # (2, n, 1)
         has_center = ((crops[:2, None] <= centers) & (centers < crops[2:, None])).all(axis=0)  # (n, 6 * tries)
-        overlaps = compute_overlaps(crops, boxes)  # (n, 6 * tries)
+        overlaps = find_jaccard_overlap(torch.from_numpy(boxes), torch.from_numpy(crops).T).numpy()  # (n, 6 * tries)
         success = has_center.any(axis=0) & (overlaps.max(axis=0) >= np.repeat(MIN_OVERLAPS, CROP_TRIES))
     else:  # show some of the photo
         image_box = np.reshape(image_box, (4, 1))
@@ -472,14 +472,6 @@ def sample_boxes_inside(canvas, n, rng):
     sizes = np.maximum(np.rint(sizes), 1)
     mins = canvas[:2] + np.floor((canvas_size - sizes + 1) * draws[2:])
     return np.concatenate([mins, mins + sizes])
-
-
-def compute_overlaps(crops, boxes):
-    """`find_jaccard_overlap()` in NumPy, (n, m): on (n, 4) boxes and (4, m) crops it saves a tenth of `transform()`."""
-    crops, boxes = crops[:, None], boxes.T[:, :, None]  # (4, 1, m), (4, n, 1)
-    widths, heights = np.maximum(np.minimum(crops[2:], boxes[2:]) - np.maximum(crops[:2], boxes[:2]), 0)
-    areas = (crops[2] - crops[0]) * (crops[3] - crops[1]) + (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])
-    return widths * heights / (areas - widths * heights)
 
 
 def compute_place(crop, source, size):
