@@ -141,14 +141,11 @@ def find_parts(source):
         raise FileNotFoundError(f"{printable(source)}: not a folder or a .json file. Can be read:\n{LAYOUTS}")
     part, parts = find_part(source), {}
     if not part:
-        for name in SPLIT_FOLDERS:
-            labels, images = os.path.join(source, "labels", name), os.path.join(source, "images", name)
-            if found := find_part(os.path.join(source, name)) or find_yolo(labels, images):
-                parts[name] = found
+        found = {name: find_part(os.path.join(source, name)) or find_yolo(source, name) for name in SPLIT_FOLDERS}
+        parts = {name: part for name, part in found.items() if part}
     elif part.form == "VOC":
         lists = find_files(os.path.join(source, "ImageSets", "Main"), (".txt",))
-        words = f"{part.words}, ImageSets/Main"
-        parts = {name: part._replace(words=words, names=path) for name, path in lists.items()}
+        parts = {name: part._replace(words=f"{part.words}, ImageSets/Main", names=path) for name, path in lists.items()}
     if len(parts) > 1:
         return parts
     return {"": next(iter(parts.values()), part) or refuse_layout(source)}  # one list, or folder, is of all images
@@ -165,12 +162,13 @@ def find_part(folder):
         return Part("COCO", "COCO files beside their images", os.path.join(folder, COCO_FILE), folder)
     if find_files(folder, (".xml",)):
         return Part("VOC", "XML files beside their images", folder, folder)
-    beside = find_class_names(folder) and find_yolo(folder, folder)  # without class names they may be captions
-    return beside or find_yolo(os.path.join(folder, "labels"), os.path.join(folder, "images"))
+    beside = find_class_names(folder) and find_yolo(folder, names=("", ""))  # else they may be captions
+    return beside or find_yolo(folder)
 
 
-def find_yolo(labels, images):
-    """YOLO's text files in one folder, their images in another or the same; None if they are not there."""
+def find_yolo(folder, split="", names=("labels", "images")):
+    """YOLO's text files and images in folders of these names, or in those of a split within; None if not there."""
+    labels, images = (os.path.normpath(os.path.join(folder, name, split)) for name in names)
     words = "YOLO text files beside their images" if labels == images else "YOLO text files in labels, images in images"
     are_there = find_files(labels, (".txt",)).keys() - {"classes"} and find_files(images, IMAGE_SUFFIXES)
     return Part("YOLO", words, labels, images) if are_there else None
@@ -348,8 +346,8 @@ def read_coco(part, source, note):
         return made
 
     def by_id(key, make):
-        """A dict of the (id, value) pairs of usable(), without ids that stand for two things: which one is meant?"""
-        pairs = usable(key, make)
+        """What make() returns of each entry, by its id, without ids that stand for two things: which one is meant?"""
+        pairs = usable(key, lambda entry: (take_field(entry, "id", (int, str)), make(entry)))
         values = dict(pairs)
         for entry_id in {entry_id for entry_id, value in pairs if value != values[entry_id]}:
             del values[entry_id]
@@ -360,7 +358,7 @@ def read_coco(part, source, note):
     # COCO's own folders: annotations/instances_train2017.json and, beside `annotations`, train2017.
     own = os.path.join(os.path.dirname(folder), stem.rpartition("_")[2])
     folders = [part.images] if part.images else [folder, os.path.join(folder, "images"), own]
-    names = by_id("categories", lambda row: (take_field(row, "id", (int, str)), take_field(row, "name", str).strip()))
+    names = by_id("categories", lambda entry: take_field(entry, "name", str).strip())
     category_ids = {name: category_id for category_id, name in names.items()}
     records = by_id("images", lambda entry: make_coco_record(entry, folders, source, category_ids))
     usable("annotations", lambda entry: add_coco_object(entry, records, names))
@@ -382,12 +380,11 @@ def take_field(entry, key, types):
 
 
 def make_coco_record(entry, folders, source, category_ids):
-    """(id, record without objects) of an entry of "images"; ValueError for a name that no file can have."""
-    image_id, name = take_field(entry, "id", (int, str)), take_field(entry, "file_name", str)
+    """The record, without objects, of an entry of "images"; ValueError for a name that no file can have."""
+    name, size = take_field(entry, "file_name", str), usable_size(entry.get("width"), entry.get("height"))
     candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
-    image = next((candidate for candidate in candidates if os.path.isfile(candidate)), candidates[0])
-    size = usable_size(entry.get("width"), entry.get("height"))
-    return image_id, Record(image, image, source, "COCO", [], size, image_id, category_ids)
+    image = next(filter(os.path.isfile, candidates), candidates[0])
+    return Record(image, image, source, "COCO", [], size, entry["id"], category_ids)
 
 
 def add_coco_object(entry, records, names):
@@ -478,21 +475,16 @@ def parse_yolo_line(fields, names):
 
 
 def find_class_names(folder):
-    """The class names that a folder's data.yaml (or another .yaml file) or classes.txt says, by index; or None."""
+    """The class names that a folder's data.yaml (or another .yaml file) or classes.txt says, by index; or {}."""
     files, classes = find_files(folder, (".yaml", ".yml")), os.path.join(folder, "classes.txt")
     for name in sorted(files, key=lambda name: name != "data"):
         if names := parse_yaml_names(read_lines(files[name])):
             return names
-    if os.path.isfile(classes):
-        return dict(enumerate(line.strip() for line in read_lines(classes)))
-    return None
+    return dict(enumerate(map(str.strip, read_lines(classes) if os.path.isfile(classes) else ())))
 
 
 def parse_yaml_names(lines):
-    """The entry `names` of a YAML file: a list or dict, on one line or several. No other YAML is understood.
-
-    lines: the file's, without blank ones. Returns a dict of index to name; empty if there is no such entry.
-    """
+    """The list or dict `names` in a YAML file's lines, by index; {} if there is none. No other YAML is understood."""
     text = "\n".join(filter(str.strip, (re.sub(r"(^|\s)#.*", "", line) for line in lines)))  # without comments
     # From bracket to bracket, or up to a line that is neither indented nor an item.
     entry = re.search(r"^names:(\s*[\[{](?s:.*?)[\]}]\s*$|.*(?:\n[ \t-].*)*)", text, re.MULTILINE)

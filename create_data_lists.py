@@ -60,10 +60,8 @@ check_images = True  # False: do not open the images, only the annotations
 report_overlap = 0.5  # the report counts the objects of TRAIN that a prior overlaps so much; 0: not
 n_sheet_images = 24  # images of TRAIN on the contact sheet, chosen by the seed; 0: no sheet
 
-SHEET_COLUMNS, SHEET_CELL = 6, (320, 240)  # images in a row of the contact sheet, the size of each
 # Sizes of objects in the report, from and below: roots of their areas, in pixels of a 300 x 300 image
 SIZES = {"0-16": (0, 16), "16-32": (16, 32), "32-64": (32, 64), "64-128": (64, 128), "128-300": (128, math.inf)}
-SIZES |= {"all": (0, math.inf)}
 
 # What the data report can say of a file, in the order in which it says it.
 NOTES = {
@@ -212,18 +210,16 @@ def set_size(record, stored, orientation, notes):
     change places. Training reads the pixels as stored, so boxes drawn on the rotated image are turned back.
     """
     declared, shown = record.declared_size, (stored[1], stored[0]) if orientation >= 5 else stored
-    record.size, boxes = stored, [row.box for row in record.objects]
+    record.size, boxes, exif = stored, [row.box for row in record.objects], f"EXIF orientation {orientation}"
     if record.form == "YOLO":
         boxes = [tuple(value * side for value, side in zip(box, stored * 2, strict=True)) for box in boxes]
     elif declared and declared not in (stored, shown):
-        what = f"annotation {declared} image {stored}"  # (width, height)
-        add_note(notes, record.split, "size_differs", record.file, what)
+        add_note(notes, record.split, "size_differs", record.file, f"annotation {declared} image {stored}")
     if orientation > 1 and declared == shown != stored:
         boxes, record.declared_size = [turn_back(box, shown, orientation) for box in boxes], stored
-        what = f"EXIF orientation {orientation}, {len(boxes)} boxes"
-        add_note(notes, record.split, "boxes_turned", record.file, what)
+        add_note(notes, record.split, "boxes_turned", record.file, f"{exif}, {len(boxes)} boxes")
     elif orientation > 1 and (stored == shown or declared != stored):
-        add_note(notes, record.split, "exif_unclear", record.file, f"EXIF orientation {orientation}")
+        add_note(notes, record.split, "exif_unclear", record.file, exif)
     record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
 
 
@@ -369,14 +365,13 @@ def write_lists(output_folder, splits, report):
         for record in records:
             rows = record.objects
             entry = {"boxes": [row.box for row in rows], "labels": [label_map[row.name] for row in rows]}
-            entry |= {"difficulties": [row.difficulty for row in rows], "size": record.size, "image_id": record.image_id}
-            entry["areas"] = [row.area for row in rows] if record.form == "COCO" else None
+            entry |= {"difficulties": [row.difficulty for row in rows], "size": record.size}
+            entry.update(image_id=record.image_id, areas=[row.area for row in rows] if record.form == "COCO" else None)
             entries.append({key: value for key, value in entry.items() if value is not None})
             category_ids |= record.category_ids or {}  # of TEST, if they differ
         texts[f"{split}_images.json"] = json.dumps([record.image for record in records])
         texts[f"{split}_objects.json"] = json.dumps(entries)
-    category_ids = {name: category_ids[name] for name in label_map if name in category_ids}
-    texts["category_ids.json"] = json.dumps(category_ids)
+    texts["category_ids.json"] = json.dumps({name: category_ids[name] for name in label_map if name in category_ids})
     utils.write_files(output_folder, texts)
 
 
@@ -413,11 +408,11 @@ def overlap_table(label_map, records, min_overlap):
     # Fractions: that is where the priors are, whatever the shape of the image.
     labels, boxes_xy = table[:, 0], (table[:, 1:5] / table[:, [5, 6, 5, 6]]).float()  # (M,), (M, 4)
     sides = 300 * (boxes_xy[:, 2:] - boxes_xy[:, :2]).prod(dim=1).sqrt()  # (M,), pixels of the resized image
-    columns = [(sides >= low) & (sides < high) for low, high in SIZES.values()]
+    columns = [(sides >= low) & (sides < high) for low, high in SIZES.values()] + [labels > 0]
     lines = [
         "Objects of TRAIN by size (root of the area, in pixels of a 300 x 300 image), and of each number the share",
         f"whose best prior overlaps {min_overlap:g} or more; to the others no prior fits well.",
-        " " * 38 + "".join(title.rjust(13) for title in SIZES),
+        " " * 38 + "".join(title.rjust(13) for title in [*SIZES, "all"]),
     ]
     rows = [(name, labels == label) for name, label in label_map.items() if label][:100]
     seen = []
@@ -456,8 +451,7 @@ def draw_contact_sheet():
     paths, objects = (utils.read_json(path, list) for path in lists)
     chosen = sorted(random.Random(seed).sample(range(len(paths)), min(n_sheet_images, len(paths))))
     colors, names = utils.class_colors(label_map), utils.rev_label_map(label_map)
-    width, height = SHEET_CELL
-    n_columns = min(SHEET_COLUMNS, len(chosen))
+    width, height, n_columns = 320, 240, min(6, len(chosen))  # of a cell, in pixels; cells in a row
     sheet = Image.new("RGB", (n_columns * width, -(-len(chosen) // n_columns) * height), "white")
     for place, i in enumerate(chosen):
         image = to_pil_image(read_image(paths[i]))

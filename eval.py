@@ -14,7 +14,6 @@ import importlib.util
 import io
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -195,10 +194,9 @@ def calculate_mAP(
     best_objects, overlaps = _find_best_objects(det_boxes, det_groups, true_boxes, groups)
     best_objects[overlaps < min_overlap] = -1
     order = np.lexsort((-det_scores, det_labels))  # by class, then by falling score; equal ones stay as they were
-    best_objects = best_objects[order]
-    ends = np.bincount(det_labels, minlength=n_labels).cumsum()  # of the classes, in this order
+    by_label = np.split(best_objects[order], np.bincount(det_labels, minlength=n_labels).cumsum())
     average_precisions = {
-        name: _average_precision(best_objects[ends[label - 1] : ends[label]], is_easy, n_easy[label], metric)
+        name: _average_precision(by_label[label], is_easy, n_easy[label], metric)
         for name, label in label_map.items()
         if label > 0
     }
@@ -358,9 +356,9 @@ def read_voc_detections(folder, image_names, label_map):
     Raises FileNotFoundError or ValueError, naming file and line, for what is missing or not a detection.
     """
     images, classes = voc_names(image_names, label_map)
-    paths, entries = {os.path.join(folder, name): label for label, name in classes.items()}, []
+    paths, entries = {Path(folder, name): label for label, name in classes.items()}, []
     for path in paths:
-        if not os.path.isfile(path):
+        if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             entries += (((path, f"line {number}"), line) for number, line in enumerate(file, start=1))
