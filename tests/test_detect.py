@@ -321,7 +321,7 @@ def test_files_folders_and_patterns(shell, tmp_path, capsys, parameters, copies)
     """Copies in folders like the originals'; those of an earlier run are not taken for photos."""
     names = ("[odd].png", "a b é.jpg", "c.PNG", "d.pgm", "er/c.png", ".hidden.jpg", ".thumbnails/e.jpg")
     make_files(*(f"in/{name}" for name in names))
-    for name in ("notes.txt", "film\x1b.mp4"):
+    for name in ("notes.txt", "photo.HEIC", "film\x1b.mp4"):
         Path("in", name).write_text("not an image")
     Path("in/below.jpg").mkdir()
     before, folder, n = read_files(tmp_path / "in"), parameters.get("output_folder", "out"), len(copies)
@@ -330,7 +330,7 @@ def test_files_folders_and_patterns(shell, tmp_path, capsys, parameters, copies)
         printed = capsys.readouterr().out
         assert sorted(read_files(tmp_path / folder)) == copies
         assert f"{n} of {n} images annotated, in {folder}; {n} objects" in printed
-        others = "2 other files, not named like images that can be read: film\\x1b.mp4, notes.txt"
+        others = "3 other files, not named like images that can be read: film\\x1b.mp4, notes.txt, photo.HEIC"
         assert (others in printed) == ("images" not in parameters)
     assert before.items() <= read_files(tmp_path / "in").items()
     with Image.open(Path(folder, copies[0])) as annotated:
