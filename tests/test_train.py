@@ -305,17 +305,6 @@ def test_training_learns_by_heart(run):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5]), losses
 
 
-def test_bfloat16_and_channels_last_train_alike(run, monkeypatch):
-    """The way of machines that have units for bfloat16, and that of the others."""
-    weights = []
-    for has_units, memory_format in ((True, torch.channels_last), (False, torch.contiguous_format)):
-        monkeypatch.setattr(train.utils, "has_bf16_units", lambda _, answer=has_units: answer)
-        monkeypatch.setattr(train.utils, "fastest_memory_format", lambda *_, answer=memory_format: answer)
-        weights.append(run(iterations=6, overwrite=True)["model"]["base.conv1_1.weight"])
-    assert not torch.equal(*weights)
-    torch.testing.assert_close(*weights, rtol=0, atol=0.02)
-
-
 def test_learning_rate_schedules(monkeypatch):
     monkeypatch.setattr(train, "warmup", 10)
     optimizer = train.make_optimizer(nn.Conv2d(2, 2, 1), CPU)
