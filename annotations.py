@@ -214,12 +214,9 @@ def find_files(folder, suffixes):
 def read_voc(part, source, note):
     """The records of XML files, with the corners as written: `count_from()` makes them continuous."""
     images, files = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".xml",))
-    if part.names:
-        names = [line.strip() for line in read_lines(part.names)]
-    else:
-        names = sorted(files, key=files.get)
-        for name in sorted(images.keys() - files.keys()):
-            note("image_unlabelled", images[name])
+    names = [line.strip() for line in read_lines(part.names)] if part.names else sorted(files, key=files.get)
+    for name in () if part.names else sorted(images.keys() - files.keys()):
+        note("image_unlabelled", images[name])
     records, problems = [], []
     for name in names:
         file = files.get(name, os.path.join(part.annotations, name + ".xml"))
@@ -239,11 +236,9 @@ def read_voc(part, source, note):
 
 
 def count_from(records, first_pixel):
-    """Make boxes continuous that are written as the corners of VOC; returns what the files call the first pixel.
-
-    VOC counts pixels from 1 and includes both ends, so 1 is taken off the minima. Tools that count from 0 write the
-    rectangle that was drawn, which is continuous already; a single minimum of 0, which VOC never has, tells them.
-    """
+    """Make boxes continuous that are written as the corners of VOC; returns what the files call the first pixel."""
+    # VOC counts pixels from 1 and includes both ends, so 1 is taken off the minima. Tools that count from 0 write the
+    # rectangle that was drawn, which is continuous already; a single minimum of 0, which VOC never has, tells them.
     minima = (side for record in records for row in record.objects for side in row.box[:2])
     first = int(first_pixel if first_pixel != "" else not any(0 <= side < 1 for side in minima))
     for record in records:
@@ -320,15 +315,12 @@ def usable_size(width, height):
 
 
 def read_coco(part, source, note):
-    """The records of a COCO file: {"images": [...], "annotations": [...], "categories": [...]}.
-
-    Entries that cannot be used are left out and noted. Raises ValueError if no image, or no annotation, is left.
-    """
+    """The records of a COCO file: {"images": [...], "annotations": [...], "categories": [...]}."""
     path = part.annotations
     content, shown = read_json(path, dict, object_hook=without_outline), printable(path, 1000)
 
     def usable(key, make):
-        """What make() returns of each entry of a list, without those for which it raises a ValueError."""
+        """What make() returns of each entry of a list. Those that it refuses are noted; if it does all, ValueError."""
         entries, made, problems = content.get(key), [], []
         if not isinstance(entries, list):
             raise ValueError(f"{shown}: not a COCO file: it has no list of {key!r}")
@@ -420,9 +412,8 @@ def read_yolo(part, source, note):
     names = next(filter(None, map(find_class_names, folders)), None)
     if not names:
         raise ValueError(f"{printable(source)}: the class names are missing: a data.yaml or classes.txt says them")
-    images, files = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".txt",))
+    images, files, records = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".txt",)), []
     files.pop("classes", None)
-    records = []
     for name, image in images.items():
         file, objects = files.get(name, os.path.join(part.annotations, name + ".txt")), []
         if name not in files:

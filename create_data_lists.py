@@ -203,18 +203,15 @@ def look_at_image(path, decode):
 
 
 def set_size(record, stored, orientation, notes):
-    """Give a record the size of its image as stored, and its boxes in these pixels.
-
-    A photo's EXIF data may ask that it be rotated or mirrored before it is shown. Some labelling tools do so,
-    others do not; the size in the annotation tells on which pixels the boxes were drawn, if width and height
-    change places. Training reads the pixels as stored, so boxes drawn on the rotated image are turned back.
-    """
+    """Give a record the size of its image as stored, and its boxes in these pixels, which training reads."""
     declared, shown = record.declared_size, (stored[1], stored[0]) if orientation >= 5 else stored
     record.size, boxes, exif = stored, [row.box for row in record.objects], f"EXIF orientation {orientation}"
     if record.form == "YOLO":
         boxes = [tuple(value * side for value, side in zip(box, stored * 2, strict=True)) for box in boxes]
     elif declared and declared not in (stored, shown):
         add_note(notes, record.split, "size_differs", record.file, f"annotation {declared} image {stored}")
+    # A photo's EXIF data may ask that it be rotated or mirrored before it is shown. Some labelling tools do so, others
+    # do not; the size in the annotation tells which pixels the boxes were drawn on, if width and height change places.
     if orientation > 1 and declared == shown != stored:
         boxes, record.declared_size = [turn_back(box, shown, orientation) for box in boxes], stored
         add_note(notes, record.split, "boxes_turned", record.file, f"{exif}, {len(boxes)} boxes")
@@ -224,14 +221,11 @@ def set_size(record, stored, orientation, notes):
 
 
 def turn_back(box, shown, orientation):
-    """A box on an image as shown, of size `shown`, in its pixels as stored; EXIF orientation 5 to 8.
-
-    All four swap x and y; besides, 6 and 7 mirror the shown image left to right, 7 and 8 top to bottom.
-    """
+    """A box on an image as shown, of size `shown`, in its pixels as stored; orientations 5 to 8, which swap x and y."""
     (x_min, y_min, x_max, y_max), (width, height) = box, shown
-    if orientation in (6, 7):
+    if orientation in (6, 7):  # mirrored left to right, besides
         x_min, x_max = width - x_max, width - x_min
-    if orientation in (7, 8):
+    if orientation in (7, 8):  # and top to bottom
         y_min, y_max = height - y_max, height - y_min
     return y_min, x_min, y_max, x_max
 
@@ -399,10 +393,7 @@ def data_report_text(report, max_lines=5):
 
 
 def overlap_table(label_map, records, min_overlap):
-    """A table, as text: the number of objects by class and size, and the share whose best prior overlaps enough.
-
-    The classes stand there for SSD300; for every other network that has priors of its own, the sum of all classes.
-    """
+    """A table, as text: the number of objects by class and size, and the share whose best prior overlaps enough."""
     numbers = (n for record in records for row in record.objects for n in (label_map[row.name], *row.box, *record.size))
     table = torch.from_numpy(np.fromiter(numbers, np.float64).reshape(-1, 7))  # label, box, width, height
     # Fractions: that is where the priors are, whatever the shape of the image.
@@ -414,6 +405,7 @@ def overlap_table(label_map, records, min_overlap):
         f"whose best prior overlaps {min_overlap:g} or more; to the others no prior fits well.",
         " " * 38 + "".join(title.rjust(13) for title in [*SIZES, "all"]),
     ]
+    # The classes for SSD300; for every other network that has priors of its own, the sum of all classes.
     rows = [(name, labels == label) for name, label in label_map.items() if label][:100]
     seen = []
     for network, row in NETWORKS.items():
@@ -430,11 +422,9 @@ def overlap_table(label_map, records, min_overlap):
 
 
 def best_overlaps(boxes_xy, priors_cxcy, sources):
-    """The overlap of each box with its best prior: (M, 4), boundary form, fractional -> (M,).
-
-    sources: the network's maps. The priors of one size on a map are copies of each other, one in each cell. The one
-    that overlaps a box most is that of the cell in which the box has its centre; the others need not be looked at.
-    """
+    """The overlap of each box, (M, 4), boundary form, fractional, with its best prior: (M,). sources: the network's."""
+    # The priors of one size on a map are copies of each other, one in each cell. The one that overlaps a box most is
+    # that of the cell in which the box has its centre; the others need not be looked at.
     best, centers = torch.zeros(len(boxes_xy)), (boxes_xy[:, :2] + boxes_xy[:, 2:]) / 2
     of_maps = utils.cxcy_to_xy(priors_cxcy).split([source.grid**2 * source.n_priors for source in sources])
     for source, of_map in zip(sources, of_maps, strict=True):
@@ -447,8 +437,7 @@ def best_overlaps(boxes_xy, priors_cxcy, sources):
 def draw_contact_sheet():
     """Write contact_sheet.jpg: what the lists say, drawn on the images. Swapped coordinates and classes show."""
     label_map = utils.load_label_map(output_folder)
-    lists = (os.path.join(output_folder, f"TRAIN_{kind}.json") for kind in ("images", "objects"))
-    paths, objects = (utils.read_json(path, list) for path in lists)
+    paths, objects = (utils.read_json(f"{output_folder}/TRAIN_{kind}.json", list) for kind in ("images", "objects"))
     chosen = sorted(random.Random(seed).sample(range(len(paths)), min(n_sheet_images, len(paths))))
     colors, names = utils.class_colors(label_map), utils.rev_label_map(label_map)
     width, height, n_columns = 320, 240, min(6, len(chosen))  # of a cell, in pixels; cells in a row

@@ -313,8 +313,7 @@ def write_detections(path, dataset, detections=None):
     x_min y_min x_max y_max`, in pixels that count from 1 and include both ends.
     Raises OSError, naming the path; ValueError for names or ids that the format cannot hold.
     """
-    path = Path(path)
-    is_coco = path.suffix == ".json"
+    path, is_coco = Path(path), str(path).endswith(".json")
     images, classes = coco_ids(dataset) if is_coco else voc_names(dataset.image_names(), dataset.label_map)
     files = {path.name: []} if is_coco else {name: [] for name in classes.values()}
     for image, *found in zip(images, *detections, strict=True) if detections else ():
