@@ -307,7 +307,7 @@ def test_report_counts_first_and_names_some_files(tmp_path, capsys):
     assert printed.startswith(f"{folder}: {layout}")
     assert "TRAIN: 125 images (0 without objects), 125 objects (125 easy, 0 difficult)" in printed
     assert printed.index("      125  Boxes of no area") < printed.index("Objects (of them difficult)")
-    assert "a004.xml 1 object" in printed and "a005.xml" not in printed and "... and 120 more" in printed
+    assert "a004.xml 1 object\n" in printed and "a005.xml" not in printed and "... and 120 more" in printed
     assert r"cat\x9b31m [1, 1, 1, 1] in 100 x 80" in printed and "\x9b" not in printed
     kept = (tmp_path / "lists" / "data_report.txt").read_text()
     assert "a099.xml" in kept and "a100.xml" not in kept and "all, ssd512_vgg16 (512)" in kept
