@@ -248,6 +248,14 @@ def write_coco(folder, content, images="images", name="all.json"):
     return write(folder / name, content)
 
 
+def test_coco_records(tmp_path):
+    crowd = {**DOG, "bbox": [0.5, 0, 9, 8], "iscrowd": 1, "area": 55.5}
+    (record,) = read(write_coco(tmp_path, coco(annotations=[DOG, crowd])))
+    assert (record.image_id, record.declared_size) == (7, (100, 80))
+    assert record.objects == [("dog", (10, 20, 40, 60), 0, 1200), ("dog", (0.5, 0, 9.5, 8), 1, 55.5)]
+    assert record.category_ids == {"pets": 0, "dog": 3, "N/A": 5}
+
+
 @pytest.mark.parametrize("images", [".", "images", "val2017", "elsewhere"])
 def test_coco_images_are_found(tmp_path, images):
     path = write_coco(tmp_path, coco(), images, "annotations/instances_val2017.json")
