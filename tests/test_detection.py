@@ -98,12 +98,11 @@ def random_case(seed):
     return locs, scores, priors, min_score, max_overlap, top_k, max_candidates
 
 
-SHORT_ROUNDS = {
-    "PRIORS_FOR_EACH_OBJECT": 1, "NEW_IN_FIRST_POOL": 2, "NEW_IN_POOL": 3, "STEPS_A_ROUND": 1, "PAIRS_AT_ONCE": 16,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("seeds", "constants"), [(range(800), {}), (range(10_000, 10_300), SHORT_ROUNDS)])
+@pytest.mark.parametrize("seeds, constants", [
+    (range(800), {}),
+    (range(10_000, 10_300), {"PRIORS_FOR_EACH_OBJECT": 1, "NEW_IN_FIRST_POOL": 2, "NEW_IN_POOL": 3, "STEPS_A_ROUND": 1,
+                             "PAIRS_AT_ONCE": 16}),
+])  # fmt: skip
 def test_small_random_cases(monkeypatch, seeds, constants):
     for name, value in constants.items():
         monkeypatch.setattr(module, name, value)

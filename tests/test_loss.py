@@ -21,8 +21,7 @@ def random_priors(n, seed):
 
 
 def random_batch(counts, n_classes, priors_cxcy, seed, crowded=True):
-    """Predictions and objects for images with these numbers of objects, each near a prior; if crowded, two objects
-    are near the same one."""
+    """Predictions and objects for images with these numbers of objects, each near a prior; if crowded, two near one."""
     generator = torch.Generator().manual_seed(seed)
     boxes, labels = [], []
     for n in counts:
@@ -123,11 +122,8 @@ def test_an_object_gets_the_same_prior_in_whatever_batch_it_is():
 
 
 @pytest.mark.parametrize("settings", [
-    {},
-    {"threshold": 0.3, "neg_pos_ratio": 1, "alpha": 2.5},
-    {"threshold": 0.9, "n_negatives_without_objects": 7},
-    {"neg_pos_ratio": 1000},  # more than there are
-    {"neg_pos_ratio": 0, "n_negatives_without_objects": 200},
+    {}, {"threshold": 0.3, "neg_pos_ratio": 1, "alpha": 2.5}, {"threshold": 0.9, "n_negatives_without_objects": 7},
+    {"neg_pos_ratio": 1000}, {"neg_pos_ratio": 0, "n_negatives_without_objects": 200},  # 1000: more than there are
 ])  # fmt: skip
 def test_loss_and_gradients_against_a_plain_reference_in_float64(settings):
     priors_cxcy = random_priors(300, 2)
@@ -142,8 +138,8 @@ def test_loss_and_gradients_against_a_plain_reference_in_float64(settings):
 @pytest.mark.parametrize("spread", [1, 1e4])
 def test_loss_of_the_real_size(spread):
     # Two objects at one prior would leave one of them a choice between others of the same overlap.
-    locs, scores, boxes, labels = random_batch([2, 0, 12], 21, PRIORS_CXCY, 4, crowded=False)
-    batch = locs, spread * scores, boxes, labels
+    locs, scores, *objects = random_batch([2, 0, 12], 21, PRIORS_CXCY, 4, crowded=False)
+    batch = locs, spread * scores, *objects
     plain = functools.partial(plain_multibox_loss, priors_cxcy=PRIORS_CXCY)
     assert_all_close(loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *batch), loss_and_gradients(plain, *batch), 1e-4)
 
@@ -160,40 +156,31 @@ def test_batch_without_objects():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_loss_is_finite_at_the_smallest_and_largest_boxes(dtype):
+def test_loss_is_finite_at_the_smallest_and_largest_boxes_and_computed_in_float32(dtype):
     tiny, above_half = torch.finfo(torch.float32).tiny, torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)).item()
     extremes = torch.tensor([[0, 0, 1, 1], [0, 0, tiny, tiny], [0, 0, 1, 1e-30], [0.5, 0.5, above_half, above_half]])
     assert (extremes[:, 2:] > extremes[:, :2]).all()  # the numbers survived float32
     boxes = [*extremes.split(1), extremes]
     labels = [torch.ones(len(b), dtype=torch.int64) for b in boxes]
     locs, scores = torch.randn(5, 8732, 4).to(dtype), (30 * torch.randn(5, 8732, 3)).to(dtype)
+    criterion = MultiBoxLoss(PRIORS_CXCY)
     with torch.autocast("cpu", torch.bfloat16):
-        results = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), locs, scores, boxes, labels)
+        results = loss_and_gradients(criterion, locs, scores, boxes, labels)
     assert all(result.isfinite().all() for result in results)
     assert [result.dtype for result in results] == [torch.float32, dtype, dtype]
+    expected = loss_and_gradients(criterion, locs.float(), scores.float(), boxes, labels)
+    for result, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, value.to(result.dtype))
 
 
 @pytest.mark.parametrize("neg_pos_ratio", [3, 0])
 def test_batches_weigh_alike_whatever_share_of_their_images_has_objects(neg_pos_ratio):
     criterion = MultiBoxLoss(PRIORS_CXCY, neg_pos_ratio=neg_pos_ratio, n_negatives_without_objects=50)
-    losses, norms = [], []
-    for n in (8, 1, 0):  # images with objects
-        *_, boxes, labels = random_batch([3] * n + [0] * (8 - n), 4, PRIORS_CXCY, 20)
-        loss, _, d_scores = loss_and_gradients(criterion, *torch.zeros(2, 8, 8732, 4), boxes, labels)
-        losses.append(float(loss))
-        norms.append(float(d_scores.norm()))
+    batches = [random_batch([3] * n + [0] * (8 - n), 4, PRIORS_CXCY, 20) for n in (8, 1, 0)]  # images with objects
+    results = [loss_and_gradients(criterion, *torch.zeros(2, 8, 8732, 4), *objects) for _, _, *objects in batches]
+    losses, norms = [float(loss) for loss, *_ in results], [float(d_scores.norm()) for *_, d_scores in results]
     assert max(losses) < 4 * min(losses) and max(norms) < 4 * min(norms)
     assert losses[2] == pytest.approx(max(neg_pos_ratio, 1) * math.log(4))
-
-
-def test_half_precision_predictions_are_computed_in_float32():
-    locs, scores, boxes, labels = random_batch([4, 1], 5, PRIORS_CXCY, 9)
-    half = locs.bfloat16(), scores.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        results = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *half, boxes, labels)
-    expected = loss_and_gradients(MultiBoxLoss(PRIORS_CXCY), *(part.float() for part in half), boxes, labels)
-    for result, value in zip(results, expected, strict=True):
-        torch.testing.assert_close(result, value.to(result.dtype))
 
 
 def test_predictions_that_are_not_numbers_show_in_the_loss():
