@@ -181,22 +181,19 @@ def test_a_wait_or_a_wrong_device_is_seen(gpu, monkeypatch, waits, action):
 
 @pytest.mark.parametrize(("bf16", "optimizer_name"), [(False, "sgd"), (True, "adamw")])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_training_and_evaluation(gpu, monkeypatch, lists, tmp_path, network, bf16, optimizer_name):
+def test_training_and_evaluation(gpu, run_main, monkeypatch, lists, tmp_path, network, bf16, optimizer_name):
     """train.py's own loop on the pretended GPU, with log, checkpoint and evaluation."""
-    settings = {
-        "network": network, "data_folder": str(lists), "pretrained": "", "bf16": bf16, "optimizer_name": optimizer_name,
-        "batch_size": 3, "iterations": 2, "workers": 0, "log_every": 2, "evaluate_every": 2, "grad_clip": 1.0,
-        "compile_model": False, "save_to": str(tmp_path / "c.pth.tar"), "log_file": "",
-    }  # fmt: skip
-    for name, value in settings.items():
-        monkeypatch.setattr(train, name, value)
     monkeypatch.setattr(train.utils, "save_checkpoint", lambda state, path: None)
     monkeypatch.setattr(train, "start_process", lambda: CUDA)
     monkeypatch.setattr(train.multiprocessing, "active_children", lambda: [])  # those of other tests
     monkeypatch.setattr(evaluation, "bf16", bf16)
     seen, normalize = [], SSD300.normalize
     monkeypatch.setattr(SSD300, "normalize", lambda *given: seen.append(given) or normalize(*given))
-    train.main()
+    run_main(
+        train, network=network, data_folder=str(lists), pretrained="", bf16=bf16, optimizer_name=optimizer_name,
+        batch_size=3, iterations=2, workers=0, log_every=2, evaluate_every=2, grad_clip=1.0, compile_model=False,
+        save_to=str(tmp_path / "c.pth.tar"), log_file="",
+    )  # fmt: skip
     unexpected = [wait for wait in gpu.waits if wait[:2] not in MAY_WAIT]
     assert not unexpected, "the host waits for the GPU in\n" + "\n".join(map(str, unexpected))
     places = [wait[1] for wait in gpu.waits if wait[3] in ("tolist", "copied to the CPU")]

@@ -328,8 +328,7 @@ def test_groups_of_parameters(monkeypatch, optimizer_name, factor):
     monkeypatch.setattr(train, "optimizer_name", optimizer_name)
     model = SSD300(3, "ssd300_tiny")
     groups = train.make_optimizer(model, CPU).param_groups
-    assert [group["weight_decay"] for group in groups] == [5e-4, 0, 0]
-    assert [group["lr_factor"] for group in groups] == [1, factor, 1]
+    assert [(group["weight_decay"], group["lr_factor"]) for group in groups] == [(5e-4, 1), (0, factor), (0, 1)]
     named = {id(parameter): name for name, parameter in model.named_parameters()}
     weights, biases, norms = ({named[id(parameter)] for parameter in group["params"]} for group in groups)
     assert weights | biases | norms == set(named.values()) and "rescale_factors" in weights
