@@ -320,7 +320,7 @@ def read_coco(part, source, note):
     content, shown = read_json(path, dict, object_hook=without_outline), printable(path, 1000)
 
     def usable(key, make):
-        """What make() returns of each entry of a list. Those that it refuses are noted; ValueError if it refuses all."""
+        """What make() returns of each entry of a list. The refused ones are noted; ValueError if all are."""
         entries, made, problems = content.get(key), [], []
         if not isinstance(entries, list):
             raise ValueError(f"{shown}: not a COCO file: it has no list of {key!r}")
