@@ -342,13 +342,13 @@ PHOTO = Image.fromarray(make_noise(60, 80))
 
 
 def test_images_of_every_mode_are_read_as_rgb_with_and_without_torchvisions_decoder(tmp_path, monkeypatch):
-    grey, white, see_through = PHOTO.convert("L"), Image.new("RGB", PHOTO.size, "white"), PHOTO.convert("RGBA")
+    grey, see_through = PHOTO.convert("L"), PHOTO.convert("RGBA")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 77)  # 16 bits, of which the upper eight count
-    see_through.putalpha(Image.new("L", PHOTO.size, 0))
+    see_through.putalpha(0)
     options = {}, {"quality": 95, "subsampling": 0}, {"progressive": True}, {"restart_marker_rows": 1}
     cases = [
         *((image, "PNG", {}, image, 0) for image in (PHOTO, grey, PHOTO.quantize(64), PHOTO.convert("1"))),
-        *((image, "PNG", {}, white, 0) for image in (see_through, see_through.convert("LA"))),  # laid on white
+        *((image, "PNG", {}, Image.new("L", PHOTO.size, 255), 0) for image in (see_through, see_through.convert("LA"))),
         *((deep, kind, {}, grey, 0) for kind in ("PNG", "TIFF")),
         (PHOTO.convert("RGBA"), "PNG", {}, PHOTO, 0),
         (grey, "JPEG", {"quality": 100}, grey, 8),

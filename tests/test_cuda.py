@@ -210,11 +210,10 @@ def test_training_and_evaluation(gpu, run_main, monkeypatch, lists, tmp_path, ne
 @pytest.mark.parametrize("n_objects", [(0, 0), (1, 3), (0, 5)])
 def test_loss_never_waits(gpu, n_objects):
     """Forward and backward, also of images without objects, lists on the CPU."""
-    model = SSD300(5, network="ssd300_tiny")
     locs = torch.zeros(2, 8732, 4, device=CUDA, requires_grad=True)
     scores = torch.zeros(2, 8732, 5, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
     boxes = [torch.tensor([[0.1, 0.1, 0.5, 0.5]]).repeat(n, 1) for n in n_objects]
-    criterion = MultiBoxLoss(model.priors_cxcy, n_negatives_without_objects=5).to(CUDA)
+    criterion = MultiBoxLoss(SSD300.create_prior_boxes(), n_negatives_without_objects=5).to(CUDA)
     gpu.waits.clear()
     backward(criterion(locs, scores, boxes, [torch.ones(n, dtype=torch.int64) for n in n_objects]))
     assert gpu.waits == []

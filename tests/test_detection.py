@@ -178,11 +178,9 @@ def test_the_host_waits_a_few_times(monkeypatch):
 @pytest.mark.parametrize("locs, scores, parameters, message", [
     ((2, 7, 4), (2, 8, 3), {}, r"shapes \(\(2, 7, 4\), \(2, 8, 3\)\) are not \(N, 8, 4\)"),
     ((2, 8, 4), (1, 8, 3), {}, r"shapes \(\(2, 8, 4\), \(1, 8, 3\)\) are not"),
-    ((2, 8, 4), (2, 8), {}, r"shapes \(\(2, 8, 4\), \(2, 8\)\)"),
-    ((2, 8, 4), (2, 8, 1), {}, "C of 2 or more"),
-    ((2, 8, 4), (2, 8, 3), {"top_k": 0}, "top_k is 0"),
-    ((2, 8, 4), (2, 8, 3), {"max_candidates": 0}, "max_candidates is 0"),
-    ((2, 8, 4), (2, 8, 3), {"max_overlap": -0.1}, "max_overlap is -0.1"),
+    ((2, 8, 4), (2, 8), {}, r"shapes \(\(2, 8, 4\), \(2, 8\)\)"), ((2, 8, 4), (2, 8, 1), {}, "C of 2 or more"),
+    *(((2, 8, 4), (2, 8, 3), {name: value}, f"{name} is {value}")
+      for name, value in (("top_k", 0), ("max_candidates", 0), ("max_overlap", -0.1))),
 ])  # fmt: skip
 def test_arguments_that_make_no_sense(locs, scores, parameters, message):
     parameters = {"min_score": 0.1, "max_overlap": 0.45, "top_k": 10} | parameters

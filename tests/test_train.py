@@ -79,9 +79,9 @@ def test_resume_after_kills_takes_the_same_steps(lists, unbroken, tmp_path):
     n_kills, rng, checkpoint = int(os.environ.get("SSD_KILLS", 1)), random.Random(0), tmp_path / "last.pth.tar"
     for kills in range(n_kills + 1):
         modified = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        resume = {"checkpoint": checkpoint.name} if modified else {}
         # The number of workers changes at each start: it must not matter.
-        process = start(training(lists, workers=2 * kills % 3, **resume), tmp_path)
+        resumed = checkpoint.name if modified else ""
+        process = start(training(lists, workers=2 * kills % 3, checkpoint=resumed), tmp_path)
         if kills < n_kills:
             while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == modified):
                 time.sleep(0.01)  # at least one checkpoint further, so that the test comes to an end
