@@ -132,8 +132,8 @@ def test_lists_of_different_lengths():
 @pytest.mark.parametrize(
     ("one", "parameters", "message"),
     [
-        *((image([(A, i, 0.9)], []), {}, f"the label {i} is not") for i in (0, 3, -1)),
-        *((image([], [(A, i, 0)]), {}, f"the label {i} is not") for i in (0, 3, -1)),
+        *((image([(A, i, 0.9)], []), {}, f"the label {i} is not in the label map") for i in (0, 3, -1)),
+        *((image([], [(A, i, 0)]), {}, f"the label {i} is not in the label map") for i in (0, 3, -1)),
         (cats([A], A), {"metric": "12 points"}, '"11 points" or "area"'),
         (cats([A], A, scores=[math.nan]), {}, "not a number"),
     ],
@@ -484,7 +484,8 @@ def test_evaluate_gives_the_same_in_any_batches(lists, tiny_checkpoint):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [("metric", "12 points", '"11 points", "area" or "coco"'), ("min_overlap", 0.0, "min_overlap is 0.0"),
-     ("min_overlap", math.nan, "min_overlap is nan"), ("write_detections_to", "/dev/null/found", "cannot be written")],
+     ("min_overlap", math.nan, "min_overlap is nan"),
+     ("write_detections_to", "/dev/null/found", "cannot be written to /dev/null/found")],
 )  # fmt: skip
 def test_errors_before_anything_is_detected(lists, tiny_checkpoint, run_main, name, value, message):
     settings = {"detect_all": None, "data_folder": str(lists), "checkpoint": str(tiny_checkpoint), "workers": 0}
