@@ -668,6 +668,7 @@ def load_pretrained(model, weights):
             entries = vgg16_entries(model.base, entries, state)
         fit_to(model, entries, mean, std)
         model.base.load_state_dict(entries)
+        utils.check_finite(entries)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{weights}: not weights of {row.base}: {printable(error, 1000)}") from error
 
@@ -699,11 +700,7 @@ def decimate(tensor, steps):
 
 
 def fit_to(model, entries, mean, std):
-    """Prepare a model for weights: their mean and std, and an SSDLite's tail as wide as theirs; ValueError if there are
-    numbers that are not finite."""
-    for name, tensor in {**entries, "mean": torch.tensor(mean)}.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds numbers that are not finite")
+    """Prepare a model for weights: their mean and std, and an SSDLite's tail as wide as theirs."""
     if not 0 < min(std) <= max(std) < math.inf:
         raise ValueError(f"its std is {std}; the input is divided by it, so it must be more than 0")
     model.mean.copy_(torch.tensor(mean).view_as(model.mean))
@@ -729,12 +726,13 @@ def model_from_checkpoint(saved, name, label_map=None):
     try:
         state, label_map = saved["model"], label_map or saved["label_map"]
         model = SSD300(len(label_map), saved.get("network", "ssd300_vgg16"))
-        fit_to(model, {**state, "priors_cxcy": saved["priors_cxcy"]}, saved["mean"], saved["std"])
+        fit_to(model, state, saved["mean"], saved["std"])
         if label_map != saved["label_map"]:
             own = {entry: tensor for entry, tensor in model.state_dict().items() if entry.startswith("pred_convs.cl_")}
             state = {**state, **own}
         model.load_state_dict(state)
         model.priors_cxcy.copy_(saved["priors_cxcy"])
+        utils.check_finite({**state, "priors_cxcy": model.priors_cxcy, "mean": model.mean})  # shapes are known now
         model.max_size_offset, model.antialias = saved.get("max_size_offset"), saved.get("antialias", True)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: a checkpoint that does not fit: {printable(error, 1000)}") from error

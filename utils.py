@@ -310,6 +310,13 @@ def load_checkpoint(path, device="cpu"):
     return checkpoint
 
 
+def check_finite(state):
+    """ValueError, naming the entry, if a dict of name to tensor holds numbers that are not finite."""
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
 def read_state_dict(weights, known):
     """Read a state dict, a dict of name to tensor: torchvision's by its name, or a local file.
 
