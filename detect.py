@@ -45,7 +45,7 @@ images = "images"  # a file, a folder, or a pattern with * or ?
 recursive = False  # True: the folders in a folder as well
 output_folder = "detections"  # made where it is missing; files of an earlier run are written over
 write_boxes_to = ""  # a .csv or .json file: image, class, score and box in pixels of each object; "": none
-batch_size = 8  # images, or frames of an animated GIF, that the network sees at once; fewer where they are large
+batch_size = 4  # images, or frames of an animated GIF, that the network sees at once; fewer where they are large
 workers = 2  # threads that read and write images while the network works
 
 # Detection: the defaults of detect() and find_objects(), too

@@ -433,7 +433,7 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
         keys *= keys >= keys.topk(min(max_candidates, n)).values[:, -1:]
     lowest = (left_out + 1) << 32  # (N, 1): candidates from this key on are all here
     rows = torch.arange(len(keys), device=scores.device)
-    open_keys, survivors = keys.new_zeros(len(keys)), keys.new_zeros(len(keys), 0)
+    open_keys, survivors = keys.new_zeros(len(keys)), keys.new_zeros(len(keys), -(-top_k // (n_classes - 1)))
     width, n_new = min(NEW_IN_FIRST_POOL, n), NEW_IN_FIRST_POOL
     while True:
         pool, columns = keys.topk(width)  # (unfinished rows, width), falling
@@ -441,11 +441,12 @@ def _detect_among(n, scores, predicted_locs, priors_cxcy, max_overlap, top_k, ma
         pool_xy = boxes_xy.index_select(0, at).view(*pool.shape, 4)  # (unfinished rows, width, 4)
         survives, may_survive = _suppress(pool_xy, pool >= 2**32, max_overlap)
         keys.scatter_(1, columns, pool * may_survive)
-        survivors = F.pad(survivors, (0, width - survivors.shape[1])).index_copy_(0, rows, pool * survives)
+        survivors = F.pad(survivors, (0, max(0, width - survivors.shape[1])))
+        survivors[:, :width].index_copy_(0, rows, pool * survives)
         # The best key of each row that is not known to survive: undecided, or (at most the pool's last) not looked at.
         undecided = (pool * (may_survive ^ survives)).amax(dim=1)
         open_keys.index_copy_(0, rows, undecided.maximum(pool[:, -1]) if width < n else undecided)
-        found = F.pad(survivors.view(n_images, -1), (0, top_k)).topk(top_k).values  # (N, top_k)
+        found = survivors.view(n_images, -1).topk(top_k).values  # (N, top_k)
         goes_on = open_keys.view(n_images, -1) >= found[:, -1:].maximum(lowest)
         n_found = (found >= lowest).sum(dim=1)
         is_complete = (n_found == top_k) | (left_out[:, 0] == 0)

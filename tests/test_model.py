@@ -113,6 +113,34 @@ def test_the_narrow_network_has_the_layers_of_the_full_one():
             assert len(full[name]) == len(narrow[name]) * (1 if name.startswith("pred_convs") else 8), name
 
 
+@torch.no_grad()
+def test_ssd512_equals_a_plain_second_construction():
+    torch.manual_seed(2)
+    ssd, images = SSD300(3, "ssd512_vgg16").eval(), torch.randn(1, 3, 512, 512)
+    state = {name: t.normal_(std=0.1) if name.endswith("bias") else t for name, t in ssd.state_dict().items()}
+
+    def conv(name, x, **options):
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **options)
+
+    x = images
+    for name in ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3"):
+        x = F.max_pool2d(x, 2) if name in ("2_1", "3_1", "4_1", "5_1") else x
+        x = conv(f"base.conv{name}", x, padding=1).relu()
+        conv4_3 = x if name == "4_3" else conv4_3 if name > "4_3" else None
+    x = conv("base.conv6", F.max_pool2d(x, 3, 1, 1), padding=6, dilation=6).relu()
+    maps = [F.normalize(conv4_3, dim=1) * state["rescale_factors"], conv("base.conv7", x).relu()]
+    for number in (8, 9, 10, 11, 12):
+        x = conv(f"aux_convs.conv{number}_1", maps[-1]).relu()
+        maps.append(conv(f"aux_convs.conv{number}_2", x, stride=1 if number == 12 else 2, padding=1).relu())
+    assert [x.shape[2] for x in maps] == [64, 32, 16, 8, 4, 2, 1]
+    names = ("conv4_3", "conv7", "conv8_2", "conv9_2", "conv10_2", "conv11_2", "conv12_2")
+    for output, kind, size in zip(ssd(images), ("loc", "cl"), (4, 3), strict=True):
+        heads = [conv(f"pred_convs.{kind}_{name}", x, padding=1) for name, x in zip(names, maps, strict=True)]
+        plain = torch.cat([x.permute(0, 2, 3, 1).reshape(1, -1, size) for x in heads], dim=1)
+        assert output.shape == (1, 24564, size) and output.std() > 0.1
+        torch.testing.assert_close(output, plain, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("build, message", [
     (lambda: SSD300(1), "n_classes is 1"),
     (lambda: SSD300(2, "ssd301"), r"'ssd301'.*ssd300_vgg16, ssd512_vgg16"),
