@@ -126,9 +126,10 @@ def test_ssd512_equals_a_plain_second_construction():
     for name in ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3"):
         x = F.max_pool2d(x, 2) if name in ("2_1", "3_1", "4_1", "5_1") else x
         x = conv(f"base.conv{name}", x, padding=1).relu()
-        conv4_3 = x if name == "4_3" else conv4_3 if name > "4_3" else None
+        if name == "4_3":
+            maps = [F.normalize(x, dim=1) * state["rescale_factors"]]
     x = conv("base.conv6", F.max_pool2d(x, 3, 1, 1), padding=6, dilation=6).relu()
-    maps = [F.normalize(conv4_3, dim=1) * state["rescale_factors"], conv("base.conv7", x).relu()]
+    maps.append(conv("base.conv7", x).relu())
     for number in (8, 9, 10, 11, 12):
         x = conv(f"aux_convs.conv{number}_1", maps[-1]).relu()
         maps.append(conv(f"aux_convs.conv{number}_2", x, stride=1 if number == 12 else 2, padding=1).relu())
