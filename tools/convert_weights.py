@@ -81,9 +81,7 @@ def convert(source, format="auto", class_names=(), network=""):
         raise ValueError(f"{source}: {error}") from error
 
 
-# ----------------------------------------------------------------------------------------------
-# The formats
-# ----------------------------------------------------------------------------------------------
+# --- The formats ----------------------------------------------------------------------------------
 
 COCO_CATEGORIES = SSD300_VGG16_Weights.COCO_V1.meta["categories"]  # with background and "N/A"
 COCO_LABELS = [label for label, name in enumerate(COCO_CATEGORIES) if name != "N/A"]  # 0 and 80 of 1 to 90
@@ -148,9 +146,7 @@ def recognise_format(state, format):
     raise ValueError(f"its entries are not named as those of {known}; they are {found}")
 
 
-# ----------------------------------------------------------------------------------------------
-# From their entries to ours
-# ----------------------------------------------------------------------------------------------
+# --- From their entries to ours -------------------------------------------------------------------
 
 
 def convert_state(state, format, class_names=(), network=""):
@@ -286,9 +282,7 @@ def get_tensor(state, entry):
     return state[entry].detach().float()
 
 
-# ----------------------------------------------------------------------------------------------
-# Reading the file, without running anything
-# ----------------------------------------------------------------------------------------------
+# --- Reading the file, without running anything ---------------------------------------------------
 
 DOWNLOADS = {
     "ssd300_vgg16": SSD300_VGG16_Weights,

@@ -158,9 +158,7 @@ def choose_candidates(locs, scores, scene):
     return sorted(chosen, key=lambda prior: -float(probabilities[prior, 1:].max()))
 
 
-# ----------------------------------------------------------------------------------------------
-# The tables, in Markdown
-# ----------------------------------------------------------------------------------------------
+# --- The tables, in Markdown ----------------------------------------------------------------------
 
 
 def table(header, rows):
