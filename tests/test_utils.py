@@ -41,10 +41,8 @@ def test_boundary_and_center_size_form():
 
 
 def test_offsets_by_hand():
-    # The centre is half a prior's width to the right of the prior's, and as high; it is twice as wide, a
-    # fourth as high: (0.5 / 0.1, 0, ln 2 / 0.2, ln 0.25 / 0.2).
-    prior_cxcy = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
-    box_cxcy = torch.tensor([[0.6, 0.5, 0.4, 0.1]])
+    """A center half a prior's width to its right; twice as wide, a fourth as high: 0.5 / 0.1, 0, ln 2 / 0.2, ..."""
+    prior_cxcy, box_cxcy = torch.tensor([[[0.5, 0.5, 0.2, 0.4]], [[0.6, 0.5, 0.4, 0.1]]])
     offsets = torch.tensor([[5.0, 0.0, math.log(2) / 0.2, math.log(0.25) / 0.2]])
     torch.testing.assert_close(utils.cxcy_to_gcxgcy(box_cxcy, prior_cxcy), offsets)
     torch.testing.assert_close(utils.gcxgcy_to_cxcy(offsets, prior_cxcy), box_cxcy)
@@ -65,12 +63,9 @@ def test_encoding_and_decoding_undo_each_other():
 def test_overlap_by_hand():
     box = torch.tensor([[0.0, 0, 4, 2]])
     others = torch.tensor([
-        [0, 0, 4, 2],  # the same: 8 / 8
-        [2, 0, 6, 2],  # shifted by half its width: 4 / (8 + 8 - 4)
-        [1, 0.5, 3, 1.5],  # inside: 2 / 8
-        [4, 0, 8, 2],  # shares an edge
-        [9, 9, 10, 10],  # far away in both directions: two negative sides are no area
-        [1, 1, 1, 1],  # a point
+        [0, 0, 4, 2], [2, 0, 6, 2],  # the same: 8 / 8; shifted by half its width: 4 / (8 + 8 - 4)
+        [1, 0.5, 3, 1.5], [4, 0, 8, 2],  # inside: 2 / 8; shares an edge
+        [9, 9, 10, 10], [1, 1, 1, 1],  # far away in both directions: two negative sides are no area; a point
     ])  # fmt: skip
     assert utils.find_paired_intersection(box, others).tolist() == [8, 4, 2, 0, 0, 0]
     torch.testing.assert_close(utils.find_jaccard_overlap(box, others), torch.tensor([[1, 1 / 3, 1 / 4, 0, 0, 0]]))
@@ -101,8 +96,7 @@ def test_bad_class_names_are_refused(names):
 
 
 def test_colors_are_bright_apart_and_do_not_depend_on_later_classes():
-    names = utils.voc_labels
-    label_map = utils.make_label_map(names)
+    names, label_map = utils.voc_labels, utils.make_label_map(utils.voc_labels)
     colors = utils.class_colors(label_map)
     assert tuple(colors) == names and label_map["tvmonitor"] == 20
     hues = sorted(colorsys.rgb_to_hsv(*bytes.fromhex(color[1:]))[0] for color in colors.values())
@@ -112,10 +106,10 @@ def test_colors_are_bright_apart_and_do_not_depend_on_later_classes():
     assert len(utils.class_colors(utils.make_label_map([f"c{i}" for i in range(5000)]))) == 5000
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[1]", "{}", '{"cat": 1}', '{"background": 0}', '{"background": 0, "cat": 2}',
-             '{"background": 0, "cat": true}', '{"background": 1, "cat": 0}', "[" * 10_000],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "", "[1]", "{}", '{"cat": 1}', '{"background": 0}', '{"background": 0, "cat": 2}',
+    '{"background": 0, "cat": true}', '{"background": 1, "cat": 0}', "[" * 10_000,
+])  # fmt: skip
 def test_a_bad_label_map_names_its_file(tmp_path, text):
     (tmp_path / "label_map.json").write_text(text)
     with pytest.raises(ValueError, match=r"label_map\.json"):
@@ -157,11 +151,10 @@ def test_leftovers_go_when_they_are_an_hour_old(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"c.tar", "c.tar.elsewhere.1.tmp", "other.tar.1.tmp"}
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("traffic light", "traffic light"), ("a\n b\tc", "a b c"), ("\x1b[2Jcat", r"\x1b[2Jcat"), ("Käfer 狗", "Käfer 狗"),
-     ("\udcff", r"\udcff"), ("x\u202ey", r"x\u202ey"), ("x" * 300, "x" * 197 + "..."), (KeyError(), "KeyError")],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "shown"), [
+    ("traffic light", "traffic light"), ("a\n b\tc", "a b c"), ("\x1b[2Jcat", r"\x1b[2Jcat"), ("Käfer 狗", "Käfer 狗"),
+    ("\udcff", r"\udcff"), ("x\u202ey", r"x\u202ey"), ("x" * 300, "x" * 197 + "..."), (KeyError(), "KeyError"),
+])  # fmt: skip
 def test_strings_from_files_are_shown_safely(text, shown):
     assert utils.printable(text) == shown
 
@@ -193,10 +186,9 @@ def test_another_programs_file_is_named(tmp_path, contents):
 
 def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
     """A limit on the size of files stands for the disk: the write breaks off in the middle."""
-    path = tmp_path / "c.pth.tar"
+    path, limits = tmp_path / "c.pth.tar", resource.getrlimit(resource.RLIMIT_FSIZE)
     utils.save_checkpoint(CONTENTS, path)
     before = path.read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match="could not write the checkpoint, the one before it is unchanged"):
@@ -212,27 +204,23 @@ NAMESPACE = {  # what `globals()` of a script may hold
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("--lr=2e-4", 2e-4), ("--lr=1", 1.0), ("--iterations=1_000", 1000), ("--bf16=False", False),
-        ("--folder=a=b c", "a=b c"), ("--folder=", ""), ("--decay_at=(60, 80)", (60, 80)), ("--decay_at=60", (60,)),
-        ("--decay_at=()", ()), ('--names=("cat", "dog")', ("cat", "dog")), ("--names=a, red light", ("a", "red light")),
-        ("--names=cat", ("cat",)), ("--names=", ()), ("--names=0,1,2", ("0", "1", "2")), ("--names=007", ("007",)),
-        ("--names=(1.0, b)", ("1.0", "b")), ("--steps=()", ()), ("--steps=1e3,2", ("1e3", "2")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("argument", "value"), [
+    ("--lr=2e-4", 2e-4), ("--lr=1", 1.0), ("--iterations=1_000", 1000), ("--bf16=False", False), ("--steps=()", ()),
+    ("--folder=a=b c", "a=b c"), ("--folder=", ""), ("--decay_at=(60, 80)", (60, 80)), ("--decay_at=60", (60,)),
+    ("--decay_at=()", ()), ('--names=("cat", "dog")', ("cat", "dog")), ("--names=a, red light", ("a", "red light")),
+    ("--names=cat", ("cat",)), ("--names=", ()), ("--names=0,1,2", ("0", "1", "2")), ("--names=007", ("007",)),
+    ("--names=(1.0, b)", ("1.0", "b")), ("--steps=1e3,2", ("1e3", "2")),
+])  # fmt: skip
 def test_override(argument, value):
     name, namespace = argument[2:].partition("=")[0], dict(NAMESPACE)
     utils.override_parameters(namespace, [argument])
     assert namespace == {**NAMESPACE, name: value} and type(namespace[name]) is type(value)
 
 
-@pytest.mark.parametrize(
-    "argument",
-    ["--lrate=1", "--iteration=1", "--MEAN=(1,)", "--_private=2", "--main=1", "lr=1", "--lr", "-lr=1", "--lr=fast",
-     "--iterations=1.5", "--bf16=yes", "--decay_at=(1, x)", "--decay_at=(1.5,)"],
-)  # fmt: skip
+@pytest.mark.parametrize("argument", [
+    "--lrate=1", "--iteration=1", "--MEAN=(1,)", "--_private=2", "--main=1", "lr=1", "--lr", "-lr=1", "--lr=fast",
+    "--iterations=1.5", "--bf16=yes", "--decay_at=(1, x)", "--decay_at=(1.5,)",
+])  # fmt: skip
 def test_after_a_bad_argument_the_error_stands_last(argument):
     namespace = dict(NAMESPACE)
     with pytest.raises(SystemExit) as error:
