@@ -140,8 +140,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, contents):
 
 def test_leftovers_go_when_they_are_an_hour_old(tmp_path):
     """Two runs may write the same file; one that is killed leaves half of it."""
-    leftovers = [tmp_path / name for name in ("c.tar.elsewhere.1.tmp", "other.tar.1.tmp")]
-    pid = f".{os.getpid()}."
+    leftovers, pid = [tmp_path / name for name in ("c.tar.elsewhere.1.tmp", "other.tar.1.tmp")], f".{os.getpid()}."
     utils.write_file(tmp_path / "c.tar", lambda file: leftovers.append(Path(file.name.replace(pid, ".1."))))
     for clean, *rest in ((utils.remove_leftovers,), (utils.write_file, b"new")):
         for path, age in zip(leftovers, (3500, 9999, 3700), strict=True):
