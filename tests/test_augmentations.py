@@ -111,9 +111,8 @@ def test_brightness_and_contrast_are_exact_for_every_value():
 
 @pytest.mark.parametrize("rgb, parameters, expected", [
     ((255, 0, 0), {"hue": 128}, (255, 127, 0)),  # red, half a sixth on: orange
-    ((255, 0, 0), {"hue": -128}, (255, 0, 127)), ((0, 255, 0), {"hue": 128}, (0, 255, 127)),
-    ((200, 150, 100), {"hue": 128}, (200, 200, 100)),  # past the corner: 30 + 30 degrees
-    ((200, 150, 100), {"hue": -128}, (200, 100, 100)),
+    ((255, 0, 0), {"hue": -128}, (255, 0, 127)), ((0, 255, 0), {"hue": 128}, (0, 255, 127)),  # next, 30 +- 30 degrees:
+    ((200, 150, 100), {"hue": 128}, (200, 200, 100)), ((200, 150, 100), {"hue": -128}, (200, 100, 100)),
     ((200, 150, 100), {"saturation": 128}, (200, 175, 150)), ((200, 150, 100), {"saturation": 384}, (200, 125, 50)),
     ((200, 110, 20), {"saturation": 384}, (200, 100, 0)),  # S ends at 1: the factor is 200 / 180
     *(((grey,) * 3, {"saturation": 384, "hue": 100}, (grey,) * 3) for grey in (90, 0)),
@@ -129,8 +128,8 @@ def test_hand_computed_colors(rgb, parameters, expected):
 @pytest.mark.parametrize("saturation", [128, 180, 256, 257, 330, 384])
 @pytest.mark.parametrize("hue", [-153, -64, -1, 0, 1, 100, 153])
 def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
-    steps = [*range(0, 256, 15), 1, 2, 127, 128, 254]
-    colors = np.array(list(itertools.product(steps, repeat=3)), dtype=np.uint8)[None]
+    levels = *range(0, 256, 15), 1, 2, 127, 128, 254
+    colors = np.array([[*itertools.product(levels, repeat=3)]], dtype=np.uint8)
     result = datasets.distort_color(colors, saturation, hue)
     errors = np.abs(result - plain_distort(colors, Distortion(saturation=saturation, hue=hue)))
     # One rounding to a level, of which the saturation can make one and a half before it rounds once more.
@@ -275,9 +274,8 @@ def test_steps_that_are_left_out_change_no_other_draw_and_half_of_the_images_are
     only_resized, is_flipped = transform(pixels, *objects, "TEST", augment=AUGMENTATIONS), []
     for seed in range(200):
         whole, no_colors, no_flip, colors, flip, nothing = (
-            transform(pixels, *objects, "TRAIN", np.random.default_rng(seed), augment=names)
-            for names in (AUGMENTATIONS, AUGMENTATIONS[1:], AUGMENTATIONS[:3], ("distort",), ("flip",), ())
-        )
+            transform(pixels, *objects, "TRAIN", np.random.default_rng(seed), augment=names) for names in
+            (AUGMENTATIONS, AUGMENTATIONS[1:], AUGMENTATIONS[:3], ("distort",), ("flip",), ()))  # fmt: skip
         assert all(torch.equal(a, b) for a, b in zip(nothing, only_resized, strict=True))
         assert torch.equal(no_colors[1], whole[1])  # the same zoom, crop and flip
         assert torch.equal(colors[1], only_resized[1])
@@ -300,9 +298,8 @@ def test_inputs_are_not_changed_and_seeds_decide():
     before, photo = (image.clone(), objects[0].clone()), Image.fromarray(image.permute(1, 2, 0).numpy())
     for seed in range(5):
         first, again, of_photo, of_planar, other = (
-            transform(source, *objects, "TRAIN", np.random.default_rng((0, 1, number)))[:2]
-            for source, number in ((image, seed), (image, seed), (photo, seed), (image.contiguous(), seed), (image, 9))
-        )
+            transform(source, *objects, "TRAIN", np.random.default_rng((0, 1, n)))[:2] for source, n in
+            ((image, seed), (image, seed), (photo, seed), (image.contiguous(), seed), (image, 9)))  # fmt: skip
         for same in (again, of_photo, of_planar):
             assert torch.equal(same[0], first[0]) and torch.equal(same[1], first[1])
         assert not torch.equal(other[0], first[0])
@@ -319,8 +316,7 @@ def test_images_and_boxes_of_one_pixel_and_images_without_objects(size, n_object
     height, width = size
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     boxes = torch.tensor([[0.0, 0, 1, 1], [width - 1, height - 1, width, height]])[:n_objects]
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
+    for rng in map(np.random.default_rng, range(60)):
         found, boxes_found, labels, _ = transform(image, boxes, torch.arange(n_objects), boxes[:, 0], "TRAIN", rng)
         assert found.shape == (3, 300, 300) and found.dtype == torch.uint8 and labels.dtype == torch.int64
         assert min(n_objects, 1) <= len(boxes_found) == len(labels) and boxes_found.dtype == torch.float32
@@ -349,12 +345,11 @@ def test_images_of_every_mode_are_read_as_rgb_with_and_without_torchvisions_deco
     cases = [
         *((image, "PNG", {}, image, 0) for image in (PHOTO, grey, PHOTO.quantize(64), PHOTO.convert("1"))),
         *((image, "PNG", {}, Image.new("L", PHOTO.size, 255), 0) for image in (see_through, see_through.convert("LA"))),
-        *((deep, kind, {}, grey, 0) for kind in ("PNG", "TIFF")),
-        (PHOTO.convert("RGBA"), "PNG", {}, PHOTO, 0),
+        (deep, "PNG", {}, grey, 0), (deep, "TIFF", {}, grey, 0), (PHOTO.convert("RGBA"), "PNG", {}, PHOTO, 0),
         (grey, "JPEG", {"quality": 100}, grey, 8),
         (PHOTO.convert("CMYK"), "JPEG", {"quality": 100, "subsampling": 0}, PHOTO, 12),
         *((PHOTO, "JPEG", option, None, 1) for option in options),  # None: what Pillow reads
-    ]
+    ]  # fmt: skip
     path = tmp_path / "photo with ä space"
     for decoder in (datasets.decode_jpeg, None):
         monkeypatch.setattr(datasets, "decode_jpeg", decoder)

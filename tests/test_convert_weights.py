@@ -1,7 +1,6 @@
 """Weights of other projects: the converted network does what the peer's does; bad files are refused, none is run.
 
-torchvision's networks run here themselves. The others' are the same as its SSD300: of them the place of each number
-is looked at. In comments P priors, C classes.
+torchvision's networks run here. The others' are the same as its SSD300: of them the place of each number is looked at.
 """
 
 import itertools
@@ -32,6 +31,7 @@ FOUR, SIX = [0, 1, 2, 3], [0, 1, 2, 4, 3, 5]
 CAFFE_CELLS = ((38, FOUR), (19, SIX), (10, SIX), (5, SIX), (3, FOUR), (1, FOUR))
 OWN = tuple(LABEL_MAP)[1:]
 PICTURE = draw_sample(np.random.default_rng(4))[0]
+PIXELS = torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1)
 LITE = "ssdlite320_mobilenet_v3_large"
 LITE_CELLS = tuple((grid, SIX) for grid in (20, 10, 5, 3, 2, 1))
 
@@ -42,10 +42,8 @@ MAPS = ("conv4_3", "conv7", "conv8_2", "conv9_2", "conv10_2", "conv11_2", "conv1
 PATTERNS = {  # names of base, auxiliary layers, offsets, scores and scale
     "sgrvinod": ("base.conv{1}", "aux_convs.conv{1}", "pred_convs.loc_{1}", "pred_convs.cl_{1}", "rescale_factors"),
     "amdegroot": ("vgg.{0}", "extras.{0}", "loc.{0}", "conf.{0}", "L2Norm.weight"),
-    "lufficc": (
-        "backbone.vgg.{0}", "backbone.extras.{0}", "box_head.predictor.reg_headers.{0}",
-        "box_head.predictor.cls_headers.{0}", "backbone.l2_norm.weight",
-    ),
+    "lufficc": ("backbone.vgg.{0}", "backbone.extras.{0}", "box_head.predictor.reg_headers.{0}",
+                "box_head.predictor.cls_headers.{0}", "backbone.l2_norm.weight"),
 }  # fmt: skip
 
 
@@ -55,8 +53,7 @@ def light_state(peer="amdegroot", n_classes=21, n_maps=6):
     names = [base.format(*names) for names in zip(PLACES, BLOCKS, strict=True)]
     names += [extras.format(i, f"{8 + i // 2}_{1 + i % 2}") for i in range(2 * n_maps - 4)]
     names += [head.format(i, MAPS[i]) for i in range(n_maps) for head in (loc, cl)]
-    shapes = [(n_out, n_in, 3) for n_in, n_out in itertools.pairwise((3, *VGG))]
-    shapes += [(1024, 512, 3), (1024, 1024, 1)]
+    shapes = [(n_out, n_in, 3) for n_in, n_out in itertools.pairwise((3, *VGG))] + [(1024, 512, 3), (1024, 1024, 1)]
     widths = (512, 1024, 512, 256, 256, 256, 256)[:n_maps]
     for i, (n_in, n_out) in enumerate(itertools.pairwise(widths[1:])):
         shapes += [(n_out // 2, n_in, 1), (n_out, n_out // 2, 4 if i == 4 else 3)]
@@ -88,7 +85,7 @@ def caffe_places(cells=CAFFE_CELLS):
     return places
 
 
-def list_priors(scales, steps, ratios):
+def list_priors(scales, ratios, steps=tuple(1 / grid for grid, _ in CAFFE_CELLS)):
     """A table of SSD300's priors: at each place a square, a larger one, and these ratios (of four priors: to 2)."""
     priors = []
     for k, (grid, cell) in enumerate(CAFFE_CELLS):
@@ -99,17 +96,14 @@ def list_priors(scales, steps, ratios):
     return torch.tensor(priors).clamp(0, 1)
 
 
-def tutorial_priors():
-    """The tutorial's table; the last extra square has side 1."""
-    steps = [1 / grid for grid, _ in CAFFE_CELLS]
-    return list_priors([0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1 / 0.9], steps, (2.0, 3.0, 0.5, 0.333))
+# The tutorial's table; the last extra square has side 1.
+TUTORIAL_PRIORS = list_priors([0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1 / 0.9], (2.0, 3.0, 0.5, 0.333))
 
 
 def caffe_priors(*sides):
     """amdegroot's and lufficc's table, of sizes in pixels, in our order."""
     steps = [step / 300 for step in (8, 16, 32, 64, 100, 300)]
-    priors = list_priors([side / 300 for side in sides], steps, (2, 1 / 2, 3, 1 / 3))
-    return priors[caffe_places()]
+    return list_priors([side / 300 for side in sides], (2, 1 / 2, 3, 1 / 3), steps)[caffe_places()]
 
 
 def assert_close(ours, theirs):
@@ -119,8 +113,7 @@ def assert_close(ours, theirs):
 
 def shrink(antialias):
     """PICTURE as the peers shrink it: (1, 3, 300, 300) bytes as floats."""
-    pixels = torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1)[None].float()
-    return F.interpolate(pixels, (300, 300), mode="bilinear", antialias=antialias).round()
+    return F.interpolate(PIXELS[None].float(), (300, 300), mode="bilinear", antialias=antialias).round()
 
 
 # --- What their networks do, ours do --------------------------------------------------------------
@@ -143,7 +136,7 @@ def tutorial_model(monkeypatch):
         setattr(getattr(network, part), layer, nn.Conv2d(n_in, n_out, kernel, device="meta"))
     network.rescale_factors = nn.Parameter(torch.empty(1, 512, 1, 1, device="meta"))
     network.load_state_dict({**state, "rescale_factors": state["rescale_factors"].view(1, 512, 1, 1)}, assign=True)
-    network.n_classes, network.priors_cxcy = 21, tutorial_priors()
+    network.n_classes, network.priors_cxcy = 21, TUTORIAL_PRIORS
     return network
 
 
@@ -158,7 +151,7 @@ def test_tutorial_checkpoint(tutorial_model, tmp_path, run_main):
     run_main(convert_weights, source=str(path), save_to=str(tmp_path / "ours.pth.tar"))
     model = load_model(tmp_path / "ours.pth.tar")
     assert (model.network, model.antialias) == ("ssd300_vgg16", True)
-    assert list(model.label_map) == ["background", *voc_labels] and torch.equal(model.priors_cxcy, tutorial_priors())
+    assert list(model.label_map) == ["background", *voc_labels] and torch.equal(model.priors_cxcy, TUTORIAL_PRIORS)
     assert_same_places(model, "sgrvinod")
     x = shrink(antialias=True)
     assert_close(model.normalize(x.byte()), (x / 255 - model.mean) / model.std)
@@ -167,24 +160,22 @@ def test_tutorial_checkpoint(tutorial_model, tmp_path, run_main):
 def test_tutorial_checkpoint_of_torch_0_4(tutorial_model, tmp_path, monkeypatch):
     """As the published file was written: on a GPU, parameters are made by a call of their class, no priors."""
     del tutorial_model.priors_cxcy
-    optimizer = torch.optim.SGD([torch.zeros(3)])
-    checkpoint = {"epoch": 231, "best_loss": 2.5, "model": tutorial_model, "optimizer": optimizer}
+    checkpoint = {"epoch": 231, "model": tutorial_model, "optimizer": torch.optim.SGD([torch.zeros(3)])}
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         patch.setattr(nn.Parameter, "__reduce_ex__", lambda parameter, _: (nn.Parameter, (parameter.data, True)))
         torch.save(checkpoint, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
     model, _ = convert(str(tmp_path / "old.pth.tar"))
     assert_same_places(model, "sgrvinod")
-    torch.testing.assert_close(model.priors_cxcy, tutorial_priors(), rtol=0, atol=1e-7)  # without pickled ones
+    torch.testing.assert_close(model.priors_cxcy, TUTORIAL_PRIORS, rtol=0, atol=1e-7)  # without pickled ones
 
 
-@pytest.mark.parametrize(
-    ("peer", "options", "network", "names", "priors_cxcy"),
-    [("sgrvinod", {}, "ssd300_vgg16", voc_labels, tutorial_priors()),
-     ("amdegroot", {"n_classes": 4}, "ssd300_vgg16", OWN, caffe_priors(30, 60, 111, 162, 213, 264, 315)),
-     ("lufficc", {"n_classes": 81}, "ssd300_vgg16_coco", COCO_NAMES, caffe_priors(21, 45, 99, 153, 207, 261, 315)),
-     ("lufficc", {"n_maps": 7}, "ssd512_vgg16", voc_labels, SSD300.create_prior_boxes("ssd512_vgg16").clamp(0, 1))],
-)  # fmt: skip
+@pytest.mark.parametrize(("peer", "options", "network", "names", "priors_cxcy"), [
+    ("sgrvinod", {}, "ssd300_vgg16", voc_labels, TUTORIAL_PRIORS),
+    ("amdegroot", {"n_classes": 4}, "ssd300_vgg16", OWN, caffe_priors(30, 60, 111, 162, 213, 264, 315)),
+    ("lufficc", {"n_classes": 81}, "ssd300_vgg16_coco", COCO_NAMES, caffe_priors(21, 45, 99, 153, 207, 261, 315)),
+    ("lufficc", {"n_maps": 7}, "ssd512_vgg16", voc_labels, SSD300.create_prior_boxes("ssd512_vgg16").clamp(0, 1)),
+])  # fmt: skip
 def test_state_dicts(tmp_path, peer, options, network, names, priors_cxcy):
     state = {f"module.{name}": tensor for name, tensor in light_state(peer, **options).items()}  # of nn.DataParallel
     contents = {"model" if peer == "lufficc" else "state_dict": state, "iteration": 120_000}
@@ -198,10 +189,9 @@ def test_state_dicts(tmp_path, peer, options, network, names, priors_cxcy):
         assert (prepare([PICTURE], model) - x).abs().max() <= 1.001 and not model.antialias
 
 
-@pytest.mark.parametrize(
-    ("build", "name", "size", "cells"),
-    [(ssd300_vgg16, "", 300, CAFFE_CELLS), (ssdlite320_mobilenet_v3_large, LITE, 320, LITE_CELLS)],
-)
+@pytest.mark.parametrize(("build", "name", "size", "cells"), [
+    (ssd300_vgg16, "", 300, CAFFE_CELLS), (ssdlite320_mobilenet_v3_large, LITE, 320, LITE_CELLS),
+])  # fmt: skip
 @torch.no_grad()
 def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, build, name, size, cells):
     torch.manual_seed(0)
@@ -222,8 +212,7 @@ def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, build, nam
     kept = [label for label, name in enumerate(COCO_CATEGORIES) if name != "N/A"]
     assert list(model.label_map) == ["background", *(COCO_CATEGORIES[label] for label in kept[1:])]
     assert len(model.label_map) == 81 and model.input_size == size and not model.antialias
-
-    inputs, _ = network.transform([torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1) / 255])
+    inputs, _ = network.transform([PIXELS / 255])
     assert ((prepare([PICTURE], model) - inputs.tensors) * model.std).abs().max() < 1.001 / 255  # we round to bytes
     maps = list(network.backbone(inputs.tensors).values())
     theirs, (anchors,) = network.head(maps), network.anchor_generator(inputs, maps)
@@ -237,11 +226,8 @@ def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, build, nam
 
 
 def assert_same_detections(network, model, theirs, anchors, places, kept, size):
-    """What our detection finds is what torchvision's finds where it cuts nothing.
-
-    It cuts boxes at the edge before suppression, and takes 300 of a class. The same noise is added to both sides:
-    random weights see nearly the same in all cells, and near ties go either way.
-    """
+    """Our detection finds what torchvision's finds where it cuts nothing: boxes at the edge, all but 300 of a class."""
+    # The same noise on both sides: random weights see nearly the same in all cells, and near ties go either way.
     generator = torch.Generator().manual_seed(1)
     locs, scores = theirs["bbox_regression"], theirs["cls_logits"]
     locs = locs + torch.randn(locs.shape, generator=generator).clamp(-2, 2)
@@ -253,9 +239,8 @@ def assert_same_detections(network, model, theirs, anchors, places, kept, size):
     network.score_thresh, network.topk_candidates, network.detections_per_img = limit, 10_000, 10_000
     head = {"bbox_regression": locs, "cls_logits": scores}
     (found,) = network.postprocess_detections(head, [anchors], [(size, size)])
-    (boxes,), (labels,), (confidence,) = model.detect_objects(
-        locs[:, places], scores[:, places][:, :, kept], limit, network.nms_thresh, 10_000
-    )
+    ours = locs[:, places], scores[:, places][:, :, kept]
+    (boxes,), (labels,), (confidence,) = model.detect_objects(*ours, limit, network.nms_thresh, 10_000)
     assert len(boxes) > 20 and len(labels.unique()) > 3
     ours = torch.cat([boxes, torch.tensor(kept)[labels, None], confidence[:, None]], dim=1)
     theirs = torch.cat([found["boxes"] / size, found["labels"][:, None], found["scores"][:, None]], dim=1)
@@ -272,55 +257,46 @@ def change(entry, value):
     return {**light_state(), entry: value}
 
 
-def entries(*names):
-    return dict.fromkeys(names, torch.zeros(1))
-
-
-@pytest.mark.parametrize(
-    ("contents", "options", "message"),
-    [([1, 2], {}, "it holds no state dict"),
-     (change("vgg.99.bias", torch.zeros(1)), {}, r"it has 47 entries vgg\.\* and extras\.\*; ssd300_vgg16 needs 46"),
-     (change("vgg.5.bias", torch.zeros(127)), {}, r"'vgg\.5\.bias' has shape \(127,\), ssd300_vgg16 needs \(128,\)"),
-     (change("conf.3.bias", torch.full((126,), torch.nan)), {}, r"'conf\.3\.bias' holds numbers that are not finite"),
-     (change("conf.5.bias", torch.zeros(85)), {}, r"'conf\.5\.bias' has 85 numbers; it needs 4 for each class"),
-     (change("conf.0.bias", torch.zeros(80)), {}, r"'conf\.0\.bias' has shape \(80,\), ssd300_vgg16 needs \(84,\)"),
-     (change("other.weight", torch.zeros(1)), {}, r"not part of ssd300_vgg16: other\.weight"),
-     (change("L2Norm.weight", "twenty"), {}, r"'L2Norm\.weight' is not a tensor"),
-     (change("priors_cxcy", torch.zeros(8732, 4)), {}, "'priors_cxcy' is not a table of priors"),
-     (light_state(n_classes=4), {}, "it has 3 classes.*--class_names"),
-     (light_state(n_classes=4), {"class_names": ["cat"]}, "it has 3 classes, but the given names are 1"),
-     (light_state(), {"format": "torchvision"}, "not named as those of torchvision"),
-     (light_state(), {"network": "ssd512_vgg16"}, "it looks like ssd300_vgg16, not like ssd512_vgg16"),
-     (entries("source_layer_add_ons.0.running_mean", "classification_headers.0.weight"), {}, "qfgaohao's VGG-16"),
-     (entries("base_net.0.0.weight", "classification_headers.0.weight"), {}, "qfgaohao's MobileNet"),
-     (entries("backbone.features.0.0.weight", "box_head.predictor.cls_headers.0.weight"), {}, "lufficc's MobileNet"),
-     (entries("backbone.features.0.weight", "bbox_head.cls_convs.0.0.weight"), {}, "mmdetection's"),
-     (entries("backbone.body.conv1.weight", "rpn.head.conv.weight"), {}, "two-stage detector"),
-     (entries("something\x1b[31m"), {}, r"they are something\\x1b\[31m"),
-     (entries(), {}, "none at all"),
-     ({"format": "ssd300/1", "model": {}}, {}, "a checkpoint of this repo"),
-     (b"<html>404</html>", {}, "no weights"),
-     (b"PK\x03\x04" + bytes(400), {}, "no weights")],  # a download that broke off
-)  # fmt: skip
+@pytest.mark.parametrize(("contents", "options", "message"), [
+    (change("vgg.99.bias", torch.zeros(1)), {}, r"it has 47 entries vgg\.\* and extras\.\*; ssd300_vgg16 needs 46"),
+    (change("vgg.5.bias", torch.zeros(127)), {}, r"'vgg\.5\.bias' has shape \(127,\), ssd300_vgg16 needs \(128,\)"),
+    (change("conf.3.bias", torch.full((126,), torch.nan)), {}, r"'conf\.3\.bias' holds numbers that are not finite"),
+    (change("conf.5.bias", torch.zeros(85)), {}, r"'conf\.5\.bias' has 85 numbers; it needs 4 for each class"),
+    (change("conf.0.bias", torch.zeros(80)), {}, r"'conf\.0\.bias' has shape \(80,\), ssd300_vgg16 needs \(84,\)"),
+    (change("other.weight", torch.zeros(1)), {}, r"not part of ssd300_vgg16: other\.weight"),
+    (change("L2Norm.weight", "twenty"), {}, r"'L2Norm\.weight' is not a tensor"),
+    (change("priors_cxcy", torch.zeros(8732, 4)), {}, "'priors_cxcy' is not a table of priors"),
+    (light_state(n_classes=4), {}, "it has 3 classes.*--class_names"), ([1, 2], {}, "it holds no state dict"),
+    (light_state(n_classes=4), {"class_names": ["cat"]}, "it has 3 classes, but the given names are 1"),
+    (light_state(), {"format": "torchvision"}, "not named as those of torchvision"),
+    (light_state(), {"network": "ssd512_vgg16"}, "it looks like ssd300_vgg16, not like ssd512_vgg16"),
+    ("source_layer_add_ons.0.running_mean classification_headers.0.weight", {}, "qfgaohao's VGG-16"),  # names alone
+    ("base_net.0.0.weight classification_headers.0.weight", {}, "qfgaohao's MobileNet"),
+    ("backbone.features.0.0.weight box_head.predictor.cls_headers.0.weight", {}, "lufficc's MobileNet"),
+    ("backbone.features.0.weight bbox_head.cls_convs.0.0.weight", {}, "mmdetection's"),
+    ("backbone.body.conv1.weight rpn.head.conv.weight", {}, "two-stage detector"),
+    ("something\x1b[31m", {}, r"they are something\\x1b\[31m"), ("", {}, "none at all"),
+    ({"format": "ssd300/1", "model": {}}, {}, "a checkpoint of this repo"), (b"<html>404</html>", {}, "no weights"),
+    (b"PK\x03\x04" + bytes(400), {}, "no weights"),  # a download that broke off
+])  # fmt: skip
 def test_files_that_cannot_fit(tmp_path, contents, options, message):
     path = tmp_path / "bad.pth"
+    contents = dict.fromkeys(contents.split(), torch.zeros(1)) if isinstance(contents, str) else contents
     path.write_bytes(contents) if isinstance(contents, bytes) else torch.save(contents, path)
     with pytest.raises(ValueError, match=rf"bad\.pth: .*{message}"):
         convert(str(path), **options)
 
 
-@pytest.mark.parametrize(
-    ("source", "options", "error", "message"),
-    [("nothing.pth", {}, FileNotFoundError, r"nothing\.pth.*COCO_V1"),
-     ("COCO_V1", {"network": "ssd300_tiny"}, ValueError, "no weights for network=ssd300_tiny"),
-     ("any.pth", {"format": "caffe"}, ValueError, "format is 'caffe'; it must be one of auto, sgrvinod, amdegroot"),
-     ("any.pth", {"network": "yolo"}, ValueError, "network is 'yolo'; it must be one of ssd300_vgg16"),
-     ("COCO_V1", {}, ConnectionError, r"ssd300_vgg16_coco-\w+\.pth.*--source=FILE"),
-     ("COCO_V1", {"network": LITE}, ConnectionError, r"ssdlite320_mobilenet_v3_large_coco-\w+\.pth")],
-)  # fmt: skip
+@pytest.mark.parametrize(("source", "options", "error", "message"), [
+    ("nothing.pth", {}, FileNotFoundError, r"nothing\.pth.*COCO_V1"),
+    ("COCO_V1", {"network": "ssd300_tiny"}, ValueError, "no weights for network=ssd300_tiny"),
+    ("any.pth", {"format": "caffe"}, ValueError, "format is 'caffe'; it must be one of auto, sgrvinod, amdegroot"),
+    ("any.pth", {"network": "yolo"}, ValueError, "network is 'yolo'; it must be one of ssd300_vgg16"),
+    ("COCO_V1", {}, ConnectionError, r"ssd300_vgg16_coco-\w+\.pth.*--source=FILE"),
+    ("COCO_V1", {"network": LITE}, ConnectionError, r"ssdlite320_mobilenet_v3_large_coco-\w+\.pth"),
+])  # fmt: skip
 def test_arguments_that_are_wrong_and_downloads_that_fail(monkeypatch, source, options, error, message):
-    fail = Mock(side_effect=OSError("no route to host"))
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", Mock(side_effect=OSError("no route")))
     with pytest.raises(error, match=message):
         convert(source, **options)
 
@@ -340,11 +316,10 @@ def test_payloads_do_not_run(tutorial_model, tmp_path, is_zip):
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["builtins eval", "builtins getattr", "__builtin__ exec", "subprocess Popen", "torch load", "torch.hub load",
-     "model load_model", "collections namedtuple", "torch.nn.modules.module torch.os.system"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "builtins eval", "builtins getattr", "__builtin__ exec", "subprocess Popen", "torch load", "torch.hub load",
+    "model load_model", "collections namedtuple", "torch.nn.modules.module torch.os.system",
+])  # fmt: skip
 def test_names_lead_to_nothing(tmp_path, name):
     """A pickle that calls a name of a module with a command, then sets attributes of what came back."""
     module, name = name.split()

@@ -1,7 +1,6 @@
 """The metrics: cases worked by hand, a slow plain version, real detections, pycocotools; files; the script."""
 
-import contextlib
-import io
+import functools
 import json
 import math
 import tarfile
@@ -62,8 +61,7 @@ FOUR = [cats([A, NONE], A), cats([B, NONE], B, A, scores=[0.7, 0.6])]  # 1 0 1 0
 AREA = {"metric": "area"}
 ONE_FALSE = (6 + 5 * 2 / 3) / 11  # 1 0 1 of two objects: precision 1 up to a recall of 1/2 (6 points), then 2/3
 CASES = {
-    "11 points": (FOUR, {}, (4 * 1 + 3 * 2 / 3) / 11),
-    "area": (FOUR, AREA, 1 / 3 * 1 + 1 / 3 * 2 / 3),
+    "11 points": (FOUR, {}, (4 * 1 + 3 * 2 / 3) / 11), "area": (FOUR, AREA, 1 / 3 * 1 + 1 / 3 * 2 / 3),
     "highest precision at any greater recall": ([cats([NONE, A, B], A, B)], {}, 2 / 3),
     "and of the area": ([cats([NONE, A, B], A, B)], AREA, 2 / 3),
     "3/10 misses the point that floats put above it": ([cats(TEN[:3], *TEN)], {}, 3 / 11),
@@ -74,7 +72,7 @@ CASES = {
     "most overlapped object, taken or not": ([cats([A, [2, 0, 12, 10]], A, [5, 0, 15, 10])], {}, 6 / 11),
     "overlap of just min_overlap": ([cats([A_50], A)], {}, 1),
     "overlap below it": ([cats([A_50], A)], {"min_overlap": 0.5001}, 0),
-    "first of equal objects": ([cats([A, A], A, A)], {}, 6 / 11),
+    "first of equal objects": ([cats([A, A], A, A)], {}, 6 / 11), "nothing found": ([cats([], A), cats([], B)], {}, 0),
     "difficult object not found": ([cats([B], B, difficult=[A])], {}, 1),
     "difficult object found twice": ([cats([A, A_80, B], B, difficult=[A])], {}, 1),
     "near a difficult object, not enough": ([cats([A_40, B], B, difficult=[A])], {}, 0.5),
@@ -83,19 +81,14 @@ CASES = {
     "equal scores, false first": ([cats([NONE, A], A, scores=[0.5, 0.5])], {}, 0.5),
     "equal scores in two images": ([cats([A], A), cats([A])], {}, 1),
     "equal scores in two images, false first": ([cats([A]), cats([A], A)], {}, 0.5),
-    "negative scores": ([cats([A, NONE, B], A, B, scores=[3.0, -1.0, -2.0])], {}, ONE_FALSE),
-    "scores of zero": ([cats([A, NONE, B], A, B, scores=[0.0, -0.0, -1e-30])], {}, ONE_FALSE),
-    "infinite scores": ([cats([A, NONE, B], A, B, scores=[math.inf, 0.0, -math.inf])], {}, ONE_FALSE),
-    "another class": ([image([(A, DOG, 0.9)], [(A, CAT, 0)])], {}, 0),
-    "another image": ([cats([A]), cats([], A)], {}, 0),
+    **{f"scores {scores}": ([cats([A, NONE, B], A, B, scores=scores)], {}, ONE_FALSE)
+       for scores in ([3.0, -1.0, -2.0], [0.0, -0.0, -1e-30], [math.inf, 0.0, -math.inf])},
+    "another class": ([image([(A, DOG, 1)], [(A, CAT, 0)])], {}, 0), "another image": ([cats([A]), cats([], A)], {}, 0),
     "dogs beside": ([image([(A, CAT, 0.9), (A, DOG, 0.95)], [(A, CAT, 0)]), image([(B, DOG, 1)], [])], {}, 1),
     "image without objects": ([cats([A], scores=[0.95]), cats([A], A)], {}, 0.5),
-    "nothing found": ([cats([], A), cats([], B)], {}, 0),
-    "no area": ([cats([[5, 5, 5, 5], A], A)], {}, 0.5),
-    "inverted": ([cats([[10, 10, 0, 0], A], A)], {}, 0.5),
-    "not a number": ([cats([[math.nan] * 4, A], A)], {}, 0.5),
-    "infinite box": ([cats([[-math.inf, 0, math.inf, 10], A], A)], {}, 0.5),
-}
+    **{f"box {box}": ([cats([box, A], A)], {}, 0.5)
+       for box in ([5, 5, 5, 5], [10, 10, 0, 0], [math.nan] * 4, [-math.inf, 0, math.inf, 10])},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("images", "parameters", "expected"), CASES.values(), ids=CASES)
@@ -113,9 +106,8 @@ def test_classes_without_an_easy_object_are_named_and_left_out_of_the_mean():
 def test_labels_and_names_come_from_the_label_map():
     one = image([(A, 3, 0.9)], [(A, 3, 0), (B, 7, 0)])
     assert calculate(one, label_map={"background": 0, "rare": 7, "cat": 3}) == ({"rare": 0.0, "cat": 1.0}, 0.5)
-    average_precisions, _ = calculate(image([(A, 20, 0.9)], [(A, 20, 0)]), label_map=None)
-    assert tuple(average_precisions) == voc_labels
-    assert average_precisions["tvmonitor"] == 1.0 and math.isnan(average_precisions["aeroplane"])
+    of_voc, _ = calculate(image([(A, 20, 0.9)], [(A, 20, 0)]), label_map=None)
+    assert tuple(of_voc) == voc_labels and of_voc["tvmonitor"] == 1.0 and math.isnan(of_voc["aeroplane"])
 
 
 def test_lists_of_different_lengths():
@@ -123,21 +115,17 @@ def test_lists_of_different_lengths():
     with pytest.raises(ValueError, match="2 images with detections, but 1 with objects"):
         calculate_mAP(*case[:3], *(part[:1] for part in case[3:]), LABEL_MAP)
     for i in range(6):
-        shorter = [[[tensor[:0] for tensor in case[i]]], [case[i][:1]] if i % 3 else []]
-        for part in (part for parts in shorter for part in parts):
+        for part in ([tensor[:0] for tensor in case[i]], *([case[i][:1]] if i % 3 else [])):
             with pytest.raises(ValueError, match="differ in number in at least one image"):
                 calculate_mAP(*case[:i], part, *case[i + 1 :], LABEL_MAP)
 
 
-@pytest.mark.parametrize(
-    ("one", "parameters", "message"),
-    [
-        *((image([(A, i, 0.9)], []), {}, f"the label {i} is not in the label map") for i in (0, 3, -1)),
-        *((image([], [(A, i, 0)]), {}, f"the label {i} is not in the label map") for i in (0, 3, -1)),
-        (cats([A], A), {"metric": "12 points"}, '"11 points" or "area"'),
-        (cats([A], A, scores=[math.nan]), {}, "not a number"),
-    ],
-)
+@pytest.mark.parametrize(("one", "parameters", "message"), [
+    *((image([(A, i, 0.9)], []), {}, f"the label {i} is not in the label map") for i in (0, 3, -1)),
+    *((image([], [(A, i, 0)]), {}, f"the label {i} is not in the label map") for i in (0, 3, -1)),
+    (cats([A], A), {"metric": "12 points"}, '"11 points" or "area"'),
+    (cats([A], A, scores=[math.nan]), {}, "not a number"),
+])  # fmt: skip
 def test_what_cannot_be_scored(one, parameters, message):
     with pytest.raises(ValueError, match=message):
         calculate(one, **parameters)
@@ -149,8 +137,7 @@ def test_what_cannot_be_scored(one, parameters, message):
 def random_case(generator):
     """Six lists for a few images: boxes that overlap often, scores and overlaps that are often equal."""
 
-    def random(*sizes):
-        return torch.rand(*sizes, generator=generator)
+    random = functools.partial(torch.rand, generator=generator)
 
     def some(n):
         corners = (random(n, 2) * 4).round() / 8
@@ -174,20 +161,17 @@ def test_random_cases_equal_the_plain_version():
     assert n_compared > 30
 
 
-def plain_area(is_true, n_objects):
-    """Area under the monotonic precision-recall curve: for each true detection a step of recall 1 / n_objects."""
-    precisions = [sum(is_true[: i + 1]) / (i + 1) for i in range(len(is_true))]
-    return sum(max(precisions[i:]) for i in range(len(is_true)) if is_true[i]) / n_objects
-
-
 def test_area_of_random_cases():
+    """Area under the monotonic precision-recall curve: for each true detection a step of recall 1 / 10."""
     rng = np.random.default_rng(0)
     for _ in range(60):
         is_true = rng.random(int(rng.integers(1, 20))) < 0.5
         is_true &= np.cumsum(is_true) <= 10
         objects = iter(TEN)
         one = cats([next(objects) if true else [0, 500, 10, 510] for true in is_true], *TEN)
-        assert calculate(one, metric="area")[0]["cat"] == pytest.approx(plain_area(is_true.tolist(), 10))
+        precisions = [sum(is_true[: i + 1]) / (i + 1) for i in range(len(is_true))]
+        area = sum(max(precisions[i:]) for i in range(len(is_true)) if is_true[i]) / 10
+        assert calculate(one, metric="area")[0]["cat"] == pytest.approx(area)
 
 
 @pytest.fixture(scope="session")
@@ -234,15 +218,29 @@ def make_dataset(folder, paths, objects=None, label_map=LABEL_MAP):
 
 
 def write_truth(folder, images, annotations, categories):
-    """A COCO file of (id, category, box, area, is_crowd) tuples, images by their ids."""
+    """A COCO file of (id, category, box, area, is_crowd) tuples, images by their ids; returns its path."""
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
     rows = [dict(zip(keys, row, strict=True), id=i) for i, row in enumerate(annotations, start=1)]
     images = [{"id": i, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in images]
-    write(folder / "truth.json", {"images": images, "annotations": rows, "categories": categories})
+    return write(folder / "truth.json", {"images": images, "annotations": rows, "categories": categories})
 
 
-def make_coco_files(rng, folder, string_ids):
-    """A COCO file with objects of all sizes, crowds, and ids in any order; a file of results, scores often equal."""
+def reference_numbers(folder):
+    """The twelve numbers that pycocotools itself gives for truth.json and found.json."""
+    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    truth = coco.COCO(str(folder / "truth.json"))
+    run = cocoeval.COCOeval(truth, truth.loadRes(str(folder / "found.json")), "bbox")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    assert run.stats[0] > 0.05 and len(set(run.stats.round(9))) > 9
+    return pytest.approx(np.where(run.stats < 0, np.nan, run.stats).tolist(), abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_coco_numbers_are_those_of_pycocotools(tmp_path, string_ids):
+    """With objects of all sizes, crowds, ids in any order, and scores that are often equal."""
+    rng = np.random.default_rng(string_ids)
     ids = [f"photo {i}" if string_ids else int(i) for i in rng.permutation(1000)[:40]]
     annotations, found = [], []
     for image_id in np.repeat(np.array(ids, object), rng.integers(0, 6, len(ids))):
@@ -254,35 +252,15 @@ def make_coco_files(rng, folder, string_ids):
             moved = (box + rng.integers(-8, 9, 4) * side / 64).tolist()
             category_id, score = int(rng.choice([90, category])), int(rng.integers(1, 10)) / 10
             found.append({"image_id": image_id, "category_id": category_id, "bbox": moved, "score": score})
-    write_truth(folder, ids, annotations, [{"id": 90, "name": "cat"}, {"id": 3, "name": "dog"}])
-    write(folder / "found.json", found)
-
-
-def reference_numbers(folder):
-    """The twelve numbers that pycocotools itself gives for truth.json and found.json."""
-    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco.COCO(str(folder / "truth.json"))
-        run = cocoeval.COCOeval(truth, truth.loadRes(str(folder / "found.json")), "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    assert run.stats[0] > 0.05 and len(set(run.stats.round(9))) > 9
-    return pytest.approx(np.where(run.stats < 0, np.nan, run.stats).tolist(), abs=1e-6, nan_ok=True)
-
-
-@pytest.mark.parametrize("string_ids", [False, True])
-def test_coco_numbers_are_those_of_pycocotools(tmp_path, string_ids):
-    make_coco_files(np.random.default_rng(string_ids), tmp_path, string_ids)
-    truth = tmp_path / "truth.json"
+    truth = write_truth(tmp_path, ids, annotations, [{"id": 90, "name": "cat"}, {"id": 3, "name": "dog"}])
+    write(tmp_path / "found.json", found)
     train = write(tmp_path / "train.json", truth.read_text().replace(".jpg", ".png"))  # other images
     create_data_lists(output_folder=tmp_path, train_data=str(train), test_data=str(truth), check_images=False)
     dataset = PascalVOCDataset(tmp_path, "TEST", keep_difficult=True)
     average_precisions, twelve = calculate_coco(*read_detections(tmp_path / "found.json", dataset), dataset)
     assert list(twelve.values()) == reference_numbers(tmp_path)
-    assert list(twelve) == list(evaluation.COCO_NUMBERS) and sum(average_precisions.values()) / 2 == pytest.approx(
-        twelve["AP"]
-    )
+    assert list(twelve) == list(evaluation.COCO_NUMBERS)
+    assert sum(average_precisions.values()) / 2 == pytest.approx(twelve["AP"])
 
 
 def test_coco_numbers_of_real_detections(voc07_test, tmp_path):
@@ -295,11 +273,8 @@ def test_coco_numbers_of_real_detections(voc07_test, tmp_path):
         write(tmp_path / "det" / path.name, "".join(lines))
     detections = read_detections(tmp_path / "det", dataset)
     write_detections(tmp_path / "found.json", dataset, detections)
-    annotations = [
-        (i, label, [x, y, x_max - x, y_max - y], (x_max - x) * (y_max - y), difficult)
-        for i, one in enumerate(triples, start=1)
-        for (x, y, x_max, y_max), label, difficult in one
-    ]
+    annotations = [(i, label, [x, y, x_max - x, y_max - y], (x_max - x) * (y_max - y), difficult)
+                   for i, one in enumerate(triples, 1) for (x, y, x_max, y_max), label, difficult in one]  # fmt: skip
     write_truth(tmp_path, range(1, 301), annotations, [{"id": label} for label in range(1, 21)])
     expected = reference_numbers(tmp_path)
     for again in (detections, read_detections(tmp_path / "found.json", dataset)):
@@ -322,18 +297,14 @@ def test_written_pixels_count_from_1_and_include_both_ends(tmp_path, two_images)
 
 def test_coco_files_have_ids_and_sides(tmp_path, two_images):
     found = detections_of([([10, 20, 500, 375], DOG, 0.25)], [([0.5, 0, 1, 1], CAT, 0.125)])
-
-    def assert_written(dog_image, dog, cat_image, cat):
+    for dog_image, dog, cat_image, cat in ((1, 2, 2, 1), (139, 18, "b", 17)):
         write_detections(tmp_path / "found.json", two_images, found)
         assert json.loads((tmp_path / "found.json").read_text()) == [
             {"image_id": dog_image, "category_id": dog, "bbox": [10, 20, 490, 355], "score": 0.25},
             {"image_id": cat_image, "category_id": cat, "bbox": [0.5, 0, 0.5, 1], "score": 0.125},
         ]
-
-    assert_written(1, 2, 2, 1)
-    two_images.image_ids = [139, "b"]  # those of a COCO file
-    write(tmp_path / "lists/category_ids.json", {"dog": 18, "cat": 17})
-    assert_written(139, 18, "b", 17)
+        two_images.image_ids = [139, "b"]  # those of a COCO file
+        write(tmp_path / "lists/category_ids.json", {"dog": 18, "cat": 17})
     for wrong in ({"dog": 18, "cat": 18}, {"dog": 18}):
         write(tmp_path / "lists/category_ids.json", wrong)
         with pytest.raises(ValueError, match="two classes have one of COCO's ids, or a class has none"):
@@ -366,17 +337,15 @@ def test_class_names_that_no_file_can_have(tmp_path):
     assert torch.equal(read_detections(tmp_path / "found", dataset)[1][0], found[1][0])
 
 
-@pytest.mark.parametrize(
-    ("paths", "message"),
-    [(["x/a.jpg", "b.jpg", "y/a.jpg"], "two images are named 'a'"), (["a.jpg", "b\nc.jpg"], "an image is named 'b c'"),
-     (["a.jpg", " b.jpg"], "an image is named"), (["a.jpg", "\ud800.jpg"], r"an image is named '\\ud800'")],
-)  # fmt: skip
+@pytest.mark.parametrize(("paths", "message"), [
+    (["x/a.jpg", "b.jpg", "y/a.jpg"], "two images are named 'a'"), (["a.jpg", "b\nc.jpg"], "an image is named 'b c'"),
+    (["a.jpg", " b.jpg"], "an image is named"), (["a.jpg", "\ud800.jpg"], r"an image is named '\\ud800'"),
+])  # fmt: skip
 def test_image_names_that_vocs_files_cannot_hold(tmp_path, paths, message):
     dataset = make_dataset(tmp_path, paths)
-    with pytest.raises(ValueError, match=message):
-        write_detections(tmp_path / "found", dataset)  # the trial, before anything is detected
-    with pytest.raises(ValueError, match=message):
-        read_detections(tmp_path / "found", dataset)
+    for function in (write_detections, read_detections):  # a trial to write, before anything is detected
+        with pytest.raises(ValueError, match=message):
+            function(tmp_path / "found", dataset)
     found = detections_of(*[[([0, 0, i + 1, 5], 1, 0.5)] for i in range(len(paths))])
     write_detections(tmp_path / "found.json", dataset, found)  # ids tell them apart
     assert torch.equal(torch.cat(read_detections(tmp_path / "found.json", dataset)[0]), torch.cat(found[0]).double())
@@ -405,8 +374,8 @@ def test_full_disk_is_named_and_changes_nothing(tmp_path, two_images, full_disk,
 
 
 def test_empty_and_missing_files(tmp_path, two_images):
-    for name in ("comp4_det_test_cat.txt", "comp4_det_test_dog.txt", "found.json"):
-        write(tmp_path / name, "[]" * (name == "found.json"))
+    for name, content in (("comp4_det_test_cat.txt", ""), ("comp4_det_test_dog.txt", ""), ("found.json", "[]")):
+        write(tmp_path / name, content)
     for path in (tmp_path, tmp_path / "found.json"):
         boxes, labels, scores = read_detections(path, two_images)
         assert [part.shape for part in boxes] == [(0, 4), (0, 4)]
@@ -417,9 +386,9 @@ def test_empty_and_missing_files(tmp_path, two_images):
             read_detections(path, two_images)
 
 
-@pytest.mark.parametrize(
-    "line", ["a b 0.5 1 1 10", "a b 0.5 1 1 10 ten", "", "zzz 0.5 1 1 10 10", "a b nan 1 1 10 10", "a b 0.5 1 1 inf 10"]
-)
+@pytest.mark.parametrize("line", [
+    "a b 0.5 1 1 10", "a b 0.5 1 1 10 ten", "", "zzz 0.5 1 1 10 10", "a b nan 1 1 10 10", "a b 0.5 1 1 inf 10"
+])  # fmt: skip
 def test_faulty_line_is_named(tmp_path, line):
     write(tmp_path / "comp4_det_test_cat.txt", "")
     write(tmp_path / "comp4_det_test_dog.txt", f"a b 0.5 1 1 10 10\n{line}\na b 0.4 1 1 10 10\n")
@@ -427,15 +396,11 @@ def test_faulty_line_is_named(tmp_path, line):
         evaluation.read_voc_detections(tmp_path, ["a b", "c"], LABEL_MAP)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"image_id": 3}, {"image_id": "1"}, {"image_id": [1]}, {"category_id": 0}, {"category_id": None},
-        {"score": None}, {"score": math.nan}, {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, math.inf]},
-        {"bbox": [1, 2, 10**400, 4]}, {"bbox": "123"}, None,
-    ],
-    ids=lambda change: str(change)[:30],
-)  # fmt: skip
+@pytest.mark.parametrize("change", [
+    {"image_id": 3}, {"image_id": "1"}, {"image_id": [1]}, {"category_id": 0}, {"category_id": None},
+    {"score": None}, {"score": math.nan}, {"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, math.inf]},
+    {"bbox": [1, 2, 10**400, 4]}, {"bbox": "123"}, None,
+], ids=lambda change: str(change)[:30])  # fmt: skip
 def test_faulty_entry_is_named(tmp_path, two_images, change):
     right = {"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
     write(tmp_path / "found.json", [right, change and right | change])
@@ -448,8 +413,7 @@ def test_faulty_entry_is_named(tmp_path, two_images, change):
 
 
 def test_loader_takes_its_batch_size_and_images_as_the_model_wants_them(lists):
-    model = SimpleNamespace(input_size=512, antialias=False, mean=torch.zeros(1))
-    loader = make_test_loader(lists, 3, 0, model)
+    loader = make_test_loader(lists, 3, 0, SimpleNamespace(input_size=512, antialias=False, mean=torch.zeros(1)))
     assert loader.batch_size == 3 and loader.dataset.antialias is False and not loader.pin_memory
     assert next(iter(loader))[0].shape == (3, 3, 512, 512)
 
@@ -481,20 +445,13 @@ def test_evaluate_gives_the_same_in_any_batches(lists, tiny_checkpoint):
         evaluation.evaluate(make_test_loader(lists, 1, 0, model), model)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [("metric", "12 points", '"11 points", "area" or "coco"'), ("min_overlap", 0.0, "min_overlap is 0.0"),
-     ("min_overlap", math.nan, "min_overlap is nan"),
-     ("write_detections_to", "/dev/null/found", "cannot be written to /dev/null/found")],
-)  # fmt: skip
-def test_errors_before_anything_is_detected(lists, tiny_checkpoint, run_main, name, value, message):
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("metric", "12 points", '"11 points", "area" or "coco"'), ("metric", "coco", "pip install pycocotools"),
+    ("min_overlap", 0.0, "min_overlap is 0.0"), ("min_overlap", math.nan, "min_overlap is nan"),
+    ("write_detections_to", "/dev/null/found", "cannot be written to /dev/null/found"),
+])  # fmt: skip
+def test_errors_before_anything_is_detected(lists, tiny_checkpoint, run_main, monkeypatch, name, value, message):
+    monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda _: None)  # as without pycocotools
     settings = {"detect_all": None, "data_folder": str(lists), "checkpoint": str(tiny_checkpoint), "workers": 0}
     with pytest.raises((OSError, ValueError), match=message):
         run_main(evaluation, **settings, **{name: value})
-
-
-def test_missing_pycocotools_is_named(monkeypatch):
-    monkeypatch.setattr(evaluation, "metric", "coco")
-    monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match="pip install pycocotools"):
-        evaluation.check_parameters()

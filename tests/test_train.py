@@ -76,22 +76,21 @@ torch.optim.SGD.step = step_and_send
 
 
 def test_resume_after_kills_takes_the_same_steps(lists, unbroken, tmp_path):
-    n_kills, rng, checkpoint = int(os.environ.get("SSD_KILLS", 1)), random.Random(0), tmp_path / "last.pth.tar"
+    n_kills, rng, path = int(os.environ.get("SSD_KILLS", 1)), random.Random(0), tmp_path / "last.pth.tar"
     for kills in range(n_kills + 1):
-        modified = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        modified = path.stat().st_mtime_ns if path.exists() else 0
         # The number of workers changes at each start: it must not matter.
-        resumed = checkpoint.name if modified else ""
-        process = start(training(lists, workers=2 * kills % 3, checkpoint=resumed), tmp_path)
+        process = start(training(lists, workers=2 * kills % 3, checkpoint=path.name if modified else ""), tmp_path)
         if kills < n_kills:
-            while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == modified):
+            while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == modified):
                 time.sleep(0.01)  # at least one checkpoint further, so that the test comes to an end
             time.sleep(rng.uniform(0, 0.5))
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            if load_checkpoint(checkpoint)["iteration"] == 12:  # a late kill: start again
-                checkpoint.unlink()
+            if load_checkpoint(path)["iteration"] == 12:  # a late kill: start again
+                path.unlink()
     assert finish(process)[0] == 0
-    assert_same_state(unbroken / "last.pth.tar", checkpoint)
+    assert_same_state(unbroken / "last.pth.tar", path)
     rows, expected = read_log(tmp_path / "train_log.csv"), read_log(unbroken / "train_log.csv")
     assert [row["iteration"] for row in rows] == [str(i) for i in range(1, 13)]  # every row once
     assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
@@ -100,8 +99,7 @@ def test_resume_after_kills_takes_the_same_steps(lists, unbroken, tmp_path):
 
 def test_a_signal_saves_and_ends_with_its_exit_code(lists, unbroken, tmp_path, run):
     code = SEND_SIGNAL.format(f"os.killpg(0, {int(signal.SIGINT)})")  # to the workers, too, as Ctrl-C
-    command = patched(tmp_path, code, training(lists, save_every=0))
-    code, output = finish(start([sys.executable, *command], tmp_path))
+    code, output = finish(start([sys.executable, *patched(tmp_path, code, training(lists, save_every=0))], tmp_path))
     assert code == 128 + signal.SIGINT and "after iteration 1; go on with --checkpoint=last.pth.tar" in output, output
     run(checkpoint="last.pth.tar")
     assert_same_state(unbroken / "last.pth.tar", "last.pth.tar")
@@ -240,12 +238,10 @@ def test_a_console_that_takes_no_output_does_not_end_the_run(lists, tmp_path, co
 def test_a_run_says_what_it_does(run, capsys):
     run(warmup=500)
     output = capsys.readouterr().out
-    for line in (
-        "8 images, ", "classes  4: circle, rectangle, star, triangle", "network  ssd300_tiny, 0.5 million weights",
-        "weights  random", "iterations 0 to 12 of 2 images, 3.0 epochs in all", "the warm-up of 500 ",
-        " s an iteration: about 0:", "done after iteration 12, 0:", "saved    last.pth.tar, ",
-        "python eval.py --data_folder=",
-    ):  # fmt: skip
+    for line in ("8 images, ", "classes  4: circle, rectangle, star, triangle", "weights  random",
+                 "network  ssd300_tiny, 0.5 million weights", "iterations 0 to 12 of 2 images, 3.0 epochs in all",
+                 "the warm-up of 500 ", " s an iteration: about 0:", "done after iteration 12, 0:",
+                 "saved    last.pth.tar, ", "python eval.py --data_folder="):  # fmt: skip
         assert line in output
 
 
