@@ -350,7 +350,7 @@ def benchmark_network():
 
 
 class Step:
-    """A training step of a network as train.py takes it, on made-up images; `predict()` is the forward pass alone."""
+    """A training step of a network as train.py takes it, on made-up images; `predict()` is the forward pass of detection."""
 
     def __init__(self, name, device, is_compiled=True, bf16=True):
         self.device, self.bf16 = device, bf16 and utils.has_bf16_units(device)
@@ -373,8 +373,12 @@ class Step:
             return self.network(images)
 
     @torch.inference_mode()
+    @torch.inference_mode()
     def predict(self):
-        return self.forward(self.normalize())
+        self.model.eval()
+        predictions = self.forward(self.normalize())
+        self.model.train()
+        return predictions
 
     def __call__(self, mark=lambda part: None):
         self.optimizer.zero_grad()
