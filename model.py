@@ -484,11 +484,11 @@ def _suppress(boxes_xy, is_box, max_overlap):
     n_rows, results = max(1, PAIRS_AT_ONCE // limits.numel()), []
     for some_xy, some in zip(boxes_xy.split(n_rows), is_box.split(n_rows), strict=True):
         suppresses = find_jaccard_overlap(some_xy, some_xy).gt_(limits)  # (n_rows, K, K) float, 0 or 1
-        may_survive = some
+        may_survive = some = some[:, None].float()  # (n_rows, 1, K)
         for _ in range(STEPS_A_ROUND):
-            survives = some & (torch.bmm(may_survive[:, None].float(), suppresses)[:, 0] == 0)
-            may_survive = some & (torch.bmm(survives[:, None].float(), suppresses)[:, 0] == 0)
-        results.append((survives, may_survive))
+            survives = some * (torch.bmm(may_survive, suppresses) == 0)
+            may_survive = some * (torch.bmm(survives, suppresses) == 0)
+        results.append((survives[:, 0].bool(), may_survive[:, 0].bool()))
     return [torch.cat(parts) for parts in zip(*results, strict=True)]
 
 
