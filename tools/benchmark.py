@@ -350,7 +350,7 @@ def benchmark_network():
 
 
 class Step:
-    """A training step of a network as train.py takes it, on made-up images; `predict()` is the forward pass of detection."""
+    """A training step as train.py takes it, on made-up images; `predict()` is the forward pass of detection."""
 
     def __init__(self, name, device, is_compiled=True, bf16=True):
         self.device, self.bf16 = device, bf16 and utils.has_bf16_units(device)
