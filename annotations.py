@@ -170,8 +170,9 @@ def find_yolo(folder, split="", names=("labels", "images")):
     """YOLO's text files and images in folders of these names, or in those of a split within; None if not there."""
     labels, images = (os.path.normpath(os.path.join(folder, name, split)) for name in names)
     words = "YOLO text files beside their images" if labels == images else "YOLO text files in labels, images in images"
-    are_there = find_files(labels, (".txt",)).keys() - {"classes"} and find_files(images, IMAGE_SUFFIXES)
-    return Part("YOLO", words, labels, images) if are_there else None
+    texts = [name.lower() for name in find_files(labels, (".txt",))]
+    are_labels = any(name != "classes" and not name.startswith("readme") for name in texts)  # exporters add READMEs
+    return Part("YOLO", words, labels, images) if are_labels and find_files(images, IMAGE_SUFFIXES) else None
 
 
 def refuse_layout(source):
@@ -484,7 +485,7 @@ def parse_yaml_names(lines):
     separate = r"""(?:"[^"]*"|'[^']*'|[^,"'])+""" if items.startswith(("[", "{")) else ".+"
     names = {}
     for item in re.findall(separate, items.strip("[]{}")):
-        index, name = re.fullmatch(r"\s*(?:(\d+)\s*:|- )?\s*(.*?)\s*", item, re.DOTALL).groups()
-        if name:
+        index, name = re.fullmatch(r"(?:(\d+)\s*:|- )?(.*)", item.strip(), re.DOTALL).groups()
+        if name := name.strip():
             names[int(index) if index else len(names)] = name.strip("'\"")
     return names

@@ -60,7 +60,7 @@ check_images = True  # False: do not open the images, only the annotations
 report_overlap = 0.5  # the report counts the objects of TRAIN that a prior overlaps so much; 0: not
 n_sheet_images = 24  # images of TRAIN on the contact sheet, chosen by the seed; 0: no sheet
 
-# Sizes of objects in the report, from and below: roots of their areas, in pixels of a 300 x 300 image
+# Sizes of objects in the report, lower limit included: roots of their areas, in pixels of a 300 x 300 image
 SIZES = {"0-16": (0, 16), "16-32": (16, 32), "32-64": (32, 64), "64-128": (64, 128), "128-300": (128, math.inf)}
 
 # What the data report can say of a file, in the order in which it says it.

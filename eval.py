@@ -355,19 +355,21 @@ def read_voc_detections(folder, image_names, label_map):
     Raises FileNotFoundError or ValueError, naming file and line, for what is missing or not a detection.
     """
     images, classes = voc_names(image_names, label_map)
-    paths, entries = {Path(folder, name): label for label, name in classes.items()}, []
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            entries += (((path, f"line {number}"), line) for number, line in enumerate(file, start=1))
+    paths = {Path(folder, name): label for label, name in classes.items()}
+
+    def lines():  # one at a time: there may be a million
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                yield from (((path, f"line {number}"), line) for number, line in enumerate(file, start=1))
 
     def parse(line, path):
         name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
         score, x_min, y_min, x_max, y_max = map(float, numbers)
         return images[name.strip()], paths[path], score, x_min - 1, y_min - 1, x_max, y_max
 
-    return _parse(entries, parse, "`image score x_min y_min x_max y_max`", len(images))
+    return _parse(lines(), parse, "`image score x_min y_min x_max y_max`", len(images))
 
 
 def _parse(entries, parse, form, n_images):

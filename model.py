@@ -2,7 +2,6 @@
 
 Shapes in comments: N images, S the side of the input (300 for SSD300), G the side of a source map's grid, P priors
 (8732 for SSD300), C classes (background = 0 included), M objects in the image of the batch that has most, T in all.
-
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016 ("the paper"), and the authors' Caffe code.
 """
 
@@ -34,8 +33,7 @@ class SourceMap(NamedTuple):
     channels: int
     grid: int  # G: cells in a row, and rows
     aspect_ratios: tuple  # width : height
-    # Behind the base two convolutions make it from the map before: 1 x 1 to `middle` channels, then this one.
-    middle: int = 0
+    middle: int = 0  # behind the base two convolutions make it: 1 x 1 to so many channels, then the following one
     kernel: int = 3
     stride: int = 2
     padding: int = 1
@@ -149,7 +147,8 @@ class VGGBase(nn.Module):
     """VGG-16, its two large fully connected layers turned into the convolutions conv6 and conv7.
 
     Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7 (N, 1024, 19, 19).
-    Source: Simonyan and Zisserman 2015; the changes: the paper, section 2.2, and the Caffe code."""
+    Source: Simonyan and Zisserman 2015; the changes: the paper, section 2.2, and the Caffe code.
+    """
 
     def __init__(self, network=NETWORKS["ssd300_vgg16"]):
         super().__init__()
@@ -272,7 +271,7 @@ class SSD300(nn.Module):
     n_classes: C, background included. network: a key of NETWORKS; the class has the name of the first.
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights. None: the network's own.
     max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
-    antialias: whether images are resized with antialiasing, as the weights want it. The weights are random at first.
+    antialias: whether images are resized with antialiasing, as the weights want it. All weights start at random.
     """
 
     def __init__(self, n_classes, network="ssd300_vgg16", mean=None, std=None, max_size_offset=None, antialias=True):
@@ -478,7 +477,8 @@ def _suppress(boxes_xy, is_box, max_overlap):
     """Which boxes of each pool survive for certain, and which may survive, both (rows, K) bool: all pairs at once.
 
     boxes_xy: (rows, K, 4), best first. is_box: (rows, K) bool. At first all may survive. Those that nothing better
-    suppresses that may survive are certain; those that a certain one suppresses may not survive. And so on."""
+    suppresses that may survive are certain; those that a certain one suppresses may not survive. And so on.
+    """
     # The overlap from which the row suppresses the column: none for a column that is better, or the box itself.
     limits = torch.full([is_box.shape[1]] * 2, torch.inf, device=boxes_xy.device).tril_() + max_overlap  # (K, K)
     n_rows, results = max(1, PAIRS_AT_ONCE // limits.numel()), []
@@ -581,7 +581,7 @@ def mine_hard_negatives(conf_losses, is_positive, n_negatives):
     conf_losses: (N, P) float32, of each prior, not negative. is_positive: (N, P) bool. n_negatives: (N, 1) int64, how
     many to take of each image, or all there are; of equally hard ones the first. Returns (N, P) bool.
     """
-    # The lowest loss to be taken, bit by bit: a quarter of a sort's time. (Bits, as integers, have the numbers' order.)
+    # The lowest loss to be taken, bit by bit: in half a sort's time. (As integers, bits have the order of the numbers.)
     bits = (conf_losses.view(torch.int32) & 0x7FFFFFFF).masked_fill(is_positive, -1)  # (N, P), without -0.0's sign
     lowest = torch.zeros_like(n_negatives, dtype=torch.int32)  # (N, 1)
     for bit in reversed(range(31)):
@@ -623,11 +623,10 @@ class MultiBoxLoss(nn.Module):
 
             true_locs = cxcy_to_gcxgcy(xy_to_cxcy(objects.boxes_xy)[matched], self.priors_cxcy)  # (N, P, 4)
             loc_losses = F.smooth_l1_loss(predicted_locs.float(), true_locs, reduction="none").sum(dim=2)  # (N, P)
-
             scores, true_labels = predicted_scores.flatten(0, 1).float(), objects.labels[matched].flatten()
             conf_losses = F.cross_entropy(scores, true_labels, reduction="none").view_as(loc_losses)  # (N, P)
             has_objects = n_positives > 0  # (N, 1)
-            n_negatives = self.neg_pos_ratio * n_positives + self.n_negatives_without_objects * ~has_objects  # (N, 1)
+            n_negatives = (self.neg_pos_ratio * n_positives).ceil() + self.n_negatives_without_objects * ~has_objects
             counts = is_positive | mine_hard_negatives(conf_losses, is_positive, n_negatives)  # (N, P)
 
             loss = torch.where(counts, conf_losses, 0.0).sum()
@@ -668,8 +667,8 @@ def load_pretrained(model, weights):
         if not row.is_lite:
             entries = vgg16_entries(model.base, entries, state)
         fit_to(model, entries, mean, std)
-        model.base.load_state_dict(entries)
         utils.check_finite(entries)
+        model.base.load_state_dict(entries)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{weights}: not weights of {row.base}: {printable(error, 1000)}") from error
 
@@ -725,7 +724,10 @@ def model_from_checkpoint(saved, name, label_map=None):
     """Rebuild a model on the CPU from what `load_checkpoint()` returned, for its classes, or for those of a label map:
     if they are others, or in another order, the class heads start anew. ValueError names file and fault."""
     try:
-        state, label_map = saved["model"], label_map or saved["label_map"]
+        state, n_classes, label_map = saved["model"], len(saved["label_map"]), label_map or saved["label_map"]
+        n_scores = [tensor.numel() for entry, tensor in state.items() if entry.startswith("pred_convs.cl_")][-1]
+        if n_classes < 2 or n_scores % n_classes:  # before a head is built for every class that a label map claims
+            raise ValueError(f"its label map has {n_classes} classes, its weights are for another number")
         model = SSD300(len(label_map), saved.get("network", "ssd300_vgg16"))
         fit_to(model, state, saved["mean"], saved["std"])
         if label_map != saved["label_map"]:

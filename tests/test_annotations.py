@@ -107,6 +107,9 @@ def write_yolo_layout(folder, labels, images, names_file="data.yaml", splits=(""
             write_image(folder / images.format(split) / f"{name}.jpg")
             write(folder / labels.format(split) / f"{name}.txt", "1 0.25 0.5 0.3 0.5\n")
     write(folder / names_file, "nc: 2\nnames: ['cat', 'dog']\n" if "yaml" in names_file else "cat\ndog\n")
+    if len(splits) > 1:  # what exporters add; it makes no layout of its own
+        write(folder / "README.dataset.txt", "dogs")
+        write_image(folder / "cover.jpg")
 
 
 def write_coco_layout(folder, splits=("",)):

@@ -55,6 +55,9 @@ def read_metadata(path):
     if path.suffix == ".onnx":
         import onnx
 
+        constants = {tensor.name for tensor in onnx.load(path).graph.initializer}
+        weights = {node.input[1] for node in onnx.load(path).graph.node if node.op_type == "Conv"}
+        assert len(weights) >= 35 and weights <= constants  # batch normalisation is part of them
         return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
     extra = dict.fromkeys([f"{name}.json" for name in export.describe(SSD300(2, "ssd300_tiny"))], "")
     torch.export.load(path, extra_files=extra)

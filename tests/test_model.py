@@ -368,6 +368,7 @@ def test_a_checkpoint_carries_all_that_detection_needs(tiny, removed, tmp_path):
 @pytest.mark.parametrize("name, value, message", [
     ("network", "ssd999", "'ssd999'.*ssd300_vgg16"), ("network", "ssd512_vgg16", "conv12_2"),
     ("label_map", {"background": 0, "cat": 1}, r"pred_convs\.cl_conv4_3"), ("label_map", 3, ""),
+    ("label_map", None, "does not fit"), ("label_map", dict.fromkeys(map(str, range(7)), 1), "map has 7 classes"),
     *(("base.conv6.bias", value, r"base\.conv6\.bias") for value in (None, torch.zeros(3))),
     ("base.conv8.bias", torch.zeros(3), r"base\.conv8\.bias"),
     ("base.conv6.bias", torch.full((128,), torch.nan), r"base\.conv6\.bias.*not finite"),

@@ -139,15 +139,20 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, contents):
 
 
 def test_leftovers_go_when_they_are_an_hour_old(tmp_path):
-    """Two runs may write the same file; one that is killed leaves half of it."""
-    leftovers, pid = [tmp_path / name for name in ("c.tar.elsewhere.1.tmp", "other.tar.1.tmp")], f".{os.getpid()}."
-    utils.write_file(tmp_path / "c.tar", lambda file: leftovers.append(Path(file.name.replace(pid, ".1."))))
+    """Two runs may write the same file; one that is killed leaves half of it. Files of others stay."""
+    pid, ages = f".{os.getpid()}.", {}
+
+    def note(file):
+        ages.update({Path(file.name.replace(pid, ".1.")): 3700, Path(file.name.replace(pid, ".2.")): 3500})
+
+    utils.write_file(tmp_path / "c.tar", note)
+    ages |= {tmp_path / f"{name}.tmp": 9999 for name in ("c.tar.elsewhere.1", "other.tar.1", "c.tar.before")}
     for clean, *rest in ((utils.remove_leftovers,), (utils.write_file, b"new")):
-        for path, age in zip(leftovers, (3500, 9999, 3700), strict=True):
+        for path, age in ages.items():
             path.write_bytes(b"half")
             os.utime(path, (time.time() - age,) * 2)
         clean(tmp_path / "c.tar", *rest)
-        assert {path.name for path in tmp_path.iterdir()} == {"c.tar", "c.tar.elsewhere.1.tmp", "other.tar.1.tmp"}
+        assert set(tmp_path.iterdir()) == {tmp_path / "c.tar", *list(ages)[1:]}
 
 
 @pytest.mark.parametrize(("text", "shown"), [
@@ -234,7 +239,7 @@ def test_after_a_bad_argument_the_error_stands_last(argument):
 def test_help_shows_the_block_of_parameters(capsys):
     with pytest.raises(SystemExit) as end:
         utils.override_parameters(vars(train), ["--help"])
-    about, _, block = capsys.readouterr().out.partition("\nParameters, each for --name=value:\n\n")
+    about, _, block = capsys.readouterr().out.partition("\nParameters, set with --name=value:\n\n")
     assert end.value.code == 0 and about == train.__doc__
     assert block.startswith("# Data\ndata_folder = ") and block in Path(train.__file__).read_text(encoding="utf-8")
     assert all(f"\n{name} = " in block for name in utils.script_parameters(vars(train)))

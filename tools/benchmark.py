@@ -373,7 +373,6 @@ class Step:
             return self.network(images)
 
     @torch.inference_mode()
-    @torch.inference_mode()
     def predict(self):
         self.model.eval()
         predictions = self.forward(self.normalize())

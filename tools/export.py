@@ -26,6 +26,7 @@ metadata, in a .pt2 file extra files named "label_map.json" and so on. A box is
     size = exp(offset * size_variance) * prior's size
 """
 
+import copy
 import functools
 import importlib.util
 import io
@@ -37,6 +38,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import nms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -122,7 +124,7 @@ class Network(nn.Module):
 
     def __init__(self, model, takes_bytes, suppress=None, **limits):
         super().__init__()
-        self.model, self.takes_bytes, self.suppress, self.limits = model, takes_bytes, suppress, limits
+        self.model, self.takes_bytes, self.suppress, self.limits = fold_norms(model), takes_bytes, suppress, limits
 
     def forward(self, images):
         images = self.model.normalize(images) if self.takes_bytes else images
@@ -146,6 +148,18 @@ class Network(nn.Module):
         labels = torch.where(is_object, index // n_priors + 1, 0)
         boxes_xy = boxes_xy.gather(1, (index % n_priors)[:, :, None].expand(-1, -1, 4))
         return torch.where(is_object[:, :, None], boxes_xy, 0.0), labels, scores
+
+
+def fold_norms(model):
+    """A copy of a model whose weights include batch normalisation, so that they are constants in the file."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        norm = getattr(layer, "norm", None)
+        if norm is not None:
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+            layer.norm = None
+    return model
 
 
 def suppress_by_nms(boxes_xy, class_scores, min_score, max_overlap, top_k):
