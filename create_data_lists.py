@@ -252,7 +252,7 @@ def check_conventions(records):
         suspicion = "pixels, not fractions" if form == "YOLO" else "boxes of images of another size, or of another form"
     elif resized >= max(5, 0.25 * len(records)):
         found = f"{resized} of {len(records)} images have another size than their annotations say"
-        suspicion = "resized after they were annotated"
+        suspicion = "images that were resized after they were annotated"
     else:
         return
     hint = "If the boxes are right all the same, --trust_boxes=True takes them as they are"

@@ -52,7 +52,7 @@ MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETI
 
 
 def read_image(path):
-    """Read an image file as it is stored: EXIF orientation is not applied, as in VOC's annotations (to TIFF it is).
+    """Read an image file as it is stored: no EXIF orientation is applied, as in VOC's annotations (TIFF: Pillow does).
 
     path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
     Returns a (3, H, W) uint8 RGB tensor.

@@ -158,9 +158,9 @@ class VGGBase(nn.Module):
                 width //= network.divisor
                 self.add_module(f"conv{block}_{i}", Convolution(channels, width, 3, padding=1, batch_norm=batch_norm))
                 channels = width
-            # 300 -> 150 -> 75 -> 38 (not 37: rounded up, as Caffe does) -> 19
-            self.add_module(f"pool{block}", nn.MaxPool2d(2, ceil_mode=True))
-        self.pool5 = nn.MaxPool2d(3, stride=1, padding=1)  # keeps the resolution
+            # 300 -> 150 -> 75 -> 38 (not 37: rounded up, as Caffe does) -> 19; the fifth keeps the resolution.
+            pool = nn.MaxPool2d(2, ceil_mode=True) if block < 5 else nn.MaxPool2d(3, stride=1, padding=1)
+            self.add_module(f"pool{block}", pool)
         self.conv6 = Convolution(channels, fc_channels, 3, padding=6, dilation=6, batch_norm=batch_norm)
         self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm=batch_norm)
 
@@ -578,8 +578,8 @@ def assign_own_priors(overlap, numbers):
 def mine_hard_negatives(conf_losses, is_positive, n_negatives):
     """The negatives of each image that are furthest from being taken for background (the paper, section 2.2).
 
-    conf_losses: (N, P) float32, of each prior, not negative. is_positive: (N, P) bool. n_negatives: (N, 1) int64, how
-    many to take of each image, or all there are; of equally hard ones the first. Returns (N, P) bool.
+    conf_losses: (N, P) float32, of each prior, not negative. is_positive: (N, P) bool. n_negatives: (N, 1), whole
+    numbers: how many to take of each image, or all there are; of equally hard ones the first. Returns (N, P) bool.
     """
     # The lowest loss to be taken, bit by bit: in half a sort's time. (As integers, bits have the order of the numbers.)
     bits = (conf_losses.view(torch.int32) & 0x7FFFFFFF).masked_fill(is_positive, -1)  # (N, P), without -0.0's sign
