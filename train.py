@@ -456,12 +456,9 @@ class Run:
         """Save all that a resumed run needs. to_evaluate: an evaluation comes next."""
         if RANK > 0:
             return
-        try:
-            utils.check_finite(self.model.state_dict())
-        except ValueError as error:
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
             advice = f"{path} is left as it was. Try a lower lr (--lr), a longer --warmup, or --grad_clip=10"
-            text = f"weights are no longer finite at iteration {self.done} ({error}); {advice}"
-            raise FloatingPointError(text) from error
+            raise FloatingPointError(f"weights are no longer finite at iteration {self.done}; {advice}")
         state = {
             **model_state(self.model), "optimizer": self.optimizer.state_dict(),
             "iteration": self.done, "seconds": self.seconds, "best_map": self.best_map, "to_evaluate": to_evaluate,
