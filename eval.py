@@ -1,12 +1,15 @@
 """Evaluate a network on the TEST lists: the average precision of each class, their mean, images a second.
 
     python eval.py
+    python eval.py --split=VAL --write_results_to=results.json
     python eval.py --metric=coco --write_detections_to=found.json
     python eval.py --read_detections_from=found.json            score the detections of any detector: no network
 
-Reads the TEST lists in `data_folder`, and a checkpoint or detections. Detections are a folder of Pascal VOC's text
-files, or one .json file in the format of COCO's results; what was read in one can be written in the other.
+Reads the lists of `split` in `data_folder`, and a checkpoint or detections. Detections are a folder of Pascal VOC's
+text files, or one .json file in the format of COCO's results; what was read in one can be written in the other.
 Any parameter below can be overridden on the command line with --name=value.
+
+Shapes in comments: D detections and M objects, of all images or of one class.
 """
 
 import contextlib
@@ -26,14 +29,18 @@ from tqdm import tqdm
 
 import utils
 from datasets import PascalVOCDataset
+from detect import hide_classes
 from model import load_model
 from utils import find_paired_overlap, printable
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
+split = "TEST"  # whose lists; or "VAL", or "TRAIN" (not augmented)
+skip_corrupt = False  # True: leave out images that cannot be read, instead of stopping
 checkpoint = "checkpoint_ssd300.pth.tar"
 read_detections_from = ""  # a folder of comp4_det_test_<class>.txt, or a .json file, to score; "": use the network
 write_detections_to = ""  # a folder, or a file that ends in .json, that gets the detections; "": not written
+write_results_to = ""  # a .json file that gets the numbers, and what they were computed from; "": not written
 
 # Detection: what the paper evaluates with
 min_score = 0.01  # lower scores are no detections
@@ -46,40 +53,60 @@ metric = "11 points"  # VOC2007's; "area": that of VOC2010 and later; "coco": CO
 min_overlap = 0.5  # overlap from which a detection finds an object; "coco" takes 0.50, 0.55, ... 0.95
 
 # Speed
+device = ""  # "cpu", "cuda", "cuda:1", "mps", ...; "": an accelerator where there is one
 batch_size = 32  # images at a time; less needs less memory
 workers = 4  # processes that read images; 0: this process itself
 bf16 = False  # bfloat16 autocast: faster on a GPU, detections differ in the third digit
 
+METRICS = ("11 points", "area", "coco")
+
 
 def main():
-    check_parameters()
+    check_metric(metric, min_overlap)
     if read_detections_from:
-        dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True)
-        verb, find = "read", lambda: read_detections(read_detections_from, dataset)
+        dataset = PascalVOCDataset(data_folder, split, keep_difficult=True, augment=())
     else:
-        model = load_model(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-        test_loader = make_test_loader(data_folder, batch_size, workers, model)
+        model = load_model(checkpoint, choose_device(device))
+        test_loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
         dataset = test_loader.dataset
-        verb, find = "detected", lambda: detect_all(test_loader, model)
+        print_notes_on_classes(model.label_map, dataset.label_map)
+    # Files that cannot be written are an error now, not after the detection of all images.
+    parameters = utils.script_parameters(globals())
     if write_detections_to:
-        write_detections(write_detections_to, dataset)  # a trial: errors now, not after the detection of all images
+        write_detections(write_detections_to, dataset)
+    if write_results_to:
+        write_results(write_results_to, {}, {}, len(dataset), parameters, trial=True)
+
     start = time.perf_counter()
-    detections = find()
+    if read_detections_from:
+        detections = read_detections(read_detections_from, dataset)
+    else:
+        detections = detect_all(test_loader, model, min_score, max_overlap, top_k, max_candidates or None, bf16)
     seconds = time.perf_counter() - start
+
     if write_detections_to:
         write_detections(write_detections_to, dataset, detections)
         print(f"detections written to {printable(write_detections_to)}")
-    print_table(*score(detections, dataset))
-    overlaps = "overlaps from 0.50 to 0.95" if metric == "coco" else f"overlap {min_overlap:g} or more"
-    if metric == "coco" and dataset.image_ids is None:
-        overlaps += ", difficult objects as crowds"
+    average_precisions, summary = score(detections, dataset, metric, min_overlap)
+    if write_results_to:
+        write_results(write_results_to, average_precisions, summary, len(dataset), parameters)
+        print(f"results written to {printable(write_results_to)}")
+    print_table(average_precisions, summary)
+    print_notes_on_images(detections[1], dataset, metric)
+    verb = "read" if read_detections_from else "detected"
     rate = f"{len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
-    print(f"{metric}, {overlaps}; {rate}")
+    print(f"{describe_metric(metric, min_overlap, dataset)}; {rate}")
 
 
-def check_parameters():
-    """Refuse now what would be an error after the detection of all images."""
-    if metric not in ("11 points", "area", "coco"):
+def choose_device(device):  # until utils has it
+    if hasattr(utils, "choose_device"):
+        return utils.choose_device(device)
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_metric(metric, min_overlap):
+    """ValueError if there is no such metric, its package is missing, or `min_overlap` is out of range."""
+    if metric not in METRICS:
         raise ValueError(f'metric is "{printable(metric)}"; it is "11 points", "area" or "coco"')
     if metric == "coco" and importlib.util.find_spec("pycocotools") is None:
         raise ValueError('the metric "coco" is computed by pycocotools, which is missing: pip install pycocotools')
@@ -87,69 +114,108 @@ def check_parameters():
         raise ValueError(f"min_overlap is {min_overlap}; it is more than 0, and 1 at most")
 
 
-def evaluate(test_loader, model):
-    """Average precision of a model on the TEST lists, with the parameters at the top of this file.
+def evaluate(
+    test_loader, model, metric="11 points", min_overlap=0.5, min_score=0.01, max_overlap=0.45, top_k=200,
+    max_candidates=None, bf16=False,
+):  # fmt: skip
+    """Average precision of a model on the images of a loader.
 
     test_loader: from `make_test_loader()`. model: an SSD300 with a label map, on any device; left in evaluation mode.
+    metric: one of METRICS. The other arguments are explained at the top of this file.
     Returns a dict of class name to average precision (NaN without an object to find), and the mean (COCO: the AP).
     """
-    average_precisions, summary = score(detect_all(test_loader, model), test_loader.dataset)
-    return average_precisions, next(iter(summary.values()))
+    detections = detect_all(test_loader, model, min_score, max_overlap, top_k, max_candidates, bf16)
+    average_precisions, summary = score(detections, test_loader.dataset, metric, min_overlap)
+    mean = summary["AP" if metric == "coco" else "mean"]
+    return average_precisions, mean
 
 
-def make_test_loader(data_folder, batch_size, workers, model, skip_corrupt=False):
-    """Read the TEST lists in order, with difficult objects, the images as the model wants them."""
-    as_model_wants = {"size": model.input_size, "antialias": model.antialias}
-    dataset = PascalVOCDataset(data_folder, "TEST", keep_difficult=True, skip_corrupt=skip_corrupt, **as_model_wants)
+# --- From images to detections --------------------------------------------------------------------
+
+
+def make_test_loader(data_folder, batch_size, workers, model, skip_corrupt=False, split="TEST"):
+    """Read the images of a split in order, as the model wants them, with difficult objects and not augmented."""
+    dataset = PascalVOCDataset(
+        data_folder, split, keep_difficult=True, skip_corrupt=skip_corrupt, augment=(), size=model.input_size,
+        antialias=model.antialias,
+    )  # fmt: skip
     pin_memory = model.mean.device.type == "cuda"
     return DataLoader(dataset, batch_size, collate_fn=dataset.collate_fn, num_workers=workers, pin_memory=pin_memory)
 
 
 @torch.inference_mode()
-def detect_all(test_loader, model):
+def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, max_candidates=None, bf16=False):
     """Detect the objects in all images of a loader.
 
+    Classes of the model and of the data set are the same if they have the same name. Classes that the data set
+    does not have are not detected.
+
     Returns three lists with an entry an image: boxes (n, 4) float32, boundary form, in pixels of the original
-    image, labels (n,) and scores (n,); on the CPU. Raises ValueError if the model's classes are not the data set's.
+    image, labels (n,) of the data set's label map, and scores (n,), falling; on the CPU.
+    Raises ValueError if the model knows no class of the data set.
     """
-    dataset, device = test_loader.dataset, model.mean.device
-    if model.label_map != dataset.label_map:
-        known, wanted = (f"{len(x)} labels ({printable(', '.join(x))})" for x in (model.label_map, dataset.label_map))
-        raise ValueError(f"the model knows {known}, the data set has {wanted}: evaluate on the model's classes")
+    dataset = test_loader.dataset
+    new_labels = match_classes(model.label_map, dataset.label_map)
+    unknown = [label for label, new_label in enumerate(new_labels.tolist()) if label > 0 and new_label == 0]
+    device = model.mean.device
     memory_format = utils.fastest_memory_format(device, model)
     model.eval()
-    detections = [], [], []  # boxes, labels, scores
-    for images, *_ in tqdm(test_loader, unit="batch", leave=False):
+
+    all_boxes, all_labels, all_scores = [], [], []
+    for images, _, _, _ in tqdm(test_loader, unit="batch", leave=False):
         images = model.normalize(images).contiguous(memory_format=memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            predicted = model(images)  # locs, scores
-        found = model.detect_objects(*predicted, min_score, max_overlap, top_k, max_candidates or None)
-        counts = [len(scores) for scores in found[2]]
-        for part, parts in zip(detections, found, strict=True):
-            part += torch.cat(parts).cpu().split(counts)  # one copy a batch, not one an image
-    scales = torch.from_numpy(dataset.sizes).repeat(1, 2)  # (n_images, 4): W, H, W, H
-    return [boxes * scale for boxes, scale in zip(detections[0], scales, strict=True)], *detections[1:]
+            predicted_locs, predicted_scores = model(images)
+        predicted_scores = hide_classes(predicted_scores, unknown)
+        boxes, labels, scores = model.detect_objects(
+            predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates
+        )
+        all_boxes += [part.cpu() for part in boxes]
+        all_labels += [new_labels[part.cpu()] for part in labels]
+        all_scores += [part.cpu() for part in scores]
+
+    for i, (width, height) in enumerate(dataset.sizes.tolist()):
+        all_boxes[i] = all_boxes[i] * torch.tensor([width, height, width, height])
+    return all_boxes, all_labels, all_scores
 
 
-def score(detections, dataset):
-    """Average precision of each class, and the numbers that sum it up, the mean first: two dicts of name to number."""
+def match_classes(model_label_map, label_map):
+    """The label that each label of a model has in a data set, by the names of the classes.
+
+    Returns (C,) int64; 0 for the background and for classes that the data set does not have.
+    Raises ValueError if the model knows no class of the data set.
+    """
+    names = sorted(model_label_map, key=model_label_map.get)  # by label
+    new_labels = torch.tensor([label_map.get(name, 0) for name in names])
+    if not new_labels.any():
+        known = printable(", ".join(names[1:]))
+        wanted = printable(", ".join(name for name in label_map if name != "background"))
+        raise ValueError(f"the model knows none of the data set's classes: it knows {known}; the data set has {wanted}")
+    return new_labels
+
+
+# --- From detections to the average precision -----------------------------------------------------
+
+
+def score(detections, dataset, metric="11 points", min_overlap=0.5):
+    """Compare detections with the objects of a data set.
+
+    detections: three lists as from `detect_all()`. dataset: a `PascalVOCDataset` with difficult objects.
+    metric: one of METRICS. min_overlap: see `calculate_mAP()`.
+    Returns a dict of class name to average precision, and a dict of the numbers that sum it up: "mean", or COCO's
+    twelve.
+    """
     if metric == "coco":
         return calculate_coco(*detections, dataset)
-    counts = np.diff(dataset.starts).tolist()
-    objects = (part.split(counts) for part in (dataset.boxes_xy_pixels, dataset.labels, dataset.difficulties))
-    average_precisions, mean = calculate_mAP(*detections, *objects, dataset.label_map, min_overlap, metric)
+    counts = np.diff(dataset.starts).tolist()  # objects in each image
+    true_boxes = dataset.boxes_xy_pixels.split(counts)
+    true_labels = dataset.labels.split(counts)
+    true_difficulties = dataset.difficulties.split(counts)
+    average_precisions, mean = calculate_mAP(
+        *detections, true_boxes, true_labels, true_difficulties, dataset.label_map, min_overlap, metric
+    )
     return average_precisions, {"mean": mean}
 
-
-def print_table(average_precisions, summary):
-    """Print the average precision of each class, and the numbers that sum it up."""
-    rows = [(printable(name, 40), value) for name, value in [*average_precisions.items(), *summary.items()]]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {'no object to find' if math.isnan(value) else f'{value:.4f}'}")
-
-
-# --- The metrics of Pascal VOC and COCO -----------------------------------------------------------
 
 # As in the Python ports of the development kit: 3, 6 and 7 tenths come out a little above 0.3, 0.6 and 0.7, so
 # that a recall of just 3/10 does not reach the fourth point.
@@ -182,81 +248,146 @@ def calculate_mAP(
         raise ValueError(f'metric is {metric!r}; it is "11 points" or "area"')
     if len(det_boxes) != len(true_boxes):
         raise ValueError(f"{len(det_boxes)} images with detections, but {len(true_boxes)} with objects")
-    label_map = label_map or utils.make_label_map(utils.voc_labels)
-    n_labels = max(label_map.values()) + 1
-    det_groups, det_boxes, det_labels, det_scores = _concatenate(n_labels, det_boxes, det_labels, det_scores)
-    groups, true_boxes, true_labels, difficulties = _concatenate(n_labels, true_boxes, true_labels, true_difficulties)
-    if np.isnan(det_scores).any():
+    if label_map is None:
+        label_map = utils.make_label_map(utils.voc_labels)
+    det_images, det_boxes, det_labels, det_scores = join_images(det_boxes, det_labels, det_scores, label_map)
+    true_images, true_boxes, true_labels, difficulties = join_images(
+        true_boxes, true_labels, true_difficulties, label_map
+    )
+    if det_scores.isnan().any():
         raise ValueError("a detection's score is not a number")
-    is_easy = difficulties == 0
-    n_easy = np.bincount(true_labels[is_easy], minlength=n_labels)  # objects to find, by label
 
-    best_objects, overlaps = _find_best_objects(det_boxes, det_groups, true_boxes, groups)
-    best_objects[overlaps < min_overlap] = -1
-    order = np.lexsort((-det_scores, det_labels))  # by class, then by falling score; equal ones stay as they were
-    by_label = np.split(best_objects[order], np.bincount(det_labels, minlength=n_labels).cumsum())
-    average_precisions = {
-        name: _average_precision(by_label[label], is_easy, n_easy[label], metric)
-        for name, label in label_map.items()
-        if label > 0
-    }
-    counted = [value for value in average_precisions.values() if not math.isnan(value)]
-    return average_precisions, sum(counted) / len(counted) if counted else math.nan
-
-
-def _concatenate(n_labels, boxes, labels, values):
-    """Lists with a tensor an image as groups (n,), image * n_labels + label, boxes (n, 4), labels (n,), values (n,)."""
-    counts = [part.numel() for part in labels]  # numel() is several times as fast as len()
-    if [part.numel() // 4 for part in boxes] != counts or [part.numel() for part in values] != counts:
-        raise ValueError("boxes, labels, and scores or difficulties differ in number in at least one image")
-    if not counts:
-        return np.zeros(0, np.int64), torch.zeros(0, 4), np.zeros(0, np.int64), np.zeros(0)
-    boxes, labels, values = (torch.cat(list(parts)).cpu() for parts in (boxes, labels, values))
-    unknown = labels[(labels <= 0) | (labels >= n_labels)]
-    if len(unknown):
-        raise ValueError(f"the label {unknown[0]} is not in the label map, which has 1 to {n_labels - 1}")
-    labels = labels.long().numpy()
-    groups = np.repeat(np.arange(len(counts)), counts) * n_labels + labels
-    return groups, boxes.double(), labels, values.double().numpy()
+    average_precisions = {}
+    for name, label in label_map.items():
+        if label == 0:  # background
+            continue
+        of_class = det_labels == label  # (D,)
+        is_object = true_labels == label  # (M,)
+        average_precisions[name] = calculate_average_precision(
+            det_images[of_class], det_boxes[of_class], det_scores[of_class],
+            true_images[is_object], true_boxes[is_object], difficulties[is_object] != 0, min_overlap, metric,
+        )  # fmt: skip
+    known = [value for value in average_precisions.values() if not math.isnan(value)]
+    mean = sum(known) / len(known) if known else math.nan
+    return average_precisions, mean
 
 
-def _find_best_objects(det_boxes, det_groups, true_boxes, groups):
-    """For each detection the first object of its group that it overlaps most, -1 for none, and that overlap: (D,)."""
-    best_objects, best_overlaps = np.full(len(det_groups), -1), np.zeros(len(det_groups))
-    by_group = np.argsort(groups, kind="stable")  # objects, group by group
-    counts = np.bincount(groups, minlength=det_groups.max(initial=0) + 1)
-    first, count = (counts.cumsum() - counts)[det_groups], counts[det_groups]  # (D,): a group's place, and its size
-    for i in range(count.max(initial=0)):  # the first object of each group, then the second, ...
-        here = np.flatnonzero(count > i)
-        objects = by_group[first[here] + i]
-        overlaps = find_paired_overlap(det_boxes[here], true_boxes[objects]).numpy()
-        is_better = overlaps > best_overlaps[here]
-        best_objects[here[is_better]] = objects[is_better]
-        best_overlaps[here[is_better]] = overlaps[is_better]
+def calculate_average_precision(
+    det_images, det_boxes, det_scores, true_images, true_boxes, is_difficult, min_overlap, metric
+):
+    """Average precision of one class; NaN if it has no object that is not difficult.
+
+    det_images (D,), det_boxes (D, 4), det_scores (D,): its detections; the image of each is a number.
+    true_images (M,), true_boxes (M, 4), is_difficult (M,) bool: its objects, image by image.
+    """
+    n_objects = int((~is_difficult).sum())  # to be found
+    if n_objects == 0:
+        return math.nan
+
+    # 1. Sort the detections by score. Equal scores stay in their order.
+    order = det_scores.argsort(descending=True, stable=True)
+    det_images, det_boxes = det_images[order], det_boxes[order]
+
+    # 2. Compare each detection with the object that it overlaps most, from the best detection on.
+    best_objects, best_overlaps = find_best_objects(det_images, det_boxes, true_images, true_boxes)
+    outcomes = judge_detections(best_objects, best_overlaps, is_difficult, min_overlap)
+
+    # 3. After each detection: which share of the detections was true, which share of the objects is found?
+    is_true = [outcome == "true" for outcome in outcomes if outcome != "ignored"]
+    n_true = torch.tensor(is_true, dtype=torch.float64).cumsum(dim=0)  # so far
+    precision = n_true / torch.arange(1, len(n_true) + 1)
+    recall = n_true / n_objects
+
+    # 4. Sum up the curve.
+    if metric == "11 points":
+        return average_of_11_points(precision, recall)
+    return area_under_curve(precision, recall)
+
+
+def find_best_objects(det_images, det_boxes, true_images, true_boxes):
+    """For each detection of a class, the object in its image that it overlaps most, the first if there are several.
+
+    det_images (D,) and det_boxes (D, 4); true_images (M,), rising, and true_boxes (M, 4).
+    Returns the number of the object, (D,), -1 if there is none that it touches, and how much they overlap, (D,).
+    """
+    best_objects = torch.full((len(det_images),), -1)
+    best_overlaps = torch.zeros(len(det_images), dtype=torch.float64)
+    # Objects in images 0, 0, 2: images 0, 1, 2 have 2, 0, 1 of them, and these begin at 0, 2, 2.
+    n_images = int(torch.cat([det_images, true_images]).max()) + 1 if len(det_images) else 0
+    counts = true_images.bincount(minlength=n_images)
+    starts = counts.cumsum(dim=0) - counts
+
+    # Compare with the first object of each image, then with the second, ...
+    for i in range(int(counts.max()) if n_images else 0):
+        detections = (counts[det_images] > i).nonzero().squeeze(1)
+        objects = starts[det_images[detections]] + i
+        overlaps = find_paired_overlap(det_boxes[detections], true_boxes[objects])
+        is_better = overlaps > best_overlaps[detections]
+        best_objects[detections[is_better]] = objects[is_better]
+        best_overlaps[detections[is_better]] = overlaps[is_better]
     return best_objects, best_overlaps
 
 
-def _average_precision(objects, is_easy, n_easy, metric):
-    """Average precision of one class. objects: what each detection, by falling score, is near to; -1: none."""
-    if n_easy == 0:
-        return math.nan
-    # Those near a difficult object do not count. Of those near an easy one the first, the best-scored, is true.
-    objects = objects[(objects < 0) | is_easy[objects]]
-    near, firsts = np.unique(objects, return_index=True)
-    is_true = np.zeros(len(objects), bool)
-    is_true[firsts[near >= 0]] = True
+def judge_detections(best_objects, best_overlaps, is_difficult, min_overlap):
+    """Go through the detections of a class, best first: a list of "true", "false" and "ignored"."""
+    is_difficult = is_difficult.tolist()
+    found = set()  # objects
+    outcomes = []
+    for best_object, overlap in zip(best_objects.tolist(), best_overlaps.tolist(), strict=True):
+        if overlap < min_overlap:
+            outcomes.append("false")
+        elif is_difficult[best_object]:
+            outcomes.append("ignored")
+        elif best_object in found:
+            outcomes.append("false")
+        else:
+            found.add(best_object)
+            outcomes.append("true")
+    return outcomes
 
-    found = is_true.cumsum()
-    recall, precision = found / n_easy, found / np.arange(1, len(found) + 1)
-    highest_from = np.maximum.accumulate(precision[::-1])[::-1]  # the highest precision at this recall or more
-    if metric == "11 points":
-        first = np.searchsorted(recall, RECALL_POINTS)  # where the recall reaches them
-        return float(np.append(highest_from, 0.0)[first].sum() / 11)
-    return float(np.sum(np.diff(recall, prepend=0.0) * highest_from))
+
+def average_of_11_points(precision, recall):
+    """The mean of the best precision at a recall of 0 or more, of 0.1 or more, ... of 1."""
+    total = 0.0
+    for point in RECALL_POINTS:
+        is_reached = recall >= point
+        if is_reached.any():
+            total += float(precision[is_reached].max())
+    return total / len(RECALL_POINTS)
 
 
-COCO_NUMBERS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
-COCO_NUMBERS += ("AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large")
+def area_under_curve(precision, recall):
+    """The area under the curve of the best precision at each recall or a higher one."""
+    best_precision = precision.flip(0).cummax(dim=0).values.flip(0)
+    steps = recall.diff(prepend=torch.zeros(1))
+    return float((best_precision * steps).sum())
+
+
+def join_images(boxes, labels, values, label_map):
+    """Join lists with a tensor an image: images (n,), numbers, boxes (n, 4), labels (n,) and values (n,)."""
+    counts = [len(part) for part in labels]
+    if [len(part) for part in boxes] != counts or [len(part) for part in values] != counts:
+        raise ValueError("boxes, labels, and scores or difficulties differ in number in at least one image")
+    images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    if len(images) == 0:
+        return images, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)
+    boxes = torch.cat(list(boxes)).cpu().double()
+    labels = torch.cat(list(labels)).cpu()
+    values = torch.cat(list(values)).cpu().double()
+    n_labels = max(label_map.values()) + 1
+    unknown = labels[(labels <= 0) | (labels >= n_labels)]
+    if len(unknown):
+        raise ValueError(f"the label {unknown[0]} is not in the label map, which has 1 to {n_labels - 1}")
+    return images, boxes, labels, values
+
+
+# --- COCO's metric --------------------------------------------------------------------------------
+
+COCO_NUMBERS = (
+    "AP", "AP50", "AP75", "AP small", "AP medium", "AP large",
+    "AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large",
+)  # fmt: skip
+COCO_LIMIT = 100  # detections of a class in an image that it looks at
 
 
 def calculate_coco(det_boxes, det_labels, det_scores, dataset):
@@ -269,40 +400,158 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
     det_boxes, det_labels, det_scores: as from `detect_all()`. dataset: a `PascalVOCDataset` with difficult objects.
     Returns a dict of class name to average precision, and one of COCO_NUMBERS; NaN where there is no object.
     """
-    from pycocotools.coco import COCO  # only who wants these numbers needs it
-    from pycocotools.cocoeval import COCOeval
+    from pycocotools.cocoeval import COCOeval  # only who wants these numbers needs it
 
+    class_names = [name for name in dataset.label_map if name != "background"]
     # pycocotools ranks equal scores by the ids of the images: these have the same order as those of the file.
-    image_ids = np.argsort(np.argsort(dataset.image_ids or range(len(dataset)), kind="stable"))
+    # With the ids 30, 10, 20 the images get 2, 0, 1.
+    ids = dataset.image_ids or list(range(len(dataset)))
+    image_ids = np.argsort(np.argsort(ids, kind="stable"))
 
-    def index(boxes_xy, labels, counts, **columns):
-        """Objects or detections of all images, `counts` in each, as pycocotools takes them."""
-        corners, sides = boxes_xy[:, :2].double(), boxes_xy[:, 2:].double() - boxes_xy[:, :2].double()
-        columns = {"area": sides.prod(dim=1), "bbox": torch.cat([corners, sides], dim=1), **columns}
-        columns |= {"image_id": image_ids.repeat(counts), "id": np.arange(1, len(labels) + 1), "category_id": labels}
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        coco = COCO()
-        coco.dataset = {"annotations": [dict(zip(columns, row, strict=True)) for row in rows]}
-        coco.dataset["images"] = [{"id": image_id} for image_id in image_ids.tolist()]
-        coco.dataset["categories"] = [{"id": label} for label in range(1, len(dataset.label_map))]
-        coco.createIndex()
-        return coco
+    true_images = image_ids.repeat(np.diff(dataset.starts))
+    objects = to_coco_annotations(true_images, dataset.boxes_xy_pixels, dataset.labels)
+    for i, is_crowd in enumerate(dataset.difficulties.tolist()):
+        objects[i]["iscrowd"] = is_crowd
+        if dataset.areas is not None:
+            objects[i]["area"] = float(dataset.areas[i])
 
-    objects = {"iscrowd": dataset.difficulties} | ({} if dataset.areas is None else {"area": dataset.areas})
-    boxes, labels, scores = (torch.cat(list(parts)) for parts in (det_boxes, det_labels, det_scores))
+    det_images = image_ids.repeat([len(labels) for labels in det_labels])
+    detections = to_coco_annotations(det_images, torch.cat(list(det_boxes)), torch.cat(list(det_labels)))
+    for detection, confidence in zip(detections, torch.cat(list(det_scores)).tolist(), strict=True):
+        detection["score"] = confidence
+
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-        truth = index(dataset.boxes_xy_pixels, dataset.labels, np.diff(dataset.starts), **objects)
-        evaluation = COCOeval(truth, index(boxes, labels, list(map(len, det_labels)), score=scores), "bbox")
+        n_images, n_classes = len(dataset), len(class_names)
+        truth = make_coco(objects, n_images, n_classes)
+        evaluation = COCOeval(truth, make_coco(detections, n_images, n_classes), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    # (overlaps, recalls, classes, areas, numbers of detections); all -1 for a class without objects
-    by_class = evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
-    by_class, twelve = (np.where(values < 0, np.nan, values).tolist() for values in (by_class, evaluation.stats))
-    return dict(zip(list(dataset.label_map)[1:], by_class, strict=True)), dict(zip(COCO_NUMBERS, twelve, strict=True))
+
+    precision = evaluation.eval["precision"]  # (overlaps, recalls, classes, sizes of object, numbers of detections)
+    by_class = precision[:, :, :, 0, -1].mean(axis=(0, 1))  # objects of all sizes, COCO_LIMIT detections
+    by_class = np.where(by_class < 0, np.nan, by_class).tolist()  # -1 stands for a class without objects
+    twelve = np.where(evaluation.stats < 0, np.nan, evaluation.stats).tolist()
+    return dict(zip(class_names, by_class, strict=True)), dict(zip(COCO_NUMBERS, twelve, strict=True))
+
+
+def to_coco_annotations(images, boxes_xy, labels):
+    """Boxes of all images, end to end, as COCO has them: a list of dicts. images (n,), boxes_xy (n, 4), labels (n,)."""
+    annotations = []
+    for image, box, label in zip(images.tolist(), boxes_xy.tolist(), labels.tolist(), strict=True):
+        x_min, y_min, x_max, y_max = box
+        width = x_max - x_min
+        height = y_max - y_min
+        annotation = {"id": len(annotations) + 1, "image_id": image, "category_id": label}
+        annotation["bbox"] = [x_min, y_min, width, height]
+        annotation["area"] = width * height
+        annotations.append(annotation)
+    return annotations
+
+
+def make_coco(annotations, n_images, n_classes):
+    """pycocotools' COCO, of images 0, 1, ... and categories 1, 2, ..."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image} for image in range(n_images)],
+        "categories": [{"id": label} for label in range(1, n_classes + 1)],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco
+
+
+# --- What is printed, and the file of results -----------------------------------------------------
+
+
+def print_table(average_precisions, summary):
+    """Print the average precision of each class, and the numbers that sum it up."""
+    rows = [*average_precisions.items(), *summary.items()]
+    width = max(len(printable(name, 40)) for name, _ in rows)
+    for name, value in rows:
+        text = "no object to find" if math.isnan(value) else f"{value:.4f}"
+        print(f"{printable(name, 40):<{width}}  {text}")
+
+
+def describe_metric(metric, min_overlap, dataset):
+    """What the numbers in the table are, in words."""
+    if metric != "coco":
+        return f"{metric}, overlap {min_overlap:g} or more"
+    if dataset.image_ids is None:  # no data set of COCO's
+        return f"{metric}, overlaps from 0.50 to 0.95, difficult objects as crowds"
+    return f"{metric}, overlaps from 0.50 to 0.95"
+
+
+def print_notes_on_classes(model_label_map, label_map):
+    """Say which classes of the data set a model does not know, and which of its own are not in the data set."""
+    lacking = [name for name in label_map if name not in model_label_map]
+    if lacking:
+        names = printable(", ".join(lacking))
+        print(
+            f"note: the model does not know {len(lacking)} classes of the data set, which count as not found: {names}"
+        )
+    unused = [name for name in model_label_map if name not in label_map]
+    if unused:
+        names = printable(", ".join(unused))
+        print(f"note: {len(unused)} classes of the model are not in the data set, and are not detected: {names}")
+
+
+def print_notes_on_images(det_labels, dataset, metric):
+    """Say which images could not be read, and whether COCO's metric leaves detections out."""
+    skipped = dataset.skipped_images()
+    if skipped:
+        names = printable(", ".join(skipped))
+        print(f"note: {len(skipped)} images could not be read; their objects count as missed: {names}")
+    if metric == "coco":
+        counts = np.diff(dataset.starts).tolist()
+        most_detections = most_of_a_class(det_labels)
+        most_objects = most_of_a_class(dataset.labels.split(counts))
+        if most_detections > COCO_LIMIT:
+            print(
+                f"note: there are up to {most_detections} detections of a class in an image, and up to {most_objects} "
+                f"objects; COCO's metric takes the best {COCO_LIMIT} detections. Objects beyond them count as missed"
+            )
+
+
+def most_of_a_class(labels):
+    """The highest number of equal labels in an image; labels: a list with a tensor an image."""
+    return max((int(part.bincount().max()) for part in labels if len(part)), default=0)
+
+
+def write_results(path, average_precisions, summary, n_images, parameters, trial=False):
+    """Write the numbers of an evaluation, and what they were computed from, to a .json file.
+
+    Numbers that are not known are null. trial: only try whether it can be done.
+    Raises ValueError or OSError, naming the file, if it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".json" or path.is_dir():
+        raise ValueError(f"write_results_to is {printable(repr(str(path)))}; it must be a file that ends in .json")
+    is_read = parameters["read_detections_from"] != ""
+    results = {
+        "split": parameters["split"],
+        "metric": parameters["metric"],
+        "checkpoint": None if is_read else parameters["checkpoint"],
+        "detections": parameters["read_detections_from"] if is_read else None,
+        "images": n_images,
+        **none_for_nan(summary),
+        "average_precisions": none_for_nan(average_precisions),
+        "parameters": parameters,
+    }
+    utils.write_files(path.parent, {path.name: json.dumps(results, indent=1) + "\n"}, trial)
+
+
+def none_for_nan(numbers):
+    """A dict of numbers as JSON can hold it: None, which is null there, for NaN."""
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()}
 
 
 # --- Files of detections: COCO's where the name ends in .json, else a folder with Pascal VOC's ----
+
+VOC_FORM = "`image score x_min y_min x_max y_max`"
+COCO_FORM = '{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], "score": ...}'
 
 
 def write_detections(path, dataset, detections=None):
@@ -313,38 +562,71 @@ def write_detections(path, dataset, detections=None):
     x_min y_min x_max y_max`, in pixels that count from 1 and include both ends.
     Raises OSError, naming the path; ValueError for names or ids that the format cannot hold.
     """
-    path, is_coco = Path(path), str(path).endswith(".json")
-    images, classes = coco_ids(dataset) if is_coco else voc_names(dataset.image_names(), dataset.label_map)
-    files = {path.name: []} if is_coco else {name: [] for name in classes.values()}
-    for image, *found in zip(images, *detections, strict=True) if detections else ():
-        for (x_min, y_min, x_max, y_max), label, score in zip(*(part.tolist() for part in found), strict=True):
-            if is_coco:
-                bbox = [x_min, y_min, x_max - x_min, y_max - y_min]
-                entry = {"image_id": image, "category_id": classes[label], "bbox": bbox, "score": score}
-                files[path.name].append(json.dumps(entry))
-            else:
-                line = f"{image} {score:.9g} {x_min + 1:.9g} {y_min + 1:.9g} {x_max:.9g} {y_max:.9g}\n"
-                files[classes[label]].append(line)
-    begin, between, end = ("[", ",\n", "]\n") if is_coco else ("", "", "")
-    texts = {name: begin + between.join(lines) + end for name, lines in files.items()}
-    utils.write_files(path.parent if is_coco else path, texts, trial=detections is None)
+    path = Path(path)
+    rows = []  # (number of the image, label, score, box)
+    if detections is not None:
+        for image, (boxes, labels, scores) in enumerate(zip(*detections, strict=True)):
+            for box, label, confidence in zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True):
+                rows.append((image, label, confidence, box))
+    is_trial = detections is None
+    if is_coco_file(path):
+        utils.write_files(path.parent, {path.name: make_coco_text(rows, dataset)}, is_trial)
+    else:
+        utils.write_files(path, make_voc_texts(rows, dataset), is_trial)
 
 
 def read_detections(path, dataset):
     """Read the detections of any detector, from a .json file or a folder: see `read_voc_detections()`."""
-    if not str(path).endswith(".json"):
-        return read_voc_detections(path, dataset.image_names(), dataset.label_map)
-    images, classes = coco_ids(dataset)
-    label_of = {category_id: label for label, category_id in classes.items()}
+    if is_coco_file(path):
+        return read_coco_detections(path, dataset)
+    return read_voc_detections(path, dataset.image_names(), dataset.label_map)
 
-    def parse(entry, _):
-        x, y, width, height = map(float, entry["bbox"])
-        image, label = images[entry["image_id"]], label_of[entry["category_id"]]
-        return image, label, float(entry["score"]), x, y, x + width, y + height
 
-    form = '{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], "score": ...}'
-    entries = (((path, f"entry {number}"), entry) for number, entry in enumerate(utils.read_json(path, list), start=1))
-    return _parse(entries, parse, form, len(images))
+def is_coco_file(path):
+    return str(path).endswith(".json")
+
+
+def make_coco_text(rows, dataset):
+    """Detections in the format of COCO's results, one a line."""
+    image_ids = list(coco_image_ids(dataset))
+    category_ids = read_category_ids(dataset)
+    lines = []
+    for image, label, confidence, (x_min, y_min, x_max, y_max) in rows:
+        detection = {
+            "image_id": image_ids[image],
+            "category_id": category_ids[label],
+            "bbox": [x_min, y_min, x_max - x_min, y_max - y_min],
+            "score": confidence,
+        }
+        lines.append(json.dumps(detection))
+    return "[" + ",\n".join(lines) + "]\n"
+
+
+def read_coco_detections(path, dataset):
+    """Read detections from a file in the format of COCO's results: see `read_voc_detections()`."""
+    images = {image_id: number for number, image_id in enumerate(coco_image_ids(dataset))}
+    labels = {category_id: label for label, category_id in read_category_ids(dataset).items()}
+    rows = []
+    for number, detection in enumerate(utils.read_json(path, list), start=1):
+        try:
+            x, y, width, height = [float(value) for value in detection["bbox"]]
+            image = images[detection["image_id"]]
+            label = labels[detection["category_id"]]
+            rows.append(make_row(image, label, float(detection["score"]), x, y, x + width, y + height))
+        except (KeyError, OverflowError, TypeError, ValueError):
+            raise ValueError(describe_fault(f"{path}, entry {number}", detection, COCO_FORM)) from None
+    return split_by_image(rows, len(images))
+
+
+def make_voc_texts(rows, dataset):
+    """Detections in Pascal VOC's format: a dict of file name to text, with every class."""
+    image_names = list(number_voc_names(dataset.image_names()))
+    file_names = voc_file_names(dataset.label_map)
+    lines = {name: [] for name in file_names.values()}
+    for image, label, confidence, (x_min, y_min, x_max, y_max) in rows:
+        box = f"{x_min + 1:.9g} {y_min + 1:.9g} {x_max:.9g} {y_max:.9g}"
+        lines[file_names[label]].append(f"{image_names[image]} {confidence:.9g} {box}\n")
+    return {name: "".join(of_class) for name, of_class in lines.items()}
 
 
 def read_voc_detections(folder, image_names, label_map):
@@ -354,63 +636,86 @@ def read_voc_detections(folder, image_names, label_map):
     continuous pixels, labels (n,) and scores (n,) float64. In an image they keep the order of the lines.
     Raises FileNotFoundError or ValueError, naming file and line, for what is missing or not a detection.
     """
-    images, classes = voc_names(image_names, label_map)
-    paths = {Path(folder, name): label for label, name in classes.items()}
-
-    def lines():  # one at a time: there may be a million
-        for path in paths:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                yield from (((path, f"line {number}"), line) for number, line in enumerate(file, start=1))
-
-    def parse(line, path):
-        name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
-        score, x_min, y_min, x_max, y_max = map(float, numbers)
-        return images[name.strip()], paths[path], score, x_min - 1, y_min - 1, x_max, y_max
-
-    return _parse(lines(), parse, "`image score x_min y_min x_max y_max`", len(images))
-
-
-def _parse(entries, parse, form, n_images):
-    """Boxes, labels and scores, lists with a tensor an image, from (place, entry) pairs that should have this form."""
+    images = number_voc_names(image_names)
+    paths = {label: Path(folder, name) for label, name in voc_file_names(label_map).items()}
+    for path in paths.values():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; a class without detections has an empty one")
     rows = []
-    for (path, place), entry in entries:
-        try:
-            rows.append(parse(entry, path))
-            if not math.isfinite(sum(rows[-1])):
-                raise ValueError("not finite")
-        except (KeyError, OverflowError, TypeError, ValueError):
-            form += " with finite numbers, an image and a class of the TEST lists"
-            raise ValueError(f"{path}, {place}: '{printable(entry)}' is not {form}") from None
-    rows = np.array(rows, dtype=np.float64).reshape(-1, 7)
-    rows = torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
-    counts = rows[:, 0].long().bincount(minlength=n_images).tolist()
-    return tuple(list(part.split(counts)) for part in (rows[:, 3:], rows[:, 1].long(), rows[:, 2]))
+    for label, path in paths.items():
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
+                    confidence, x_min, y_min, x_max, y_max = [float(value) for value in numbers]
+                    image = images[name.strip()]
+                    rows.append(make_row(image, label, confidence, x_min - 1, y_min - 1, x_max, y_max))
+                except (KeyError, ValueError):
+                    raise ValueError(describe_fault(f"{path}, line {number}", line, VOC_FORM)) from None
+    return split_by_image(rows, len(images))
 
 
-def voc_names(image_names, label_map):
-    """A dict of image name to number, and one of label to file name; ValueError for images that VOC cannot name."""
+def make_row(*values):
+    """A detection as (image, label, score, x_min, y_min, x_max, y_max); ValueError if a number is not finite."""
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("not finite")
+    return values
+
+
+def describe_fault(place, entry, form):
+    return f"{place}: '{printable(entry)}' is not {form} with finite numbers, an image and a class of the lists"
+
+
+def split_by_image(rows, n_images):
+    """Boxes, labels and scores, lists with a tensor an image, from rows as `make_row()` returns them."""
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
+    table = table[table[:, 0].argsort(stable=True)]
+    counts = table[:, 0].long().bincount(minlength=n_images).tolist()
+    boxes = table[:, 3:].split(counts)
+    labels = table[:, 1].long().split(counts)
+    scores = table[:, 2].split(counts)
+    return list(boxes), list(labels), list(scores)
+
+
+def number_voc_names(image_names):
+    """A dict of image name to number; ValueError for names that files in VOC's format cannot hold."""
     images = {}
     for number, name in enumerate(image_names):
-        if name in images or re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name):
-            problem = f"{'two images are' if name in images else 'an image is'} named '{printable(name)}'"
-            raise ValueError(f"{problem}, which files in VOC's format cannot hold; a .json file can")
+        is_bad = re.search(r"^\s|\s$|[\n\r\ud800-\udc7f\udd00-\udfff]", name)
+        if is_bad or name in images:
+            problem = "two images are" if name in images else "an image is"
+            raise ValueError(
+                f"{problem} named '{printable(name)}', which files in VOC's format cannot hold; a .json file can"
+            )
         images[name] = number
-    unsafe = re.compile(r"[%/\\\0\ud800-\udfff]")  # what no file name can have becomes %2F
-    safe_names = {label: unsafe.sub(lambda found: f"%{ord(found[0]):02X}", name) for name, label in label_map.items()}
-    return images, {label: f"comp4_det_test_{name}.txt" for label, name in safe_names.items() if label > 0}
+    return images
 
 
-def coco_ids(dataset):
-    """A dict of image id to number, and one of label to category id: COCO's, or else 1, 2, ... and the labels."""
+def voc_file_names(label_map):
+    """A dict of label to the name of the class's file."""
+    file_names = {}
+    for name, label in label_map.items():
+        if label > 0:
+            # What no file name can have becomes %2F and the like.
+            safe_name = re.sub(r"[%/\\\0\ud800-\udfff]", lambda found: f"%{ord(found[0]):02X}", name)
+            file_names[label] = f"comp4_det_test_{safe_name}.txt"
+    return file_names
+
+
+def coco_image_ids(dataset):
+    """The id of each image: COCO's, or else 1, 2, ..."""
+    return dataset.image_ids or range(1, len(dataset) + 1)
+
+
+def read_category_ids(dataset):
+    """A dict of label to category id: COCO's, or else the label."""
     path = dataset.data_folder / "category_ids.json"
-    category_ids = (utils.read_json(path, dict) if path.exists() else {}) or dataset.label_map
-    classes = {label: category_ids.get(name) for name, label in dataset.label_map.items() if label > 0}
-    if None in classes.values() or len(set(classes.values())) < len(classes):
+    ids_by_name = utils.read_json(path, dict) if path.exists() else {}
+    ids_by_name = ids_by_name or dataset.label_map  # an empty file: a data set that is not COCO's
+    category_ids = {label: ids_by_name.get(name) for name, label in dataset.label_map.items() if label > 0}
+    if None in category_ids.values() or len(set(category_ids.values())) < len(category_ids):
         raise ValueError(f"{path}: two classes have one of COCO's ids, or a class has none")
-    images = dataset.image_ids or range(1, len(dataset) + 1)
-    return {image_id: number for number, image_id in enumerate(images)}, classes
+    return category_ids
 
 
 if __name__ == "__main__":

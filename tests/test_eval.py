@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from create_data_lists import create_data_lists
 from datasets import PascalVOCDataset
 from eval import calculate_coco, calculate_mAP, make_test_loader, read_detections, write_detections
 from model import load_model
-from utils import make_label_map, voc_labels
+from utils import load_checkpoint, make_label_map, save_checkpoint, voc_labels
 
 LABEL_MAP = make_label_map(["cat", "dog"])
 CAT, DOG, DIFFICULT = 1, 2, 1
@@ -440,15 +441,158 @@ def test_evaluate_gives_the_same_in_any_batches(lists, tiny_checkpoint):
     one, three = (evaluation.evaluate(make_test_loader(lists, n, 0, model), model) for n in (1, 3))
     assert list(one[0]) == list(three[0]) == list(model.label_map)[1:] and not model.training
     assert one[1] == pytest.approx(three[1], abs=0.01)
-    model.label_map = LABEL_MAP
-    with pytest.raises(ValueError, match=r"knows 3 labels \(background, cat, dog\), the data set has 5 labels"):
-        evaluation.evaluate(make_test_loader(lists, 1, 0, model), model)
+
+
+def test_evaluate_obeys_its_arguments_alone(lists, tiny_checkpoint, monkeypatch):
+    """Not the parameters at the top of the file, which train.py could not set."""
+    pytest.importorskip("pycocotools")
+    model = load_model(tiny_checkpoint)
+    loader = make_test_loader(lists, 4, 0, model)
+    expected = evaluation.evaluate(loader, model, min_overlap=0.1)
+    assert expected[1] > 0.01
+    for name, value in {"metric": "area", "min_overlap": 0.9, "min_score": 0.5, "top_k": 1}.items():
+        monkeypatch.setattr(evaluation, name, value)
+    assert str(evaluation.evaluate(loader, model, min_overlap=0.1)) == str(expected)
+    n_found = [sum(map(len, evaluation.detect_all(loader, model, 0.01, 0.45, top_k)[1])) for top_k in (200, 3)]
+    assert n_found[0] > n_found[1] == 12
+    found = evaluation.detect_all(loader, model)
+    for parameters in ({"metric": "area", "min_overlap": 0.1}, {"min_overlap": 0.2}, {"metric": "coco"}):
+        average_precisions, summary = evaluation.score(found, loader.dataset, **parameters)
+        result = evaluation.evaluate(loader, model, **parameters)
+        assert str(result) == str((average_precisions, next(iter(summary.values()))))
+        assert str(result) != str(expected)
+
+
+def test_classes_are_matched_by_name(lists, tiny_checkpoint, capsys):
+    """In another order, and with some that only the model or only the data set has."""
+    model = load_model(tiny_checkpoint)
+    loader = make_test_loader(lists, 4, 0, model)
+    boxes, labels, scores = evaluation.detect_all(loader, model, 0.01, 0.45, 10_000)
+    names = list(model.label_map)
+    assert names[1:] == ["circle", "rectangle", "star", "triangle"] == list(loader.dataset.label_map)[1:]
+
+    model.label_map = make_label_map(["star", "circle", "triangle", "rectangle"])
+    other_boxes, other_labels, other_scores = evaluation.detect_all(loader, model, 0.01, 0.45, 10_000)
+    new_labels = torch.tensor([0, 3, 1, 4, 2])  # of what the model calls 1, 2, 3, 4
+    for i in range(4):
+        assert torch.equal(other_labels[i], new_labels[labels[i]]) and len(labels[i].unique()) > 1
+        assert torch.equal(other_boxes[i], boxes[i]) and torch.equal(other_scores[i], scores[i])
+
+    model.label_map = make_label_map(["cat", "dog", "triangle", "star"])  # of which the data set has the last two
+    _, few_labels, few_scores = evaluation.detect_all(loader, model, 0.01, 0.45, 10_000)
+    new_labels = torch.tensor([0, 0, 0, 4, 3])
+    for i in range(4):
+        is_known = labels[i] > 2
+        torch.testing.assert_close(few_scores[i], scores[i][is_known])
+        assert few_labels[i].bincount().tolist() == new_labels[labels[i][is_known]].bincount().tolist()
+    one = evaluation.detect_all(loader, model, 0.01, 0.45, 1)
+    assert [len(part) for part in one[1]] == [1, 1, 1, 1]  # what is not in the data set takes no place of others
+
+    model.label_map = make_label_map(["cat", "dog"])
+    with pytest.raises(ValueError, match=r"knows none of .*: it knows cat, dog; the data set has circle, rect"):
+        evaluation.evaluate(loader, model)
+
+
+def test_classes_that_one_side_lacks_are_named(lists, tiny_checkpoint, tmp_path, run_main, capsys):
+    saved = load_checkpoint(tiny_checkpoint)
+    saved["label_map"] = make_label_map(["star", "bird", "circle", "cat"])
+    save_checkpoint({key: value for key, value in saved.items() if key != "format"}, tmp_path / "other.pth.tar")
+    run_main(evaluation, data_folder=str(lists), checkpoint=str(tmp_path / "other.pth.tar"), workers=0)
+    printed = capsys.readouterr().out
+    assert "the model does not know 2 classes of the data set, which count as not found: rectangle, triangle" in printed
+    assert "2 classes of the model are not in the data set, and are not detected: bird, cat" in printed
+    assert printed.count("0.0000") >= 2
+
+
+def test_other_splits_are_not_augmented(lists, tiny_checkpoint, tmp_path, run_main, capsys):
+    model = load_model(tiny_checkpoint)
+    train = make_test_loader(lists, 4, 0, model, split="TRAIN")
+    assert len(train.dataset) == 8
+    assert torch.equal(next(iter(train))[0], next(iter(train))[0])
+    settings = {"data_folder": str(lists), "checkpoint": str(tiny_checkpoint), "workers": 0}
+    run_main(evaluation, split="TRAIN", **settings)
+    assert "8 images detected" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="split is 'test'"):
+        run_main(evaluation, split="test", **settings)
+
+
+def test_validation_split(lists, tiny_checkpoint, tmp_path, run_main, capsys):
+    shutil.copytree(lists, tmp_path / "lists")
+    for kind in ("images", "objects"):
+        shutil.copy(lists / f"TRAIN_{kind}.json", tmp_path / f"lists/VAL_{kind}.json")
+    run_main(evaluation, data_folder=str(tmp_path / "lists"), checkpoint=str(tiny_checkpoint), workers=0, split="VAL")
+    assert "8 images detected" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match=r"VAL_images\.json"):
+        run_main(evaluation, data_folder=str(lists), checkpoint=str(tiny_checkpoint), split="VAL")
+
+
+@pytest.mark.parametrize("metric", ["11 points", "coco"])
+def test_results_as_a_file(lists, tiny_checkpoint, tmp_path, run_main, metric):
+    if metric == "coco":
+        pytest.importorskip("pycocotools")
+    path = tmp_path / "new/results.json"
+    settings = {"data_folder": str(lists), "workers": 0, "metric": metric, "write_results_to": str(path)}
+    run_main(evaluation, checkpoint=str(tiny_checkpoint), **settings, write_detections_to=str(tmp_path / "found.json"))
+    results = json.loads(path.read_text())
+    model = load_model(tiny_checkpoint)
+    expected, mean = evaluation.evaluate(make_test_loader(lists, 4, 0, model), model, metric)
+    assert results["average_precisions"] == pytest.approx(evaluation.none_for_nan(expected), abs=0.01)
+    assert results["AP" if metric == "coco" else "mean"] == pytest.approx(mean, abs=0.01)
+    assert set(evaluation.COCO_NUMBERS) <= set(results) or metric != "coco"
+    assert (results["split"], results["metric"], results["images"]) == ("TEST", metric, 4)
+    assert (results["checkpoint"], results["detections"]) == (str(tiny_checkpoint), None)
+    assert results["parameters"]["min_score"] == 0.01 and results["parameters"]["workers"] == 0
+    run_main(evaluation, **settings, read_detections_from=str(tmp_path / "found.json"))
+    again = json.loads(path.read_text())
+    assert (again["checkpoint"], again["detections"]) == (None, str(tmp_path / "found.json"))
+    assert again["average_precisions"] == pytest.approx(results["average_precisions"])
+
+
+def test_what_is_not_known_is_null_in_the_file_of_results(tmp_path, run_main):
+    make_dataset(tmp_path / "lists", ["a.jpg"], [[(A, CAT, 0)]])
+    write(tmp_path / "found.json", [{"image_id": 1, "category_id": CAT, "bbox": A, "score": 0.5}])
+    names = {"read_detections_from": "found.json", "write_results_to": "results.json", "data_folder": "lists"}
+    run_main(evaluation, **{name: str(tmp_path / path) for name, path in names.items()})
+    results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert results["average_precisions"] == {"cat": 1.0, "dog": None} and results["mean"] == 1.0
+
+
+@pytest.mark.parametrize("n", [100, 101])
+def test_more_of_a_class_than_coco_looks_at(tmp_path, run_main, capsys, n):
+    """All boxes are right, and yet the AP is low: that needs an explanation."""
+    pytest.importorskip("pycocotools")
+    boxes = [[i % 20 * 40, i // 20 * 40, i % 20 * 40 + 20, i // 20 * 40 + 20] for i in range(n)]
+    dataset = make_dataset(tmp_path / "lists", ["a.jpg"], [[(box, DOG, 0) for box in boxes]])
+    write_detections(tmp_path / "found.json", dataset, detections_of([(box, DOG, 0.5) for box in boxes]))
+    found, lists = str(tmp_path / "found.json"), str(tmp_path / "lists")
+    run_main(evaluation, read_detections_from=found, data_folder=lists, metric="coco")
+    printed = capsys.readouterr().out
+    note = (
+        "there are up to 101 detections of a class in an image, and up to 101 objects; COCO's metric takes the best 100"
+    )
+    assert (note in printed) == ("note" in printed) == (n > 100)
+
+
+def test_images_that_cannot_be_read(lists, tiny_checkpoint, tmp_path, run_main, capsys):
+    shutil.copytree(lists, tmp_path / "lists")
+    images = json.loads((lists / "TEST_images.json").read_text())
+    write(tmp_path / "damaged.jpg", "no image")
+    write(tmp_path / "lists/TEST_images.json", [*images[:2], str(tmp_path / "damaged.jpg"), images[3]])
+    settings = {"data_folder": str(tmp_path / "lists"), "checkpoint": str(tiny_checkpoint), "workers": 1}
+    with pytest.raises(ValueError, match=r"damaged\.jpg: not an image"):
+        run_main(evaluation, **settings)
+    run_main(evaluation, **settings, skip_corrupt=True)
+    note = f"1 images could not be read; their objects count as missed: {tmp_path / 'damaged.jpg'}"
+    assert note in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("metric", "12 points", '"11 points", "area" or "coco"'), ("metric", "coco", "pip install pycocotools"),
     ("min_overlap", 0.0, "min_overlap is 0.0"), ("min_overlap", math.nan, "min_overlap is nan"),
     ("write_detections_to", "/dev/null/found", "cannot be written to /dev/null/found"),
+    ("write_results_to", "/dev/null/a.json", "cannot be written to /dev/null"),
+    ("write_results_to", "/tmp", r"ends in \.json"),
+    ("device", "cuda:99", "device is 'cuda:99'"),
 ])  # fmt: skip
 def test_errors_before_anything_is_detected(lists, tiny_checkpoint, run_main, monkeypatch, name, value, message):
     monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda _: None)  # as without pycocotools
