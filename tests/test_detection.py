@@ -3,7 +3,7 @@
 import pytest
 import torch
 from benchmark import trained_like_predictions
-from benchmark_plain import plain_detect_objects
+from oracles import plain_detect_objects
 
 import model as module
 from model import SSD300, detect_objects
@@ -100,8 +100,7 @@ def random_case(seed):
 
 @pytest.mark.parametrize("seeds, constants", [
     (range(800), {}),
-    (range(10_000, 10_300), {"PRIORS_FOR_EACH_OBJECT": 1, "NEW_IN_FIRST_POOL": 2, "NEW_IN_POOL": 3, "STEPS_A_ROUND": 1,
-                             "PAIRS_AT_ONCE": 16}),
+    (range(10_000, 10_300), {"FIRST_CANDIDATES": 1}),  # so that often more have to be looked at
 ])  # fmt: skip
 def test_small_random_cases(monkeypatch, seeds, constants):
     for name, value in constants.items():
@@ -165,14 +164,19 @@ def test_model_detects_with_its_own_priors():
     assert_same(results, detect_objects(locs, scores, PRIORS_CXCY, 0.1, 0.45, 30))
 
 
-def test_the_host_waits_a_few_times(monkeypatch):
-    """Once a round. These predictions take six rounds."""
-    waits, tolist = [], torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: waits.append(1) or tolist(tensor))
-    for name in ("item", "nonzero", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"):
-        monkeypatch.setattr(torch.Tensor, name, None)
-    detect_objects(*random_predictions(2, len(PRIORS_CXCY), 4, seed=7), PRIORS_CXCY, 0.01, 0.1, 200)
-    assert 1 < len(waits) <= 6
+@pytest.mark.parametrize("first_candidates", [1, 5])
+def test_suppression_looks_at_twice_as_many_until_enough_survive(monkeypatch, first_candidates):
+    """Three objects, 40 candidates each: the best two of each look at more and more of them."""
+    monkeypatch.setattr(module, "FIRST_CANDIDATES", first_candidates)
+    looks, one_look = [], module.suppress_in_each_class
+    monkeypatch.setattr(
+        module, "suppress_in_each_class", lambda *given: looks.append(len(given[0])) or one_look(*given)
+    )
+    boxes_xy = torch.tensor([[0.1, 0.1, 0.3, 0.3], [0.4, 0.4, 0.6, 0.6], [0.7, 0.7, 0.9, 0.9]]).repeat_interleave(40, 0)
+    scores = torch.linspace(0.9, 0.1, 120)
+    kept = module.suppress(boxes_xy, torch.ones(120, dtype=torch.int64), scores, 0.45, top_k=2)
+    assert kept.tolist() == [0, 40]
+    assert looks == {1: [2, 4, 8, 16, 32, 64], 5: [10, 20, 40, 80]}[first_candidates]
 
 
 @pytest.mark.parametrize("locs, scores, parameters, message", [

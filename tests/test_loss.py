@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from benchmark_plain import plain_match, plain_multibox_loss
+from oracles import plain_match, plain_multibox_loss
 
-from model import SSD300, MultiBoxLoss, assign_own_priors, match_priors, stack_objects
+from model import SSD300, MultiBoxLoss, match_priors, mine_hard_negatives
 from utils import cxcy_to_xy, xy_to_cxcy
 
 PRIORS_CXCY = SSD300.create_prior_boxes()
-CPU = torch.device("cpu")
 
 
 def random_priors(n, seed):
@@ -53,35 +52,16 @@ def assert_all_close(ours, theirs, rtol):
         torch.testing.assert_close(our, their, rtol=rtol, atol=1e-5 * their.abs().max().item())
 
 
-def match_one_image(boxes_xy, priors_cxcy, threshold=0.5):
-    """The index of each prior's object, -1 for background, in an image between two others."""
-    other_xy, label = torch.tensor([[0.1, 0.1, 0.6, 0.7]]), torch.tensor([1])
-    boxes = [other_xy, boxes_xy, other_xy.repeat(2, 1)]
-    objects = stack_objects(boxes, [label.repeat(len(b)) for b in boxes], CPU)
-    matched = match_priors(objects, cxcy_to_xy(priors_cxcy), threshold)
-    assert matched.shape == (3, len(priors_cxcy)) and matched.dtype == torch.int64
-    return torch.where(matched[1] == len(boxes_xy) + 3, -1, matched[1] - 1).tolist()
-
-
-@pytest.mark.parametrize("n_levels", [2**24, 4, 1])  # hardly any ties, many ties, nothing but ties
-def test_own_priors_are_those_of_the_best_pairs(n_levels):
-    generator = torch.Generator().manual_seed(n_levels)
-    for counts in ([3, 0, 6], [1], [0, 0], [6, 6, 5, 4], [0, 1, 2]) * 5:
-        overlap = torch.randint(n_levels, (sum(counts), 9), generator=generator) / n_levels
-        numbers = torch.arange(sum(counts)).split(counts)
-        padded = [torch.cat([n, torch.full((max(1, *counts) - len(n),), sum(counts))]) for n in numbers]
-        own_priors = assign_own_priors(overlap.clone(), torch.stack(padded))
-        for members in numbers:
-            left = overlap[members]
-            for pair in left.gather(1, own_priors[members][:, None])[:, 0].argsort(descending=True, stable=True):
-                prior = own_priors[members][pair]
-                assert left[pair, prior] == left.max() >= 0  # none of those that are left overlap more
-                left[pair], left[:, prior] = -1, -1
+def match(boxes_xy, priors_cxcy, threshold=0.5):
+    """The index of each prior's object, -1 for background."""
+    matched = match_priors(boxes_xy, cxcy_to_xy(priors_cxcy), threshold)
+    assert matched.shape == (len(priors_cxcy),) and matched.dtype == torch.int64
+    return matched.tolist()
 
 
 def test_more_objects_than_priors_is_an_error():
     with pytest.raises(ValueError, match=r"5 objects.*4 priors"):
-        match_one_image(torch.rand(5, 4).sort(dim=1).values, random_priors(4, 0))
+        match(torch.rand(5, 4).sort(dim=1).values, random_priors(4, 0))
 
 
 OWNER = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.55, 0.4, 0.4], [0.1, 0.1, 0.05, 0.05]])  # priors, cxcy
@@ -100,7 +80,7 @@ CELLS = xy_to_cxcy(torch.tensor([[0, 0, 4, 2], [1, 0, 5, 2], [0, 0, 2, 2], [4, 4
     (CELLS, torch.zeros(0, 4), 0.5, [-1, -1, -1, -1]),
 ])  # fmt: skip
 def test_matching_by_hand(priors_cxcy, boxes_xy, threshold, matched):
-    assert match_one_image(torch.as_tensor(boxes_xy), priors_cxcy, threshold) == matched
+    assert match(torch.as_tensor(boxes_xy), priors_cxcy, threshold) == matched
 
 
 @pytest.mark.parametrize("n_objects", [1, 2, 7, 100])
@@ -110,15 +90,41 @@ def test_matching_against_a_slow_reference(n_objects):
         _, _, (boxes_xy,), _ = random_batch([n_objects], 2, priors_cxcy, seed)
         expected, positive = plain_match(boxes_xy.double(), priors_cxcy.double(), 0.5)
         expected = torch.where(positive, expected, -1).tolist()
-        assert match_one_image(boxes_xy, priors_cxcy) == expected
+        assert match(boxes_xy, priors_cxcy) == expected
         assert set(range(n_objects)) <= set(expected)  # every object has a prior
+
+
+def test_of_equal_overlaps_the_first_object_and_the_first_prior():
+    twice = torch.tensor([[0.2, 0.2, 0.4, 0.4], [0.2, 0.2, 0.4, 0.4], [0.6, 0.6, 0.8, 0.8]])
+    priors_cxcy = xy_to_cxcy(torch.stack([twice[2], twice[0], twice[2], twice[0], twice[0]]))
+    assert match(twice, priors_cxcy) == [2, 0, 2, 1, 0]
 
 
 def test_an_object_gets_the_same_prior_in_whatever_batch_it_is():
     _, _, boxes, labels = random_batch([2, 40, 5], 4, PRIORS_CXCY, 1)  # with many equal overlaps
-    together = match_priors(stack_objects(boxes, labels, CPU), cxcy_to_xy(PRIORS_CXCY), 0.5)
-    alone = match_priors(stack_objects(boxes[:1], labels[:1], CPU), cxcy_to_xy(PRIORS_CXCY), 0.5)
-    assert torch.equal(torch.where(together[:1] == 47, 2, together[:1]), alone)
+    criterion = MultiBoxLoss(PRIORS_CXCY)
+    together, _, _ = criterion.make_targets(boxes, labels)
+    for i in range(3):
+        alone, _, _ = criterion.make_targets(boxes[i : i + 1], labels[i : i + 1])
+        assert torch.equal(together[i], alone[0])
+
+
+def test_hard_negatives_by_hand():
+    conf_losses = torch.tensor([[0.5, 9.0, 2.0, 1.0], [3.0, 4.0, 0.0, 2.0], [1.0, 1.0, 1.0, 1.0]])
+    is_positive = torch.tensor([[False, True, False, False], [True, False, False, False], [False] * 4])
+    mined = mine_hard_negatives(conf_losses, is_positive, torch.tensor([[2.0], [9.0], [0.0]]))
+    # Two of the first image, without its positive; all of the second, whose positive counts nothing; none of the third.
+    assert mined.tolist() == [[2.0, 1.0, 0.0, 0.0], [4.0, 2.0, 0.0, 0.0], [0.0] * 4]
+
+
+def test_the_parts_of_the_loss_are_kept():
+    locs, scores, boxes, labels = random_batch([3, 1], 5, PRIORS_CXCY, 12)
+    criterion = MultiBoxLoss(PRIORS_CXCY, alpha=2.5)
+    loss = criterion(locs.requires_grad_(), scores, boxes, labels)
+    assert loss == criterion.conf_loss + 2.5 * criterion.loc_loss
+    assert criterion.conf_loss > 0 and criterion.loc_loss > 0 and not criterion.loc_loss.requires_grad
+    far_off = criterion(locs.detach() + 10, scores, boxes, labels)
+    assert far_off > loss and criterion.loc_loss > 10
 
 
 @pytest.mark.parametrize("settings", [
