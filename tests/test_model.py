@@ -14,11 +14,21 @@ from torchvision.models.detection.image_list import ImageList
 
 import model as module
 import utils
-from model import NETWORKS, SSD300, MultiBoxLoss, load_model, load_pretrained, model_from_checkpoint, model_state
+from model import (
+    NETWORKS,
+    SSD300,
+    MultiBoxLoss,
+    fuse_batch_norm,
+    load_model,
+    load_pretrained,
+    model_from_checkpoint,
+    model_state,
+)
 from utils import cxcy_to_xy, load_checkpoint, save_checkpoint
 
 LABEL_MAP = {"background": 0, "cat": 1, "dog": 2}
 LITE = "ssdlite320_mobilenet_v3_large"
+RESNET = "ssd300_resnet50"
 NO_NETWORK = urllib.error.URLError("there is no network in this test")
 root_2, root_3 = math.sqrt(2), math.sqrt(3)
 
@@ -42,11 +52,12 @@ def tiny():
 # --- Priors ---------------------------------------------------------------------------------------
 
 GRIDS_300, GRIDS_512 = (38, 19, 10, 5, 3, 1), (64, 32, 16, 8, 4, 2, 1)
+NETWORKS_300 = ("ssd300_vgg16", "ssd300_vgg16_bn", "ssd300_tiny", RESNET)
 FEW_300, FEW_512, SCALES_300 = (4, 6, 6, 6, 4, 4), (4, 6, 6, 6, 6, 4, 4), (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1)
 
 
 @pytest.mark.parametrize("network, n_priors, grids, priors_a_cell, scales", [
-    *((name, 8732, GRIDS_300, FEW_300, SCALES_300) for name in ("ssd300_vgg16", "ssd300_vgg16_bn", "ssd300_tiny")),
+    *((name, 8732, GRIDS_300, FEW_300, SCALES_300) for name in NETWORKS_300),
     ("ssd512_vgg16", 24564, GRIDS_512, FEW_512, (0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)),
     (LITE, 3234, (20, 10, 5, 3, 2, 1), (6,) * 6, (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1)),
     ("ssd300_vgg16_coco", 8732, GRIDS_300, FEW_300, [side / 300 for side in (21, 45, 99, 153, 207, 261, 315)]),
@@ -66,7 +77,7 @@ def test_priors_are_torchvisions_in_another_order(network, n_priors, grids, prio
     priors_cxcy = SSD300.create_prior_boxes(network)
     assert priors_cxcy.shape == (n_priors, 4) and priors_cxcy.dtype == torch.float32 and len(rows) == n_priors
     torch.testing.assert_close(cxcy_to_xy(priors_cxcy)[rows] * 512, theirs, rtol=0, atol=1e-4)
-    assert [source.n_priors for source in NETWORKS[network].sources] == list(priors_a_cell) and len(NETWORKS) == 7
+    assert [source.n_priors for source in NETWORKS[network].sources] == list(priors_a_cell) and len(NETWORKS) == 8
     with torch.device("meta"):  # the layers predict something at each, from maps of these sizes
         ssd = SSD300(3, network).eval()
         outputs = ssd(torch.zeros(2, 3, ssd.input_size, ssd.input_size))
@@ -106,11 +117,43 @@ def test_the_narrow_network_has_the_layers_of_the_full_one():
     """(That their names and shapes are the tutorial's is tested in tests/test_convert_weights.py.)"""
     with torch.device("meta"):
         narrow, full = SSD300(21, "ssd300_tiny").state_dict(), SSD300(21).state_dict()
-    assert {name for name in narrow if ".norm." not in name} == set(full)
-    assert narrow["rescale_factors"].shape == (1, 64, 1, 1)
+    assert {name for name in narrow if ".norm." not in name} | {"rescale_factors"} == set(full)
     for name in full:
         if name.endswith("bias"):
             assert len(full[name]) == len(narrow[name]) * (1 if name.startswith("pred_convs") else 8), name
+    # Batch normalisation behind every convolution but the heads'
+    convolutions = {
+        name.removesuffix(".weight") for name in full if name.endswith("weight") and "pred_convs" not in name
+    }
+    assert {name.split(".norm.")[0] for name in narrow if ".norm." in name} == convolutions
+
+
+def test_resnet():
+    with torch.device("meta"):
+        ssd = SSD300(21, RESNET)
+        whole = torchvision.models.resnet50()
+    kept = {name for name in whole.state_dict() if not name.startswith(("layer4.", "fc."))}
+    assert set(ssd.base.state_dict()) == kept
+    assert [tuple(x.shape[1:]) for x in ssd.base(torch.zeros(1, 3, 300, 300, device="meta"))] == [(1024, 38, 38)]
+    # Of ResNet-50's 25,557,032 parameters layer4 has 14,964,736 and the classifier 2,049,000.
+    assert sum(parameter.numel() for parameter in ssd.base.parameters()) == 25_557_032 - 14_964_736 - 2_049_000
+
+
+@torch.no_grad()
+def test_resnet_takes_over_torchvisions_weights(tmp_path):
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet50()
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    ssd = SSD300(3, RESNET)
+    load_pretrained(ssd, str(tmp_path / "w.pth"))
+    images = torch.randn(2, 3, 300, 300)
+    x = whole.eval().maxpool(whole.relu(whole.bn1(whole.conv1(images))))
+    x = whole.layer2(whole.layer1(x))  # (2, 512, 38, 38); from here on our strides are others
+    ours = ssd.eval().base.layer2(
+        ssd.base.layer1(ssd.base.maxpool(ssd.base.relu(ssd.base.bn1(ssd.base.conv1(images)))))
+    )
+    torch.testing.assert_close(ours, x)
+    assert torch.equal(ssd.base.layer3[5].conv3.weight, whole.layer3[5].conv3.weight)
 
 
 @torch.no_grad()
@@ -189,6 +232,45 @@ def test_l2_normalize(dtype):
     torch.testing.assert_close(normalized[1], F.normalize(features.float(), dim=1)[1], rtol=1e-5, atol=1e-7)
     normalized.square().sum().backward()
     assert features.grad.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", ["ssd300_tiny", LITE, RESNET])
+def test_fused_batch_norm_computes_the_same(network):
+    torch.manual_seed(0)
+    ssd = SSD300(3, network).eval()
+    for module_ in ssd.modules():
+        if isinstance(module_, torch.nn.BatchNorm2d):
+            for tensor in (module_.weight, module_.bias, module_.running_mean, module_.running_var):
+                tensor.uniform_(0.5, 1.5)
+    images = torch.randn(1, 3, ssd.input_size, ssd.input_size)
+    expected = ssd(images)
+    n_convolutions = sum(isinstance(layer, torch.nn.Conv2d) for layer in ssd.modules())
+    fuse_batch_norm(ssd)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in ssd.modules())
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in ssd.modules()) == n_convolutions
+    for ours, theirs in zip(ssd(images), expected, strict=True):
+        assert theirs.std() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("network, up_to, n_trained", [
+    ("ssd300_tiny", "conv5_3", 2), ("ssd300_tiny", "conv4_3", 5), ("ssd300_tiny", "pool4", 5), (RESNET, "layer2", 1),
+])  # fmt: skip
+def test_freezing(network, up_to, n_trained):
+    """n_trained: layers of the base that still learn."""
+    ssd = SSD300(3, network).train()
+    ssd.freeze_base(up_to)
+    layers = [layer for layer in ssd.base.children() if any(True for _ in layer.parameters())]
+    for mode in (True, False, True):
+        ssd.train(mode)
+        assert [layer.training for layer in layers] == [False] * (len(layers) - n_trained) + [mode] * n_trained
+    for layer in layers[:-n_trained]:
+        assert not any(parameter.requires_grad for parameter in layer.parameters())
+    for layer in layers[-n_trained:]:
+        assert all(parameter.requires_grad for parameter in layer.parameters())
+    with pytest.raises(ValueError, match="no layer 'conv9'; its layers are conv1"):
+        ssd.freeze_base("conv9")
 
 
 @pytest.mark.parametrize("network", ["ssd300_tiny", LITE])
@@ -308,7 +390,7 @@ def test_mobilenet_takes_over_the_full_tail(tmp_path):
     ssd.label_map = LABEL_MAP  # such a model is saved, loaded and fine-tuned like any other
     save_checkpoint(model_state(ssd), tmp_path / "c.pth.tar")
     tuned = model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c", {str(i): i for i in range(5)})
-    for loaded in (load_model(tmp_path / "c.pth.tar"), tuned):
+    for loaded in (model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c"), tuned):
         assert torch.equal(loaded.base.features[-1][0].weight, ssd.base.features[-1][0].weight)
         assert loaded(images)[1].shape == (1, 3234, loaded.n_classes)
 
@@ -355,14 +437,20 @@ def test_a_checkpoint_carries_all_that_detection_needs(tiny, removed, tmp_path):
     model = SSD300(3) if removed else tiny
     model.label_map = LABEL_MAP
     save_checkpoint({name: entry for name, entry in model_state(model).items() if name not in removed}, tmp_path / "c")
-    loaded = load_model(tmp_path / "c")
-    assert list(loaded.label_map.items()) == list(LABEL_MAP.items()) and not loaded.training
+    loaded = model_from_checkpoint(load_checkpoint(tmp_path / "c"), "c")
     state = loaded.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-    for name in ("mean", "std", "priors_cxcy"):
-        assert torch.equal(getattr(model, name), getattr(loaded, name)), name
-    for name in ("network", "input_size", "antialias", "max_size_offset"):
-        assert getattr(model, name) == getattr(loaded, name), name
+    images = torch.randn(1, 3, 300, 300)
+    for again in (loaded, load_model(tmp_path / "c")):  # the second one is to detect with
+        assert list(again.label_map.items()) == list(LABEL_MAP.items())
+        for name in ("mean", "std", "priors_cxcy"):
+            assert torch.equal(getattr(model, name), getattr(again, name)), name
+        for name in ("network", "input_size", "antialias", "max_size_offset"):
+            assert getattr(model, name) == getattr(again, name), name
+    assert not again.training
+    with torch.no_grad():
+        for ours, theirs in zip(again(images), model.eval()(images), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name, value, message", [
@@ -390,15 +478,30 @@ def test_checkpoints_that_do_not_fit_name_file_and_fault(tiny, name, value, mess
         load_model(path)
 
 
-@pytest.mark.parametrize("names", [("a", "b", "c"), ("cat", "dog"), ("dog", "cat")])
-def test_fine_tuning_keeps_all_but_the_class_heads_of_other_classes(tiny, names):
-    saved, label_map = model_state(tiny), {"background": 0, **{name: i for i, name in enumerate(names, 1)}}
-    torch.manual_seed(5)
-    anew = SSD300(len(label_map), "ssd300_tiny").state_dict()
-    torch.manual_seed(5)
-    ssd = model_from_checkpoint(saved, "c", label_map)
-    for name, tensor in ssd.state_dict().items():
-        starts_anew = name.startswith("pred_convs.cl_") and names != ("cat", "dog")
-        assert torch.equal(tensor, (anew if starts_anew else saved["model"])[name]), name
-    assert torch.equal(ssd.mean, tiny.mean) and torch.equal(ssd.priors_cxcy, tiny.priors_cxcy)
-    assert ssd.antialias is False and ssd.max_size_offset == 1.5 and ssd.label_map == label_map
+@pytest.mark.parametrize("network", ["ssd300_tiny", LITE])
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("cat", "dog"), ("dog", "cat"), ("bird", "cat", "cow")])
+def test_fine_tuning_keeps_the_rows_of_classes_of_the_same_name(network, names):
+    torch.manual_seed(4)
+    before = SSD300(3, network, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1.5, antialias=False)
+    before.label_map = LABEL_MAP
+    label_map = {"background": 0, **{name: i for i, name in enumerate(names, 1)}}
+    after = model_from_checkpoint(model_state(before), "c", label_map)
+    assert after.label_map == label_map and after.n_classes == len(label_map)
+    assert after.antialias is False and after.max_size_offset == 1.5 and torch.equal(after.mean, before.mean)
+    old_state = before.state_dict()
+    n_rows = 0
+    for name, tensor in after.state_dict().items():
+        if not name.startswith("pred_convs.cl_") or ".0." in name:  # of an SSDLite's head the part before the classes
+            assert torch.equal(tensor, old_state[name]), name
+            continue
+        rows, old_rows = tensor.unflatten(0, (-1, len(label_map))), old_state[name].unflatten(0, (-1, 3))
+        for class_name, label in label_map.items():
+            is_kept = class_name in LABEL_MAP
+            n_rows += is_kept
+            if is_kept:
+                assert torch.equal(rows[:, label], old_rows[:, LABEL_MAP[class_name]]), (name, class_name)
+            elif name.endswith("weight"):
+                assert not any(torch.equal(rows[:, label], old_rows[:, old]) for old in range(3))
+    assert n_rows == 12 * sum(name in LABEL_MAP for name in label_map)  # weight and bias of six heads
+    images = torch.randn(1, 3, after.input_size, after.input_size)
+    assert after(images)[1].shape == (1, len(after.priors_cxcy), len(label_map))
