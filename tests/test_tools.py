@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import demo
 import gpu_check
 import pytest
 import torch
-from helpers import REPO, finish, run_script, script, start
+from helpers import REPO, finish, read_log, run_script, script, start
 
 import model
 import train
@@ -56,31 +57,116 @@ def test_benchmark_of_the_loss(tmp_path):
     assert "MultiBoxLoss" in case["median_ms"] and len(case["median_ms"]) == 4
 
 
-def test_ablations_in_short(tmp_path):
-    settings = {"choices": "no_ownership,", "seeds": "0,", "iterations": 2, "n_train": 8, "n_test": 2}
-    run_script(script("tools/ablations.py", output_folder=tmp_path, **settings), tmp_path)
-    with open(tmp_path / "results.csv") as file:
-        assert sorted(line.split(",")[:3] for line in file) == [["baseline", "0", "2"], ["no_ownership", "0", "2"]]
+def test_ablations_in_short(tmp_path, lists):
+    """Two baselines and a choice; started again, with one choice more, it goes on where it was."""
+    settings = {"data_folder": lists, "output_folder": tmp_path, "baseline_seeds": "0,1", "iterations": 2}
+    run_script(script("tools/ablations.py", choices="no_step_1,", **settings), tmp_path)
+    rows = read_log(tmp_path / "results.csv")
+    assert [(row["choice"], row["seed"]) for row in rows] == [("baseline", "0"), ("baseline", "1"), ("no_step_1", "0")]
+    output = run_script(script("tools/ablations.py", choices="squares_only,", **settings), tmp_path)
+    assert read_log(tmp_path / "results.csv")[:3] == rows and len(read_log(tmp_path / "results.csv")) == 4
+    table = (tmp_path / "table.md").read_text()
+    assert table in output and "| square priors only |" in table and "| 71.6 |" in table
+    assert [row["the paper"] for row in read_log(tmp_path / "table.csv")] == ["74.3", "", "71.6"]
 
 
-@pytest.mark.parametrize("choice", ablations.CHOICES)
-def test_choices_of_the_ablations(monkeypatch, choice):
-    words, parameters, patch = ablations.CHOICES[choice]
-    assert words and (parameters or patch or choice == "baseline")
-    override_parameters(dict(vars(train)), [f"--{name}={value}" for name, value in parameters.items()])
+def test_spread_of_the_baselines_by_hand():
+    """0.50, 0.52, 0.54: deviation 0.02, 4.30 the t of 2 degrees of freedom."""
+    assert ablations.find_spread([0.50, 0.52, 0.54], 1) == pytest.approx(4.30 * 0.02 * (1 + 1 / 3) ** 0.5)
+    assert ablations.find_spread([0.50, 0.52, 0.54], 3) == pytest.approx(4.30 * 0.02 * (2 / 3) ** 0.5)
+
+
+def test_rows_within_the_spread_say_nothing_else():
+    results = {("baseline", str(seed)): 0.50 + 0.02 * seed for seed in range(3)}  # 0.52, and 0.0993 of spread
+    results |= {("no_crop", "0"): 0.43, ("flip_only", "0"): 0.40, ("no_zoom_out", "0"): 0.63}
+    rows = ablations.make_rows(results)
+    assert rows[0]["each run"] == "0.500 0.520 0.540"
+    assert {row["what is changed"]: row["difference"] for row in rows} == {
+        "everything as it is": "", "flips as the only augmentation": "-0.120", "no zoom-out": "+0.110",
+        "no crop": "within the spread",
+    }  # fmt: skip
+    del results["baseline", "1"], results["baseline", "2"]
+    assert [row["difference"] for row in ablations.make_rows(results)] == ["", *["no spread yet"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"choices": ("no_crop", "none_such")}, "none_such"),
+        ({"choices": ("no_l2_norm",)}, "ssd300_tiny has no L2 norm"),
+        ({"baseline_seeds": (1, 1)}, "two seeds"),
+        ({"network": "ssd"}, "'ssd'"),
+    ],
+)
+def test_ablations_that_cannot_be_made(run_main, parameters, words):
+    with pytest.raises(ValueError, match=words):
+        run_main(ablations, **parameters)
+
+
+@pytest.fixture
+def unchanged_model(monkeypatch):
+    """What a choice changes in model.py is given back after the test."""
     monkeypatch.setattr(model, "NETWORKS", dict(model.NETWORKS))
     for owner, name in (
         (model, "l2_normalize"), (model, "match_priors"), (model.SourceMap, "n_priors"),
         (model.SSD300, "create_prior_boxes"),
     ):  # fmt: skip
-        monkeypatch.setattr(owner, name, owner.__dict__[name])  # given back after the test
-    if patch:
-        patch()
-    network = model.SSD300(5, ablations.NETWORK)
-    locs, scores = network(torch.zeros(1, 3, 300, 300))
-    boxes_xy, labels = [torch.tensor([[0.1, 0.1, 0.6, 0.6]])], [torch.tensor([1])]
-    loss = model.MultiBoxLoss(network.priors_cxcy)(locs, scores, boxes_xy, labels)
-    assert locs.shape[1] == len(network.priors_cxcy) and loss.isfinite()
+        monkeypatch.setattr(owner, name, owner.__dict__[name])
+
+
+def compute_loss(network):
+    """The loss of one image, with an object that no prior overlaps by half, under random weights."""
+    torch.manual_seed(0)
+    boxes_xy = [torch.tensor([[0.1, 0.1, 0.6, 0.6], [0.8, 0.8, 0.82, 0.85]])]
+    labels = [torch.tensor([1, 2])]
+    ssd = model.SSD300(5, network)
+    with torch.no_grad():
+        locs, scores = ssd(torch.rand(1, 3, ssd.input_size, ssd.input_size))
+        return model.MultiBoxLoss(ssd.priors_cxcy)(locs, scores, boxes_xy, labels).item()
+
+
+@pytest.mark.parametrize("name", list(ablations.CHOICES)[1:])
+def test_each_choice_changes_something(monkeypatch, unchanged_model, name):
+    choice = ablations.CHOICES[name]
+    monkeypatch.setattr(ablations, "network", "ssd300_vgg16" if name == "no_l2_norm" else "ssd300_tiny")
+    if choice.change_model:
+        before = compute_loss(ablations.network)
+        choice.change_model()
+        after = compute_loss(ablations.network)
+        assert math.isfinite(after) and after != before
+    else:
+        parameters = dict(vars(train))
+        override_parameters(parameters, [f"--{key}={value}" for key, value in choice.parameters.items()])
+        assert all(parameters[key] != vars(train)[key] for key in choice.parameters) and choice.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "n_priors", "n_shapes"),
+    # 1444 + 9 + 1 cells have four priors, 361 + 100 + 25 have six.
+    [
+        ("squares_only", 2 * 1940, 6 * 2), ("no_thirds", 4 * 1940, 6 * 4),
+        ("no_extra_square", 3 * 1454 + 5 * 486, 3 * 3 + 3 * 5),
+    ],
+)  # fmt: skip
+def test_priors_that_are_left(unchanged_model, name, n_priors, n_shapes):
+    all_priors = model.SSD300.create_prior_boxes("ssd300_tiny")
+    ablations.CHOICES[name].change_model()
+    priors = model.SSD300.create_prior_boxes("ssd300_tiny")
+    assert len(priors) == n_priors
+    assert {tuple(prior) for prior in priors.tolist()} < {tuple(prior) for prior in all_priors.tolist()}
+    shapes = {tuple(shape) for shape in priors[:, 2:].tolist()}
+    assert len(shapes) == n_shapes
+    ratios = {round(width / height, 3) for width, height in shapes}
+    assert ratios == {"squares_only": {1}, "no_thirds": {1, 2, 0.5}, "no_extra_square": {1, 2, 3, 0.5, 0.333}}[name]
+
+
+def test_without_step_1_priors_below_the_threshold_are_background(unchanged_model):
+    priors_xy = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    boxes_xy = torch.tensor([[0.5, 0.5, 0.9, 1.0], [0.0, 0.0, 0.1, 0.1]])
+    assert model.match_priors(boxes_xy, priors_xy, 0.5).tolist() == [1, 0]
+    ablations.leave_out_step_1()
+    assert model.match_priors(boxes_xy, priors_xy, 0.5).tolist() == [model.BACKGROUND, 0]
+    assert model.match_priors(boxes_xy[:0], priors_xy, 0.5).tolist() == [model.BACKGROUND] * 2
 
 
 def test_gpu_check_needs_a_gpu_and_reports_where_the_time_goes(monkeypatch):
@@ -89,8 +175,9 @@ def test_gpu_check_needs_a_gpu_and_reports_where_the_time_goes(monkeypatch):
         monkeypatch.setattr(gpu_check, name, value)
     lines = gpu_check.time_training("ssd300_tiny", torch.device("cpu"))
     assert "images a second" in lines[0] and all(f"{part} " in lines[1] for part in gpu_check.PARTS_OF_A_STEP)
+    assert "images a second" in gpu_check.time_detection("ssd300_tiny", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no CUDA GPU"):
+    with pytest.raises(ValueError, match="no CUDA GPU"):
         gpu_check.main()
 
 

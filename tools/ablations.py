@@ -1,204 +1,294 @@
-"""What each choice of SSD is worth: train the small network with one choice switched off at a time.
+"""What each choice of SSD is worth: train a small network with one choice changed at a time.
 
-    python tools/ablations.py                                all choices, two seeds: about 20 minutes on 2 CPU cores
-    python tools/ablations.py --choices=no_crop,no_colours   some of them (and the baseline)
-    python tools/ablations.py --iterations=1000 --seeds=0,1,2
+    python create_data_lists.py --train_data=BCCD --output_folder=bccd       any data set with TRAIN and TEST lists
+    python tools/ablations.py --data_folder=bccd --output_folder=ablations_bccd
+    python tools/ablations.py                                                the demo's generated pictures
+    python tools/ablations.py --choices=flip_only,no_crop --seeds=0,1,2      some of the choices, three runs of each
 
-Every run trains `ssd300_tiny` on the same generated pictures for the same number of iterations, and evaluates it on
-the same 200 others. Writes each result to `output_folder`/results.csv as it comes, goes on where it was stopped, and
-prints the table of the README.
+A run of 2,000 iterations takes about half an hour on one CPU core. All runs have the same data, iterations and recipe.
+The run without a change, the baseline, is repeated with several seeds: how far they lie apart is the spread, and a
+choice whose difference is within it has shown nothing. (Outside it, one choice in twenty may still be by chance.)
+
+Writes into `output_folder` after every run: results.csv, a row a run; table.csv and table.md, a row a choice. Started
+again, it goes on with the runs that are missing. A run is of use if it is long enough: in a short one, every
+augmentation only makes the task harder.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
 import csv
-import os
+import io
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "tools")]
+sys.path.insert(0, str(REPO))
 
 import model  # noqa: E402 (the path to it has to be set first)
-from utils import find_jaccard_overlap, override_parameters  # noqa: E402
+from utils import exit_with_message, find_jaccard_overlap, override_parameters, write_file  # noqa: E402
 
-# Data: made where it is missing
-output_folder = "ablations"
-n_train = 1000  # generated pictures to train on
+# Data
+data_folder = ""  # lists by create_data_lists.py; "": pictures like the demo's, drawn where they are missing
+n_train = 1000  # of the drawn pictures, to train on
 n_test = 200  # and to evaluate on
+output_folder = "ablations"
 
 # Runs
 choices = ()  # names of CHOICES; (): all
-seeds = (0, 1)  # of the weights, the order of the pictures and their augmentation
-iterations = 300  # of each run, batches of 8
-processes = 2  # runs at a time, with one thread each
+seeds = (0,)  # of the runs of each choice: initial weights, the order of the images, their augmentation
+baseline_seeds = (0, 1, 2, 3, 4)  # of the baselines; two or more
+iterations = 2000  # of each run
+network = "ssd300_tiny"
 run = ""  # "name,seed": do this one run in this process (what the script calls itself with)
 
-NETWORK = "ssd300_tiny"
+RECIPE = {
+    "batch_size": 8, "workers": 0, "optimizer_name": "adamw", "lr": 3e-3, "warmup": 30, "schedule": "cosine",
+    "grad_clip": 10.0, "pretrained": "", "save_every": 0, "overwrite": True,
+}  # fmt: skip
+
+# --- The choices ----------------------------------------------------------------------------------
 
 
-def change_row(**changes):
-    """A patch that changes the network's row in the table."""
-
-    def patch():
-        model.NETWORKS[NETWORK] = model.NETWORKS[NETWORK]._replace(**changes)
-
-    return patch
-
-
-def change_sources(change):
-    """A patch that changes each source map of the network's row: a function of its place and of the map."""
-
-    def patch():
-        row = model.NETWORKS[NETWORK]
-        sources = tuple(change(place, source) for place, source in enumerate(row.sources))
-        model.NETWORKS[NETWORK] = row._replace(sources=sources)
-
-    return patch
+def change_aspect_ratios(left_out):
+    """Leave these aspect ratios out of all source maps."""
+    architecture = model.NETWORKS[network]
+    sources = []
+    for source in architecture.sources:
+        ratios = tuple(ratio for ratio in source.aspect_ratios if ratio not in left_out)
+        sources.append(source._replace(aspect_ratios=ratios))
+    model.NETWORKS[network] = architecture._replace(sources=tuple(sources))
 
 
-def leave_out_extra_priors():
-    """A patch: each cell loses its second prior, the extra square one."""
-    create = model.SSD300.create_prior_boxes
-    model.SourceMap.n_priors = property(lambda source: len(source.aspect_ratios))
+def leave_out_thirds():
+    change_aspect_ratios((3, 1 / 3))
 
-    def create_without(network="ssd300_vgg16"):
-        keep = []
+
+def leave_all_but_squares():
+    change_aspect_ratios((2, 1 / 2, 3, 1 / 3))
+
+
+def leave_out_extra_square():
+    """Take the second prior of each cell away, the extra square one."""
+    create_all = model.SSD300.create_prior_boxes
+
+    def create_prior_boxes(network):
+        is_kept = []
         for source in model.NETWORKS[network].sources:
-            cell = [place != 1 for place in range(len(source.aspect_ratios) + 1)]
-            keep += cell * source.grid**2
-        return create(network)[keep]
+            of_a_cell = [True, False] + [True] * (len(source.aspect_ratios) - 1)
+            is_kept += of_a_cell * source.grid**2
+        return create_all(network)[torch.tensor(is_kept)]
 
-    model.SSD300.create_prior_boxes = staticmethod(create_without)
+    model.SourceMap.n_priors = property(lambda source: len(source.aspect_ratios))
+    model.SSD300.create_prior_boxes = staticmethod(create_prior_boxes)
 
 
-def leave_out_ownership():
-    """A patch: step 1 of matching gives no prior to an object that it overlaps by less than the threshold."""
-    match_priors = model.match_priors
+def leave_out_step_1():
+    """Match by step 2 alone: an object that no prior overlaps by the threshold has none."""
 
-    def match_without_ownership(objects, priors_xy, threshold):
-        matched = match_priors(objects, priors_xy, threshold)  # (N, P)
-        overlaps = find_jaccard_overlap(objects.boxes_xy, priors_xy).gather(0, matched)  # (N, P)
-        return matched.masked_fill(overlaps < threshold, len(objects.images))
+    def match_priors(boxes_xy, priors_xy, threshold):
+        if len(boxes_xy) == 0:
+            return torch.full((len(priors_xy),), model.BACKGROUND)
+        best_overlap, best_object = find_jaccard_overlap(boxes_xy, priors_xy).max(dim=0)  # (P,) each
+        return torch.where(best_overlap >= threshold, best_object, model.BACKGROUND)
 
-    model.match_priors = match_without_ownership
+    model.match_priors = match_priors
 
 
 def leave_out_l2_norm():
-    """A patch: conv4_3 is not normalised; its factors stay, and start where they change nothing."""
-    start = 20 / model.NETWORKS[NETWORK].divisor ** 0.5
-    model.l2_normalize = lambda features: features.float() / start
+    """Do not normalise conv4_3. Its factors, which start at 20, stay, and change nothing at first."""
+    model.l2_normalize = lambda features: features.float() / 20
 
 
-def scale_of_first_map(scale):
-    return change_row(scales=(scale, *model.NETWORKS[NETWORK].scales[1:]))
+class Choice(NamedTuple):
+    """One change: parameters of train.py, or a function that changes model.py."""
+
+    words: str
+    parameters: dict
+    change_model: object  # None: the parameters are all
+    paper: float | None = None  # mAP on VOC2007 test in the paper's table 2
 
 
-# name: (words for the table, parameters of train.py, patch or None)
 CHOICES = {
-    "baseline": ("everything as it is", {}, None),
-    "no_zoom_out": ("no zoom-out", {"augment": "distort,crop,flip"}, None),
-    "no_crop": ("no crop", {"augment": "distort,zoom_out,flip"}, None),
-    "no_colours": ("no change of colours", {"augment": "zoom_out,crop,flip"}, None),
-    "no_augmentation": ("no augmentation at all", {"augment": ""}, None),
-    "negatives_1": ("1 negative per positive", {"neg_pos_ratio": 1}, None),
-    "negatives_10": ("10 negatives per positive", {"neg_pos_ratio": 10}, None),
-    "negatives_all": ("all negatives", {"neg_pos_ratio": 10_000}, None),
-    "no_ownership": ("matching without step 1", {}, leave_out_ownership),
-    "no_extra_prior": ("no extra square prior", {}, leave_out_extra_priors),
-    "squares_only": ("aspect ratio 1 only", {}, change_sources(lambda _, s: s._replace(aspect_ratios=(1,)))),
-    "first_scale_007": ("conv4_3's scale 0.07 instead of 0.1", {}, scale_of_first_map(0.07)),
-    "first_scale_015": ("conv4_3's scale 0.15 instead of 0.1", {}, scale_of_first_map(0.15)),
-    "no_l2_norm": ("no L2 norm on conv4_3", {}, leave_out_l2_norm),
-    "no_batch_norm": ("no batch normalisation", {}, change_row(base="vgg16")),
-    "mean_l1": ("smooth L1 averaged over the four offsets", {"alpha": 0.25}, None),
+    "baseline": Choice("everything as it is", {}, None, paper=74.3),
+    "flip_only": Choice("flips as the only augmentation", {"augment": "flip"}, None, paper=65.5),
+    "no_zoom_out": Choice("no zoom-out", {"augment": "distort,crop,flip"}, None),
+    "no_crop": Choice("no crop", {"augment": "distort,zoom_out,flip"}, None),
+    "negatives_1": Choice("1 negative per positive, not 3", {"neg_pos_ratio": 1}, None),
+    "negatives_all": Choice("all negatives", {"neg_pos_ratio": 10_000}, None),
+    "no_step_1": Choice("matching without step 1", {}, leave_out_step_1),
+    "squares_only": Choice("square priors only", {}, leave_all_but_squares, paper=71.6),
+    "no_thirds": Choice("without the ratios 3 and 1/3", {}, leave_out_thirds, paper=73.7),
+    "no_extra_square": Choice("no extra square prior", {}, leave_out_extra_square),
+    "no_l2_norm": Choice("no L2 norm on conv4_3", {}, leave_out_l2_norm),
 }
+PAPER_NOTE = (
+    "The paper (table 2): mAP on VOC2007 test of SSD300 after 60,000 iterations on VOC2007 + VOC2012 trainval; its "
+    "baseline has no zoom-out."
+)
+
+# --- The runs -------------------------------------------------------------------------------------
 
 
 def main():
-    folder = Path(output_folder).resolve()
     if run:
         name, seed = run.split(",")
-        train_once(folder, name, int(seed))
+        train_once(name, seed)
         return
-    unknown = set(choices) - set(CHOICES)
+    names = choose()
+    folder = Path(output_folder).resolve()
+    lists = Path(data_folder).resolve() if data_folder else draw_pictures(folder)
+    wanted = [("baseline", str(seed)) for seed in baseline_seeds]
+    wanted += [(name, str(seed)) for seed in seeds for name in names]
+    for name, seed in wanted:
+        if (name, seed) not in read_results(folder, lists):
+            print(f"{name}, seed {seed} ...", flush=True)
+            settings = {"data_folder": lists, "output_folder": folder, "iterations": iterations, "network": network}
+            call("tools/ablations.py", **settings, run=f"{name},{seed}")
+            write_tables(read_results(folder, lists), folder)
+    write_tables(read_results(folder, lists), folder)
+    print((folder / "table.md").read_text(encoding="utf-8"))
+
+
+def choose():
+    """The names of the choices to run, without the baseline. Raises ValueError for parameters that cannot be."""
+    if network not in model.NETWORKS:
+        raise ValueError(f"network is {network!r}; it must be one of {', '.join(model.NETWORKS)}")
+    unknown = sorted(set(choices) - set(CHOICES))
     if unknown:
-        raise SystemExit(f"error: {', '.join(sorted(unknown))}: not a choice; these are: {', '.join(CHOICES)}")
-    make_lists(folder)
-    results = folder / "results.csv"
-    names = ["baseline", *(name for name in choices or CHOICES if name != "baseline")]
-    wanted = [(name, int(seed)) for seed in seeds for name in names]
-    done = read_results(results)
-    with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(lambda job: start_run(*job), [job for job in wanted if job not in done]))
-    print(results_table(read_results(results), names))
+        raise ValueError(f"{', '.join(unknown)}: not a choice; these are: {', '.join(CHOICES)}")
+    if len(set(baseline_seeds)) < 2:
+        raise ValueError("baseline_seeds needs two seeds or more: the spread is that of the baselines")
+    architecture = model.NETWORKS[network]
+    has_l2_norm = not architecture.batch_norm and not architecture.is_lite
+    if "no_l2_norm" in choices and not has_l2_norm:
+        raise ValueError(f"no_l2_norm: {network} has no L2 norm; ssd300_vgg16 has")
+    names = [name for name in choices or CHOICES if name != "baseline"]
+    return [name for name in names if name != "no_l2_norm" or has_l2_norm]
 
 
-def make_lists(folder):
-    """Draw the pictures and make their lists, if that has not been done."""
-    if not (folder / "lists" / "label_map.json").is_file():
-        sample = folder / "sample"
-        call("tools/make_sample.py", output_folder=sample, n_train=n_train, n_test=n_test)
-        call("create_data_lists.py", train_data=sample, output_folder=folder / "lists")
+def draw_pictures(folder):
+    """Draw the pictures and make their lists, if that has not been done; returns the folder of the lists."""
+    lists = folder / "lists"
+    if not (lists / "label_map.json").is_file():
+        call("tools/make_sample.py", output_folder=folder / "sample", n_train=n_train, n_test=n_test)
+        call("create_data_lists.py", train_data=folder / "sample", output_folder=lists)
+    return lists
 
 
 def call(script, **parameters):
-    command = [sys.executable, script, *(f"--{name}={value}" for name, value in parameters.items())]
-    subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """Run a script of the repo; its error, in its own words, ends this one."""
+    arguments = [f"--{name}={value}" for name, value in parameters.items()]
+    process = subprocess.run([sys.executable, str(REPO / script), *arguments], stdout=subprocess.DEVNULL)
+    if process.returncode:
+        raise SystemExit(process.returncode)
 
 
-def start_run(name, seed):
-    """One run in a process of its own."""
-    call("tools/ablations.py", output_folder=Path(output_folder).resolve(), iterations=iterations, run=f"{name},{seed}")
-    print(f"{name}, seed {seed}: done", flush=True)
-
-
-def train_once(folder, name, seed):
+def train_once(name, seed):
     """Train and evaluate with one choice changed, and add a line to results.csv."""
-    import train
+    import train  # it takes a while, and only this needs it
 
-    _, parameters, patch = CHOICES[name]
-    if patch is not None:
-        patch()
-    log = folder / f"{name}_{seed}.csv"
-    arguments = {
-        "data_folder": folder / "lists", "save_to": folder / f"{name}_{seed}.pth.tar", "log_file": log,
-        "network": NETWORK, "seed": seed, "batch_size": 8, "iterations": iterations, "workers": 0,
-        "optimizer_name": "adamw", "lr": 3e-3, "warmup": 30, "schedule": "cosine", "grad_clip": 10.0,
-        "save_every": 0, "evaluate_every": iterations, "overwrite": True, **parameters,
+    choice = CHOICES[name]
+    if choice.change_model:
+        choice.change_model()
+    folder = Path(output_folder)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    parameters = {
+        **RECIPE, "data_folder": data_folder, "save_to": folder / "runs" / f"{name}_{seed}.pth.tar", "network": network,
+        "seed": seed, "iterations": iterations, "evaluate_every": iterations, **choice.parameters,
     }  # fmt: skip
-    override_parameters(vars(train), [f"--{key}={value}" for key, value in arguments.items()])
+    override_parameters(vars(train), [f"--{key}={value}" for key, value in parameters.items()])
     train.main()
-    with open(log, newline="") as file:
+    with open(folder / "runs" / f"{name}_{seed}.csv", newline="") as file:
         score = [row["mAP"] for row in csv.DictReader(file) if row["mAP"]][-1]
-    with open(folder / "results.csv", "a", newline="") as file:
-        csv.writer(file).writerow([name, seed, iterations, score])
+    path = folder / "results.csv"
+    is_new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(["choice", "seed", "iterations", "network", "data_folder", "mAP"])
+        writer.writerow([name, seed, iterations, network, data_folder, score])
 
 
-def read_results(path):
-    """The results so far of runs with this number of iterations: (name, seed) -> mAP."""
-    if not path.is_file():
-        return {}
-    with open(path, newline="") as file:
-        rows = [row for row in csv.reader(file) if int(row[2]) == iterations]
-    return {(name, int(seed)): float(score) for name, seed, _, score in rows}
+# --- The tables -----------------------------------------------------------------------------------
 
 
-def results_table(results, names):
-    """The table of the README, in Markdown."""
-    lines = ["| choice | mAP, mean | seeds | difference |", "|---|---|---|---|"]
-    base = statistics.mean(score for (name, _), score in results.items() if name == "baseline")
-    for name in names:
-        scores = [score for (other, _), score in sorted(results.items()) if other == name]
+def read_results(folder, lists):
+    """The results so far of runs with these settings: a dict of (name, seed) to mAP."""
+    path = folder / "results.csv"
+    results = {}
+    if path.is_file():
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                if (row["iterations"], row["network"], row["data_folder"]) == (str(iterations), network, str(lists)):
+                    results[row["choice"], row["seed"]] = float(row["mAP"])
+    return results
+
+
+# Student's t of 95%, by degrees of freedom: the baselines less one.
+STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+
+def find_spread(baselines, n_runs):
+    """How far the mean of so many runs is from that of the baselines by chance alone, at most, 19 times in 20."""
+    t = STUDENT_T[min(len(baselines) - 1, 9)]
+    return t * statistics.stdev(baselines) * (1 / n_runs + 1 / len(baselines)) ** 0.5
+
+
+def make_rows(results):
+    """The rows of the table, a dict a choice that has a result, in the order of CHOICES."""
+    baselines = [score for (name, _), score in results.items() if name == "baseline"]
+    rows = []
+    for name, choice in CHOICES.items():
+        scores = [score for (other, _), score in results.items() if other == name]
+        if not scores:
+            continue
         mean = statistics.mean(scores)
-        each = " ".join(f"{score:.3f}" for score in scores)
-        difference = "" if name == "baseline" else f"{mean - base:+.3f}".replace("-", "−")
-        lines.append(f"| {CHOICES[name][0]} | {mean:.3f} | {each} | {difference} |")
-    return "\n".join(lines)
+        if name == "baseline":
+            difference = ""
+        elif len(baselines) < 2:
+            difference = "no spread yet"
+        elif abs(mean - statistics.mean(baselines)) <= find_spread(baselines, len(scores)):
+            difference = "within the spread"
+        else:
+            difference = f"{mean - statistics.mean(baselines):+.3f}"
+        rows.append({
+            "what is changed": choice.words,
+            "mAP, mean": f"{mean:.3f}",
+            "each run": " ".join(f"{score:.3f}" for score in scores),
+            "difference": difference,
+            "the paper": "" if choice.paper is None else str(choice.paper),
+        })  # fmt: skip
+    return rows
+
+
+def write_tables(results, folder):
+    """Write table.md and table.csv."""
+    rows = make_rows(results)
+    if not rows:
+        return
+    columns = list(rows[0])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(folder / "table.csv", text.getvalue())
+
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(row.values())} |" for row in rows]
+    baselines = [score for (name, _), score in results.items() if name == "baseline"]
+    lines += ["", f"{network}, {iterations} iterations of {RECIPE['batch_size']} images."]
+    if len(baselines) > 1:
+        spread = find_spread(baselines, 1)
+        lines.append(f"The spread, of {len(baselines)} baselines: ±{spread:.3f} for a choice with one run.")
+    lines += [PAPER_NOTE, ""]
+    write_file(folder / "table.md", "\n".join(lines))
 
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    main()
+    with exit_with_message():
+        main()
