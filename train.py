@@ -4,13 +4,18 @@
     python train.py --checkpoint=checkpoint_ssd300.pth.tar     go on where a stopped run was
     torchrun --nproc_per_node=4 train.py                       the same run on 4 GPUs
 
-Reads the lists that create_data_lists.py wrote into `data_folder`. Writes the checkpoint and a log (CSV).
-Any parameter below can be overridden on the command line with --name=value.
+Reads the lists that create_data_lists.py wrote into `data_folder`. Writes the checkpoint, and beside it the log
+(checkpoint_ssd300.csv), a row every `log_every` iterations and one for each evaluation.
+Any parameter below can be overridden on the command line with --name=value. A run that goes on from its checkpoint
+takes them from there; what is given on the command line counts more.
 """
 
+import contextlib
+import copy
+import csv
 import datetime
+import io
 import math
-import multiprocessing
 import os
 import re
 import signal
@@ -28,22 +33,23 @@ from tqdm import tqdm
 
 import utils
 from datasets import PascalVOCDataset, TrainingBatches
-from eval import evaluate, make_test_loader
+from eval import check_metric, evaluate, make_test_loader
 from model import NETWORKS, SSD300, MultiBoxLoss, load_pretrained, model_from_checkpoint, model_state
 from utils import exit_with_message, load_checkpoint, override_parameters, printable, script_parameters
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
 keep_difficult = True  # also train on objects that are marked as difficult, as the Caffe code does
-augment = ("distort", "zoom_out", "crop", "flip")  # which of these; (): none, to check that a network learns by heart
+augment = ("distort", "zoom_out", "crop", "flip")  # which of these; (): none, to check that a network can overfit
 skip_corrupt = False  # True: leave out images that cannot be decoded, instead of stopping
 workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
 network = "ssd300_vgg16"  # a row of NETWORKS in model.py, such as "ssd300_tiny"; a checkpoint brings its own
 pretrained = "IMAGENET1K_V1"  # weights of the base: or "IMAGENET1K_FEATURES" (VGG-16), a file, "" for random ones
-freeze_base = False  # True: pretrained layers stay as they are: three times as fast on a CPU, safer with few images
-finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of other classes start anew
+# The base's last layer that is not trained, such as "conv5_3" or "conv4_3": faster, and safer with few images; "": none
+freeze_up_to = ""
+finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of new classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
 # Optimisation: the paper's recipe for Pascal VOC 2007 + 2012
@@ -61,6 +67,8 @@ decay_lr_at = (80_000, 100_000)  # iterations at which the learning rate is mult
 decay_lr_by = 0.1
 grad_clip = 0.0  # largest norm of the gradient, all parameters together; 0: not clipped
 sync_batch_norm = False  # True: batch normalisation looks at the batch of all GPUs, not at each one's share
+# Share of the old value in a moving average of the weights, such as 0.999, which is evaluated and saved; 0: no average
+ema_decay = 0.0
 seed = 0  # of the initial weights, the order of the images and their augmentation
 
 # Loss
@@ -71,280 +79,392 @@ alpha = 1.0  # weight of the localisation loss
 n_negatives_without_objects = 0
 
 # Speed
-bf16 = True  # bfloat16 autocast, where the hardware has units for it (CUDA; CPUs with AVX512-BF16 or AMX)
+device = ""  # "cpu", "cuda:1", "mps", ...; "": the accelerator if there is one, else the CPU
+bf16 = True  # bfloat16 autocast, where the hardware has units for it (CUDA, XPU; CPUs with AVX512-BF16 or AMX)
 compile_model = True  # torch.compile, on CUDA only
 
 # Logging
 save_to = "checkpoint_ssd300.pth.tar"  # the best one by mAP gets the same name with "best_" before it
-overwrite = False  # True: a run that starts anew may replace these two
+overwrite = False  # True: a run that starts anew may replace these, and the log
 save_every = 1000  # iterations; 0: at the end only
-evaluate_every = 0  # iterations between evaluations on the TEST lists, the last of which is at the end; 0: never
-log_file = "train_log.csv"  # "": none; a run that starts anew writes over that of an earlier one
+evaluate_every = 0  # iterations between evaluations on the VAL lists, else TEST; the last is at the end; 0: never
+metric = "11 points"  # by which the best is chosen: VOC2007's; or "area", VOC2010's; or "coco", COCO's AP
 log_every = 10  # iterations between two rows of the log
 
 # torchrun numbers the processes, over all machines and on each one; number 0 writes files and prints.
-RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+RANK = int(os.environ.get("RANK", 0))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 N_PROCESSES = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 def main():
     check_parameters()
-    device = start_process()
-    model, optimizer, begin = start_or_resume(utils.load_label_map(data_folder), device)
+    torch_device = start_process(device)
+    label_map = utils.load_label_map(data_folder)
+    model, optimizer, start = start_or_resume(label_map, torch_device)
+    if start.iteration >= iterations or 0 < 60 * minutes <= start.seconds:
+        print_once(f"nothing to do: {checkpoint} is at iteration {start.iteration} of {iterations}")
+        return
+    average = start_average(model, start.averaged_weights) if ema_decay else None
     dataset = PascalVOCDataset(
         data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment, model.input_size, model.antialias
     )
+    batches = TrainingBatches(len(dataset), batch_size, seed, start.iteration, iterations, RANK, N_PROCESSES)
+    evaluation_loader = None
     if evaluate_every:
-        make_test_loader(data_folder, 1, 0, model)  # lists that cannot be read are an error now, not later
-    is_over = begin.iteration >= iterations or 0 < 60 * minutes <= begin.seconds
-    if is_over and not begin.to_evaluate:
-        say(f"nothing to do: {checkpoint} is at iteration {begin.iteration} of {iterations}")
-        return
-    last = begin.iteration if is_over else iterations  # if it is over, an evaluation is to be made up for
-    batches = TrainingBatches(len(dataset), batch_size, seed, begin.iteration, last, RANK, N_PROCESSES)
+        share = math.ceil(batch_size / N_PROCESSES)  # images at a time: what this process trains on fits into memory
+        evaluation_loader = make_evaluation_loader(data_folder, share, workers, model, skip_corrupt)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
-    describe_run(model, dataset, begin)
-    log = TrainingLog(dataset, batches)
-    try:
-        with exit_with_message(f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"):
-            train(model, criterion.to(device), optimizer, batches, log, begin)
-    finally:
-        log.close()
-        # Workers that an error left behind: they ignore SIGTERM, with which Python would end them.
-        # Torch's handler would take their death for an error. (Windows has no such signal.)
-        signal.signal(getattr(signal, "SIGCHLD", signal.SIGTERM), signal.SIG_DFL)
-        for process in multiprocessing.active_children():
-            process.kill()
+    describe_run(model, dataset, evaluation_loader, start)
+    log = TrainingLog(log_path(save_to), dataset, batches, start, minutes)
+    hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
+    # Twice: when a worker dies, torch's signal handler raises its error wherever the program is, also in the first one.
+    with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
+        train(model, average, criterion.to(torch_device), optimizer, batches, evaluation_loader, log, start)
     if N_PROCESSES > 1:
         torch.distributed.destroy_process_group()
 
 
-def train(model, criterion, optimizer, batches, log, begin):
+def train(model, average, criterion, optimizer, batches, evaluation_loader, log, start):
     """Train until the last iteration, the end of the time, or a signal; each way the end saves a checkpoint."""
-    device = model.mean.device
-    use_bf16, memory_format = bf16 and utils.has_bf16_units(device), utils.fastest_memory_format(device, model)
-    network = wrap_network(model)
-    run = Run(model, optimizer, log, begin)
-    loader = make_train_loader(log.dataset, batches, device)
+    torch_device = model.mean.device
+    use_bf16 = bf16 and utils.has_bf16_units(torch_device)
+    memory_format = utils.fastest_memory_format(torch_device, model)
+    parallel_model = wrap_model(model, compile_model)
+    learning_rate = LearningRate(lr, warmup, schedule, decay_lr_at, decay_lr_by, iterations, minutes)
+    stop_signal = StopSignal()
+    best_map = start.best_map
+    seconds = start.seconds  # of training
+    clock = time.perf_counter()
+    loader = make_train_loader(log.dataset, batches, workers, torch_device)
     for iteration, (images, boxes, labels, _) in zip(batches.iterations, loader, strict=True):
-        set_learning_rate(optimizer, iteration, run.seconds)
+        # One step.
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate.at(iteration, seconds) * group["lr_factor"]
         images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
-            predicted_locs, predicted_scores = network(images)  # (N, 8732, 4), (N, 8732, C)
+        with torch.autocast(torch_device.type, torch.bfloat16, enabled=use_bf16):
+            predicted_locs, predicted_scores = parallel_model(images)  # (N, 8732, 4), (N, 8732, C)
         loss = criterion(predicted_locs, predicted_scores, boxes, labels)
         optimizer.zero_grad()
         loss.backward()
         if grad_clip:
             nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
-        if run.ends_after(iteration, loss):  # logs, saves and evaluates when it is time to
+        if average is not None:
+            update_average(average, model, ema_decay, iteration)
+        done = iteration + 1  # iterations so far
+
+        # What is due now? The processes agree on it at every iteration: 30 s after a signal torchrun kills them.
+        now = time.perf_counter()
+        seconds, stopped_by = max_over_processes(seconds + now - clock, stop_signal.received)
+        clock = now
+        is_complete = done == iterations or 0 < 60 * minutes <= seconds
+        is_last = is_complete or stopped_by > 0
+        evaluates = evaluate_every > 0 and not stopped_by and (is_complete or done % evaluate_every == 0)
+        saves = is_last or evaluates or (save_every > 0 and done % save_every == 0)
+
+        log.add(loss, criterion.conf_loss, criterion.loc_loss, seconds)
+        if saves or done % log_every == 0:
+            log.flush(done, optimizer)  # an error if a loss was not finite: before anything is saved
+        if evaluates:
+            mean_ap = evaluate_and_log(model if average is None else average, evaluation_loader, metric, log, done)
+            if mean_ap > best_map:
+                is_saved = save(best_path(save_to), model, average, optimizer, done, seconds, mean_ap)
+                best_map = mean_ap if is_saved else best_map
+        if saves:
+            save(save_to, model, average, optimizer, done, seconds, best_map, must_succeed=is_last)
+            clock = time.perf_counter()  # neither evaluating nor saving is training
+        if is_last:
             break
-    run.finish()
+    log.bar.close()
+    describe_end(log, done, seconds, best_map, int(stopped_by))
 
 
-# --- Before the loop: processes, model, optimizer, data -------------------------------------------
+# --- Before the loop: parameters, processes, model, optimizer, data -------------------------------
+
+
+def set_parameters(arguments):
+    """Set the parameters above from the command line (a list of strings), and from the checkpoint of a stopped run."""
+    given = override_parameters(globals(), arguments)
+    path = checkpoint or finetune_from
+    if not path:
+        return
+    saved = load_checkpoint(path)
+    settings = saved.get("parameters")
+    settings = settings if isinstance(settings, dict) else {}  # converted weights have none
+    its_network = saved.get("network", "ssd300_vgg16")
+    if "network" in given and network != its_network:
+        raise ValueError(f"--network={network} does not go with {path}, which has an {its_network}: leave it out")
+    its_pretrained = settings.get("pretrained", "")
+    if "pretrained" in given and pretrained not in ("", its_pretrained):
+        raise ValueError(f"--pretrained={pretrained} does not go with {path}, which brings all weights: leave it out")
+    if checkpoint:
+        set_again = {name: value for name, value in settings.items() if name not in ("checkpoint", "overwrite")}
+        set_again["save_to"] = own_file(checkpoint, str(settings.get("save_to")))
+        for note in utils.restore_parameters(globals(), set_again, given):
+            print_once(f"note: {note}")
+
+
+def own_file(path, saved_to):
+    """Where a run that is resumed from `path` saves: there; but to X, if it is the best_X of a run that saved to X."""
+    path = Path(path)
+    if path.name == f"best_{Path(saved_to).name}":
+        path = path.with_name(Path(saved_to).name)
+    return str(path)
 
 
 def check_parameters():
     """Refuse now what would fail, or go wrong, only later."""
-    positive = ("batch_size", "iterations", "lr", "log_every")  # losses are checked as often as they are logged
-    not_negative = ("workers", "bias_lr_factor", "momentum", "weight_decay", "warmup", "grad_clip", "neg_pos_ratio")
-    not_negative += ("alpha", "n_negatives_without_objects", "save_every", "evaluate_every", "minutes")
-    for name in positive + not_negative:
-        if not 0 <= globals()[name] < math.inf or (name in positive and globals()[name] == 0):
-            least = "more than 0" if name in positive else "0 or more"
-            raise ValueError(f"{name} is {globals()[name]}; it must be {least}")
-    for name, known in (("optimizer_name", ("sgd", "adamw")), ("schedule", ("steps", "cosine"))):
-        if globals()[name] not in known:
-            raise ValueError(f"{name} is {globals()[name]!r}; it must be one of {', '.join(known)}")
+    positive = [("batch_size", batch_size), ("iterations", iterations), ("lr", lr), ("log_every", log_every)]
+    not_negative = [
+        ("workers", workers), ("bias_lr_factor", bias_lr_factor), ("momentum", momentum), ("warmup", warmup),
+        ("weight_decay", weight_decay), ("grad_clip", grad_clip), ("neg_pos_ratio", neg_pos_ratio), ("alpha", alpha),
+        ("n_negatives_without_objects", n_negatives_without_objects), ("save_every", save_every),
+        ("evaluate_every", evaluate_every), ("minutes", minutes), ("ema_decay", ema_decay),
+    ]  # fmt: skip
+    for name, value in positive:
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be more than 0")
+    for name, value in not_negative:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be 0 or more")
+    if ema_decay >= 1:
+        raise ValueError(f"ema_decay is {ema_decay}; it must be less than 1, such as 0.999")
+    if optimizer_name not in ("sgd", "adamw"):
+        raise ValueError(f"optimizer_name is {optimizer_name!r}; it must be 'sgd' or 'adamw'")
+    if schedule not in ("steps", "cosine"):
+        raise ValueError(f"schedule is {schedule!r}; it must be 'steps' or 'cosine'")
     if sync_batch_norm and not torch.cuda.is_available():
         raise ValueError("sync_batch_norm is True; PyTorch has it on CUDA only")
+    check_metric(metric, 0.5)
+    check_files(save_to, checkpoint, overwrite)
+
+
+def check_files(save_to, checkpoint, overwrite):
+    """ValueError if a run cannot write its files, or if they are there already and are not its own."""
     folder = Path(save_to).resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(save_to).is_dir():
         raise ValueError(f"save_to is {save_to!r}: no file can be written there; make the folder, or name another")
-    for path in (save_to, best_path()):
-        if Path(path).exists() and not checkpoint and not overwrite:
-            advice = f"--checkpoint={path} goes on with its run, --overwrite=True replaces it"
+    files = [save_to, best_path(save_to), log_path(save_to)]
+    goes_on_in_them = checkpoint and Path(checkpoint).resolve() in [Path(path).resolve() for path in files]
+    for path in files:
+        if Path(path).exists() and not goes_on_in_them and not overwrite:
+            advice = f"--checkpoint={save_to} goes on with its run, --overwrite=True replaces it"
             raise ValueError(f"{path} is there already: {advice}, --save_to names another file")
-        utils.remove_leftovers(path)
 
 
-def best_path():
-    """Where the best checkpoint by mAP goes."""
+def best_path(save_to):
+    """Where the best checkpoint by mAP goes: beside the last one."""
     return str(Path(save_to).with_name(f"best_{Path(save_to).name}"))
 
 
-def start_process():
+def log_path(save_to):
+    """Where the log goes: checkpoint_ssd300.csv for checkpoint_ssd300.pth.tar."""
+    return re.sub(r"\.(pth\.tar|pth|pt)$", "", save_to) + ".csv"
+
+
+def start_process(device_name):
     """Join the other processes, if there are any; returns this one's torch.device."""
-    device = set_up_device(LOCAL_RANK)
+    torch_device = set_up_device(device_name, LOCAL_RANK)
     if N_PROCESSES > 1:  # while the first one evaluates, the others wait: longer than the ten minutes of the default
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, timeout=datetime.timedelta(hours=2))
-    return device
+    return torch_device
 
 
-def set_up_device(local_rank=0):
-    """The device of a process, with PyTorch's settings for speed."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
+def set_up_device(name="", local_rank=0):
+    """The torch.device of a process, with PyTorch's settings for speed. name: as for `choose_device()`."""
+    torch_device = utils.choose_device(name)
+    if torch_device.type != "cuda":
+        return torch_device
+    if torch_device.index is None:
+        torch_device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(torch_device)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: the fastest algorithms pay off
     torch.set_float32_matmul_precision("high")  # TF32, where autocast leaves float32
-    return device
+    return torch_device
 
 
-def highest_of_all(*values):
-    """The highest of each value over all processes. They meet on the CPU, so no GPU is waited for."""
+def max_over_processes(*values):
+    """An all-reduce of the maximum, of each value. The processes meet on the CPU, so no GPU is waited for."""
     values = torch.tensor(values, dtype=torch.float64)
     if N_PROCESSES > 1:
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
     return values.tolist()
 
 
-def say(text):
+def print_once(text):
     """Print a line, in the main process only, without breaking the progress bar."""
     if RANK == 0:
         tqdm.write(text, file=sys.stdout)
 
 
-class Begin(NamedTuple):
-    """Where a run begins: anew, or where the checkpoint was that it resumes."""
+class Start(NamedTuple):
+    """Where a run starts: anew, or where the checkpoint was that it resumes."""
 
     weights: str  # where they come from, in words
     iteration: int = 0
     seconds: float = 0.0  # of training before
     best_map: float = -1.0
-    to_evaluate: bool = False  # whether the model is still to be evaluated before it goes on
+    averaged_weights: dict | None = None  # the state dict of the moving average, if the checkpoint has one
 
 
-def start_or_resume(label_map, device):
-    """Build model and optimizer, from `checkpoint`, from `finetune_from`, or anew; returns both and a Begin."""
+def start_or_resume(label_map, torch_device):
+    """Build model and optimizer, from `checkpoint`, from `finetune_from`, or anew; returns both and a Start."""
     torch.manual_seed(seed)
-    saved = load_checkpoint(checkpoint or finetune_from) if checkpoint or finetune_from else None
     if checkpoint:
+        saved = load_checkpoint(checkpoint)
         model = model_from_checkpoint(saved, checkpoint)
-        check_resumable(saved, label_map)
+        check_resumable(saved, label_map, checkpoint)
     elif finetune_from:
+        saved = load_checkpoint(finetune_from)
         model = model_from_checkpoint(saved, finetune_from, label_map)
-        same = label_map == saved["label_map"]
-        heads = "the class heads included" if same else "but for the class heads, which start anew"
-        n_classes = len(saved["label_map"])
-        begin = Begin(f"{finetune_from}: weights taken over from a checkpoint with {n_classes} classes, {heads}")
+        new = [name for name in label_map if name not in saved["label_map"]]
+        heads = f"the class heads start anew for {printable(', '.join(new))}" if new else "the class heads included"
+        start = Start(f"{finetune_from}, of a checkpoint with {len(saved['label_map'])} classes; {heads}")
     else:
         model = SSD300(len(label_map), network)
-        begin = Begin(load_base(model))
+        start = Start(load_base(model, pretrained))
     model.label_map = label_map
-    if freeze_base:
-        model.freeze_base()
-    model = model.to(device, memory_format=utils.fastest_memory_format(device, model)).train()
+    if freeze_up_to:
+        model.freeze_base(freeze_up_to)
+    model = model.to(torch_device, memory_format=utils.fastest_memory_format(torch_device, model)).train()
     if sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    optimizer = make_optimizer(model, device)
+    optimizer = make_optimizer(model, torch_device, optimizer_name, lr, momentum, weight_decay, bias_lr_factor)
     if checkpoint:
-        begin = restore_training_state(saved, optimizer)
-    return model, optimizer, begin
+        start = restore_training_state(saved, model, optimizer, checkpoint, metric)
+    return model, optimizer, start
 
 
-def load_base(model):
+def load_base(model, weights):
     """Start a new model's base from pretrained weights, if there are any; returns in words what it starts from."""
-    if not pretrained or (NETWORKS[network].divisor > 1 and pretrained == "IMAGENET1K_V1"):
-        return "random"  # nobody has trained a narrow network on ImageNet: for it, too, if the default is untouched
+    is_narrow = NETWORKS[model.network].divisor > 1  # nobody has trained a narrow network on ImageNet
+    if not weights or (is_narrow and weights == "IMAGENET1K_V1"):
+        return "random"
     # The first process of each machine downloads them; the others then find them in its cache.
-    for is_turn in (LOCAL_RANK == 0, LOCAL_RANK > 0):
-        if is_turn:
-            load_pretrained(model, pretrained)
-        highest_of_all(0)  # wait for the others
-    return f"{pretrained} for the base, the rest random"
+    if LOCAL_RANK == 0:
+        load_pretrained(model, weights)
+    max_over_processes(0)  # wait for it
+    if LOCAL_RANK > 0:
+        load_pretrained(model, weights)
+    return f"{weights} for the base, the rest random"
 
 
-def restore_training_state(saved, optimizer):
-    """Bring back the optimizer's state, random states and position; returns the Begin. Settings, such as the weight
-    decay, stay as they are in this run: they may have been changed for it."""
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    entries = {"momentum_buffer"} if optimizer_name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+def check_resumable(saved, label_map, path):
+    """Refuse a checkpoint of another data set, or one without a training state."""
+    advice = f"--finetune_from={path} starts from its weights"
+    if saved["label_map"] != label_map:
+        before = f"{len(saved['label_map'])} classes ({printable(', '.join(saved['label_map']))})"
+        now = f"{len(label_map)} classes ({printable(', '.join(label_map))})"
+        raise ValueError(f"{path} has {before}, {data_folder} has {now}; {advice}")
+    if "optimizer" not in saved:
+        raise ValueError(f"{path} holds weights only; {advice}")
+
+
+def restore_training_state(saved, model, optimizer, path, metric):
+    """Bring back the weights in training, the optimizer's state, random states and position; returns the Start.
+
+    The optimizer's settings, such as the weight decay, stay as they are in this run: they may have been changed for it.
+    """
+    averaged_weights = None
     try:
-        if any(set(state) != entries for state in saved["optimizer"]["state"].values()):
-            raise ValueError(f"it was not saved by {optimizer_name}")
-        optimizer.load_state_dict(saved["optimizer"])
-        for parameter, state in optimizer.state.items():
-            for name, value in state.items():
-                if value.shape == parameter.shape:  # in the memory format of this machine, not of the one that saved it
-                    state[name] = torch.empty_like(parameter).copy_(value)
-                elif name != "step":
-                    raise ValueError(f"{name} has another shape than its parameter")
-        for group, own in zip(optimizer.param_groups, settings, strict=True):
-            group.update(own)
-            for parameter in group["params"] if optimizer_name == "sgd" and momentum else ():
-                if parameter.requires_grad:  # it was frozen before, perhaps: fused SGD wants momentum of all or none
-                    optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        if "training_model" in saved:  # then "model" holds the moving average
+            averaged_weights = saved["model"]
+            utils.check_finite(saved["training_model"])
+            model.load_state_dict(saved["training_model"])
+        restore_optimizer(optimizer, saved["optimizer"])
         torch.set_rng_state(saved["rng"]["cpu"])
         if len(saved["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
-        start, best_map, seconds = saved["iteration"], saved["best_map"], saved.get("seconds", 0.0)
-        if [type(start), type(best_map), type(seconds)] != [int, float, float] or start < 0:
-            raise ValueError(f"iteration {start!r}, best_map {best_map!r}, seconds {seconds!r}")
+        iteration = saved["iteration"]
+        best_map = saved["best_map"]
+        seconds = saved.get("seconds", 0.0)
+        if [type(iteration), type(best_map), type(seconds)] != [int, float, float] or iteration < 0:
+            raise ValueError(f"iteration {iteration!r}, best_map {best_map!r}, seconds {seconds!r}")
+        if saved.get("parameters", {}).get("metric", "11 points") != metric:
+            best_map = -1.0  # by another metric: not to be compared
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"its training state cannot be restored ({printable(error)})"
-        raise ValueError(f"{checkpoint}: {reason}; --finetune_from={checkpoint} starts from its weights") from error
-    to_evaluate = saved.get("to_evaluate") is True and evaluate_every > 0
-    return Begin(f"resumed from {checkpoint} at iteration {start}", start, seconds, best_map, to_evaluate)
+        raise ValueError(f"{path}: {reason}; --finetune_from={path} starts from its weights") from error
+    return Start(f"resumed from {path} at iteration {iteration}", iteration, seconds, best_map, averaged_weights)
 
 
-def check_resumable(saved, label_map):
-    """Refuse a checkpoint of another data set, or one without a training state; tell what has changed."""
-    advice = f"--finetune_from={checkpoint} starts from its weights"
-    if saved["label_map"] != label_map:
-        was, now = (f"{len(m)} classes ({printable(', '.join(m))})" for m in (saved["label_map"], label_map))
-        raise ValueError(f"{checkpoint} has {was}, {data_folder} has {now}; {advice}")
-    if "optimizer" not in saved:
-        raise ValueError(f"{checkpoint} holds weights only; {advice}")
-    before = saved.get("parameters")
-    for name, value in script_parameters(globals()).items() if isinstance(before, dict) else ():
-        if name not in ("checkpoint", "network", "overwrite") and repr(before.get(name, value)) != repr(value):
-            say(f"note: {name} was {printable(repr(before[name]))} when the checkpoint was saved, now it is {value!r}")
+def restore_optimizer(optimizer, saved):
+    """Load an optimizer's state, in the memory format of this machine. ValueError if it does not fit."""
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    entries = {"momentum_buffer"} if is_sgd else {"step", "exp_avg", "exp_avg_sq"}
+    if any(set(state) != entries for state in saved["state"].values()):
+        raise ValueError(f"it was not saved by {'sgd' if is_sgd else 'adamw'}")
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+            elif name != "step":
+                raise ValueError(f"{name} has another shape than its parameter")
+    # Layers that were frozen before have no momentum yet. Fused SGD wants it of all parameters or of none.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if is_sgd and group["momentum"] and parameter.requires_grad:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-def make_optimizer(model, device):
+def make_optimizer(
+    model, torch_device, optimizer_name="sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, bias_lr_factor=2.0
+):
     """SGD with momentum, or AdamW. Weights of convolutions decay; their biases and what batch normalisation learns,
     which only shift and scale, do not. In SGD the biases learn faster, as in the Caffe code."""
     weights, biases, norms = [], [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            is_norm = isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
-            (norms if is_norm else biases if name == "bias" else weights).append(parameter)
+            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+                norms.append(parameter)
+            elif name == "bias":
+                biases.append(parameter)
+            else:
+                weights.append(parameter)
     groups = [
         {"params": weights, "lr_factor": 1.0, "weight_decay": weight_decay},
         {"params": biases, "lr_factor": bias_lr_factor if optimizer_name == "sgd" else 1.0, "weight_decay": 0.0},
-        {"params": norms, "lr_factor": 1.0, "weight_decay": 0.0},
     ]
-    groups = groups if norms else groups[:2]
+    if norms:
+        groups.append({"params": norms, "lr_factor": 1.0, "weight_decay": 0.0})
+    is_fused = torch_device.type == "cuda"
     if optimizer_name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=device.type == "cuda")
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=device.type == "cuda")
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=is_fused)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=is_fused)
 
 
-def set_learning_rate(optimizer, iteration, seconds=0.0):
-    """Set the learning rates of an iteration (counted from 0): warm-up, then down as `schedule` says. By the clock a
-    run may be further, after so many seconds of training, than by its iterations."""
-    position = max(iteration, iterations * seconds / (60 * minutes)) if minutes else iteration  # as an iteration
-    warm = min(1.0, (iteration + 1) / warmup) if warmup else 1.0
-    if schedule == "cosine":
-        factor = (1 + math.cos(math.pi * min(1.0, position / iterations))) / 2
-    else:
-        factor = decay_lr_by ** sum(position >= at for at in decay_lr_at)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * warm * factor * group["lr_factor"]
+def start_average(model, weights):
+    """A copy of the model for the moving average. weights: the average so far, a state dict; None: the model's own."""
+    average = copy.deepcopy(model)
+    if weights is not None:
+        average.load_state_dict(weights)
+    return average
 
 
-def make_train_loader(dataset, batches, device):
+def make_train_loader(dataset, batches, workers, torch_device):
     """One loader for the whole run: no pause between epochs, in which workers would start anew."""
     return DataLoader(
         dataset, batch_sampler=batches, collate_fn=dataset.collate_fn, worker_init_fn=ignore_signals,
-        num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=device.type == "cuda",
+        num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=torch_device.type == "cuda",
         timeout=600 if workers else 0,  # seconds; for workers that hang. A dead one is noticed at once.
         generator=torch.Generator(),  # the loader's own: else it would draw from the one whose state is saved
     )  # fmt: skip
+
+
+def make_evaluation_loader(data_folder, batch_size, workers, model, skip_corrupt):
+    """The VAL lists, or where there are none the TEST lists, in order."""
+    has_val = Path(data_folder, "VAL_images.json").exists()
+    split = "VAL" if has_val else "TEST"
+    loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
+    loader.worker_init_fn = ignore_signals  # this and the generator: as in make_train_loader()
+    loader.generator = torch.Generator()
+    return loader
 
 
 def ignore_signals(_worker):
@@ -353,137 +473,166 @@ def ignore_signals(_worker):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def wrap_network(model):
+def wrap_model(model, compile_model):
     """The model as the loop calls it: compiled, and with its gradients averaged over all processes."""
-    network, is_cuda = model, model.mean.is_cuda
+    is_cuda = model.mean.is_cuda
+    wrapped = model
     if N_PROCESSES > 1:
         device_ids = [model.mean.device.index] if is_cuda else None
         # Buffers need no broadcast: the statistics of batch normalisation, the only ones that change, are not
         # used in training. The first process evaluates with its own, and saves them.
-        network = DistributedDataParallel(network, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-    return torch.compile(network) if compile_model and is_cuda else network
+        wrapped = DistributedDataParallel(model, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return torch.compile(wrapped) if compile_model and is_cuda else wrapped
 
 
-def describe_run(model, dataset, begin):
+def describe_run(model, dataset, evaluation_loader, start):
     """Say what is trained on what, for how long, and what looks like a mistake."""
     names = printable(", ".join(name for name in dataset.label_map if name != "background"))
     n_weights = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     kind = "bfloat16" if bf16 and utils.has_bf16_units(model.mean.device) else "float32"
-    epochs = iterations * batch_size / len(dataset)
-    say(f"data     {data_folder}: {len(dataset)} images, {len(dataset.labels)} objects")
-    say(f"classes  {len(dataset.label_map) - 1}: {names}")
-    say(f"network  {model.network}, {n_weights:.1f} million weights, {kind}, {N_PROCESSES} x {model.mean.device}")
-    say(f"weights  {begin.weights}")
-    say(f"run      iterations {begin.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all")
-    say(f"         {optimizer_name}, lr {lr:g}, {schedule}, warm-up {warmup}")
+    print_once(f"data     {data_folder}: {len(dataset)} images, {len(dataset.labels)} objects")
+    print_once(f"classes  {len(dataset.label_map) - 1}: {names}")
+    print_once(
+        f"network  {model.network}, {n_weights:.1f} million weights, {kind}, {N_PROCESSES} x {model.mean.device}"
+    )
+    print_once(f"weights  {start.weights}")
     if minutes:
-        say(f"         by the clock: {begin.seconds / 60:.1f} of its {minutes:g} minutes are used")
+        used = f", {start.seconds / 60:.1f} of them used" if start.seconds else ""
+        print_once(
+            f"run      {minutes:g} minutes{used}, in batches of {batch_size} images from iteration {start.iteration} on"
+        )
+    else:
+        epochs = iterations * batch_size / len(dataset)
+        what = f"iterations {start.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all"
+        print_once(f"run      {what}")
+    averaging = f", averaged weights (ema_decay {ema_decay})" if ema_decay else ""
+    print_once(f"         {optimizer_name}, lr {lr:g}, {schedule}, warm-up {warmup}{averaging}")
+    print_once(f"saves    {save_to}, the log in {log_path(save_to)}")
+    if evaluation_loader is not None and evaluation_loader.dataset.split == "TEST":
+        print_once(
+            "warning: there are no VAL lists, so the best model is chosen on TEST: its score there then flatters"
+        )
     if warmup > iterations:
-        say(f"warning: the warm-up of {warmup} iterations is longer than the run; --warmup={iterations // 10} is usual")
+        advice = f"--warmup={iterations // 10} is usual"
+        print_once(f"warning: the warm-up of {warmup} iterations is longer than the run; {advice}")
 
 
-# --- Within the loop: log, stop, evaluate, save ---------------------------------------------------
+# --- Within the loop: learning rate, average, signals; evaluate, save -----------------------------
 
 
-class Run:
-    """What comes after each step: the log, the clock, requests to stop, checkpoints, evaluations."""
+class LearningRate(NamedTuple):
+    """The learning rate of every iteration: a linear warm-up, then down in steps, or along half a cosine."""
 
-    def __init__(self, model, optimizer, log, begin):
-        self.model, self.optimizer, self.log = model, optimizer, log
-        self.done, self.best_map = begin.iteration, begin.best_map
-        self.seconds = begin.seconds  # of training, without evaluations; the same in all processes
-        self.clock = time.perf_counter()  # when they were counted last
-        self.signal = 0  # SIGINT or SIGTERM, once one has come
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
-        if begin.to_evaluate:  # the run was stopped or killed before it came to that
-            self.save(save_to)  # tried once more, not at each resume: it may be what killed the run
-            self.evaluate()
+    lr: float
+    warmup: int
+    schedule: str  # "steps" or "cosine"
+    decay_lr_at: tuple
+    decay_lr_by: float
+    iterations: int
+    minutes: float  # 0: no clock
+
+    def at(self, iteration, seconds):
+        """The rate of an iteration, counted from 0, after so many seconds of training."""
+        position = iteration
+        if self.minutes:  # by the clock, the run may be further than by its iterations
+            position = max(iteration, self.iterations * seconds / (60 * self.minutes))
+        if self.schedule == "cosine":
+            factor = (1 + math.cos(math.pi * min(1.0, position / self.iterations))) / 2
+        else:
+            n_steps = sum(position >= at for at in self.decay_lr_at)
+            factor = self.decay_lr_by**n_steps
+        if iteration < self.warmup:
+            factor *= (iteration + 1) / self.warmup
+        return self.lr * factor
+
+
+@torch.no_grad()
+def update_average(average, model, decay, iteration):
+    """Move the averaged weights a little towards the model's. (The statistics of batch normalisation are averages.)"""
+    decay = min(decay, (1 + iteration) / (10 + iteration))  # shorter at the start: the first weights are soon forgotten
+    for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        averaged.lerp_(parameter, 1 - decay)  # decay * averaged + (1 - decay) * parameter
+    for averaged, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        averaged.copy_(buffer)
+
+
+class StopSignal:
+    """Takes note of SIGINT (Ctrl-C) or SIGTERM: the run then ends after the iteration, with a checkpoint."""
+
+    def __init__(self):
+        self.received = 0  # the number of the signal
+        signal.signal(signal.SIGINT, self.receive)
+        signal.signal(signal.SIGTERM, self.receive)
 
     def receive(self, number, _frame):
-        """Take note of a signal: the run ends after the iteration. A second Ctrl-C ends the process at once; SIGTERM
-        may well come twice, from a cluster's scheduler and from torchrun."""
-        if self.signal == number == signal.SIGINT:
+        """A second Ctrl-C ends the process at once. SIGTERM may well come twice, from a cluster and from torchrun."""
+        if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = self.signal or number
+        self.received = self.received or number
 
-    def ends_after(self, iteration, loss):
-        """Do what is due after an iteration (counted from 0). Returns whether it was the last."""
-        self.done = iteration + 1
-        self.log.losses.append(loss.detach())
-        self.log.bar.update()
-        # All processes agree at every iteration: 30 s after a signal torchrun kills them.
-        before, self.clock = self.clock, time.perf_counter()
-        self.seconds, stops = highest_of_all(self.seconds + self.clock - before, self.signal)
-        if stops:
-            self.signal = int(stops)
-        ends = stops or self.done == iterations or 0 < 60 * minutes <= self.seconds
-        evaluates = evaluate_every > 0 and (self.is_due(evaluate_every) or (ends and not stops))
-        saves = ends or evaluates or self.is_due(save_every)
-        if saves or self.is_due(log_every):
-            self.log.flush(self.done, self.optimizer)  # an error if a loss was not finite: before anything is saved
-        if saves:
-            self.save(save_to, to_evaluate=evaluates)
-        if evaluates and not stops:  # saved before: an evaluation that fails costs nothing
-            self.evaluate()
-        return ends
 
-    def is_due(self, every):
-        """Whether something that happens `every` so many iterations (0: never) is to happen now."""
-        return every > 0 and self.done % every == 0
+def evaluate_and_log(model, loader, metric, log, done):
+    """The mean average precision after `done` iterations, in all processes; the first computes it, the others wait."""
+    mean_ap = -1.0
+    if RANK == 0:
+        average_precisions, mean_ap = evaluate(loader, model, metric=metric)
+        model.train()
+        split = loader.dataset.split
+        log.write_evaluation(done, mean_ap, average_precisions)
+        print_once(f"iteration {done}: mAP {mean_ap:.4f} on {split}")
+        n_skipped = len(loader.dataset.skipped_images())
+        if n_skipped:
+            print_once(f"{n_skipped} {split} images could not be decoded; their objects count as missed")
+    return max_over_processes(mean_ap)[0]
 
-    def evaluate(self):
-        """Evaluate on the TEST lists; save the model once more, and beside that if it is the best so far."""
-        mean_ap = self.best_map
-        if RANK == 0:
-            # This process's share of a batch: as much as fits into its memory.
-            loader = make_test_loader(data_folder, -(-batch_size // N_PROCESSES), workers, self.model, skip_corrupt)
-            loader.worker_init_fn, loader.generator = ignore_signals, torch.Generator()  # as in make_train_loader()
-            _, mean_ap = evaluate(loader, self.model)
-            self.model.train()
-            skipped = loader.dataset.skipped_images()
-            if skipped:
-                say(f"{len(skipped)} TEST images could not be decoded; their objects count as missed")
-            self.log.write(self.done, mean_ap=f"{mean_ap:.6f}")
-            say(f"iteration {self.done}: mAP {mean_ap:.4f}, best before {max(self.best_map, 0):.4f}")
-        is_best = mean_ap > self.best_map
-        (self.best_map,) = highest_of_all(max(self.best_map, mean_ap))  # the others wait here
-        for path in (best_path(), save_to) if is_best else (save_to,):
-            self.save(path)
-        self.log.flushed_at = self.clock = time.perf_counter()
 
-    def save(self, path, to_evaluate=False):
-        """Save all that a resumed run needs. to_evaluate: an evaluation comes next."""
-        if RANK > 0:
-            return
-        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
+def save(path, model, average, optimizer, done, seconds, best_map, must_succeed=False):
+    """Save all that a resumed run needs. Returns whether it worked: a disk may be full, or the file locked."""
+    if RANK > 0:
+        return True
+    for tensor in model.state_dict().values():
+        if not tensor.isfinite().all():
             advice = f"{path} is left as it was. Try a lower lr (--lr), a longer --warmup, or --grad_clip=10"
-            raise FloatingPointError(f"weights are no longer finite at iteration {self.done}; {advice}")
-        state = {
-            **model_state(self.model), "optimizer": self.optimizer.state_dict(),
-            "iteration": self.done, "seconds": self.seconds, "best_map": self.best_map, "to_evaluate": to_evaluate,
-            # Of torch's generators. (Data order and augmentation need none: see datasets.py.)
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-            "parameters": script_parameters(globals()),
-        }  # fmt: skip
+            raise FloatingPointError(f"weights are no longer finite at iteration {done}; {advice}")
+    state = {
+        **model_state(model if average is None else average),
+        "optimizer": optimizer.state_dict(),
+        "iteration": done, "seconds": seconds, "best_map": best_map,
+        # Of torch's generators. (Data order and augmentation need none: see datasets.py.)
+        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        "parameters": {**script_parameters(globals()), "network": model.network},
+    }  # fmt: skip
+    if average is not None:
+        state["training_model"] = model.state_dict()
+    try:
         utils.save_checkpoint(state, path)
+        return True
+    except OSError as error:
+        if must_succeed:
+            raise
+        print_once(f"warning: {error}. The run goes on, and will try to save again")
+        return False
 
-    def finish(self):
-        """Say what was saved and where; end with the exit code of a signal, if one asked for the end."""
-        if N_PROCESSES > 1:  # bring together what the processes skipped
-            torch.distributed.all_reduce(self.log.dataset.skipped, torch.distributed.ReduceOp.MAX)
-        self.log.bar.close()
-        if self.signal:
-            name = signal.Signals(self.signal).name
-            say(f"stopped by {name} after iteration {self.done}; go on with --checkpoint={save_to}")
-            raise SystemExit(128 + self.signal)
-        best = f"\n         {best_path()}, the best so far, mAP {self.best_map:.4f}" if self.best_map >= 0 else ""
-        say(
-            f"done after iteration {self.done}, {datetime.timedelta(seconds=round(self.seconds))} of training\n"
-            f"saved    {save_to}{f', the log in {log_file}' if log_file else ''}{best}\n"
-            f"next     python eval.py --data_folder={data_folder} --checkpoint={save_to}\n"
-            f"         python detect.py --checkpoint={save_to} --images=YOUR_PHOTOS"
-        )
+
+def describe_end(log, done, seconds, best_map, stopped_by):
+    """Say what was saved and where; end with the exit code of a signal, if one asked for the end."""
+    if N_PROCESSES > 1:  # bring together what the processes skipped
+        torch.distributed.all_reduce(log.dataset.skipped, torch.distributed.ReduceOp.MAX)
+    if stopped_by:
+        name = signal.Signals(stopped_by).name
+        print_once(f"stopped by {name} after iteration {done}; go on with --checkpoint={save_to}")
+        raise SystemExit(128 + stopped_by)
+    print_once(f"done after iteration {done}, {datetime.timedelta(seconds=round(seconds))} of training")
+    print_once(f"saved    {save_to}, the log in {log_path(save_to)}")
+    if best_map >= 0 and Path(best_path(save_to)).exists():
+        print_once(f"         {best_path(save_to)}, the best so far, mAP {best_map:.4f}")
+    print_once(f"next     python eval.py --data_folder={data_folder} --checkpoint={save_to}")
+    print_once(f"         python detect.py --checkpoint={save_to} --images=YOUR_PHOTOS")
+
+
+# --- The log --------------------------------------------------------------------------------------
+
+LOG_COLUMNS = ("iteration", "epoch", "loss", "conf_loss", "loc_loss", "lr", "images_per_second", "mAP")
 
 
 class TrainingLog:
@@ -492,60 +641,105 @@ class TrainingLog:
     Losses stay on the device until `flush()`, so that no iteration waits for the one before it.
     """
 
-    columns = ("iteration", "epoch", "loss", "lr", "images_per_second", "mAP")
+    def __init__(self, path, dataset, batches, start, minutes):
+        self.path = path
+        self.dataset = dataset
+        self.batches = batches
+        self.minutes = minutes
+        self.class_names = list(dataset.label_map)[1:]  # a column each, for the average precision
+        self.columns = [*LOG_COLUMNS, *self.class_names]
+        self.losses = []  # since the last flush; (3,) tensors on the device: the loss and its two parts
+        self.seconds = start.seconds  # of training so far
+        self.flushed_at = start.seconds
+        self.first_flush = None  # the iterations and seconds until then, which are slower
+        self.has_told_speed = False
+        if minutes:
+            form = "{l_bar}{bar}| {n:.1f} of {total:.1f} minutes{postfix}"
+            self.bar = tqdm(total=minutes, initial=start.seconds / 60, bar_format=form, disable=RANK > 0)
+        else:
+            last = batches.iterations.stop
+            self.bar = tqdm(total=last, initial=start.iteration, unit="it", disable=RANK > 0)
+        self.file_mode = "w"  # a new file, made when its first row is written
+        if start.iteration > 0 and Path(path).is_file() and RANK == 0:
+            self.file_mode = "a"
+            self.drop_rows_after(start.iteration)
 
-    def __init__(self, dataset, batches):
-        self.dataset, self.batches = dataset, batches
-        self.losses = []  # scalars on the device, of the iterations since the last flush
-        first, last = batches.iterations.start, batches.iterations.stop
-        self.file = start_log(log_file, self.columns, first) if RANK == 0 else ""
-        self.bar = tqdm(total=None if minutes else last, initial=first, unit="it", disable=RANK > 0)
-        self.flushed_at = time.perf_counter()
-        self.first_flush = None  # iterations done, and time; then (): how long the run takes has been said
+    def add(self, loss, conf_loss, loc_loss, seconds):
+        """Take note of an iteration's losses, and of the seconds of training so far."""
+        self.losses.append(torch.stack([loss.detach(), conf_loss, loc_loss]))
+        self.seconds = seconds
+        self.bar.update(min(seconds / 60, self.minutes) - self.bar.n if self.minutes else 1)
 
     def flush(self, done, optimizer):
-        """Bring the losses over, check them, show and write their mean. `done`: iterations so far."""
-        losses = torch.stack(self.losses)
+        """Check the losses since the last flush; show and write their mean. done: iterations so far."""
+        losses = torch.stack(self.losses)  # (n, 3)
         if N_PROCESSES > 1:  # the mean over the processes is the loss of the whole batch
             torch.distributed.all_reduce(losses)
             losses /= N_PROCESSES
         losses = losses.tolist()
         self.losses = []
-        for iteration, loss in enumerate(losses, start=done - len(losses)):
+        for iteration, (loss, _, _) in enumerate(losses, start=done - len(losses)):
             if not math.isfinite(loss):
                 self.stop_at_bad_loss(iteration, loss)
-        now = time.perf_counter()
-        speed = len(losses) * batch_size / (now - self.flushed_at)
-        self.flushed_at = now
-        loss, rate = sum(losses) / len(losses), optimizer.param_groups[0]["lr"]
+        loss, conf_loss, loc_loss = [sum(column) / len(losses) for column in zip(*losses, strict=True)]
+        rate = optimizer.param_groups[0]["lr"]
+        speed = len(losses) * self.batches.batch_size / (self.seconds - self.flushed_at)
+        self.flushed_at = self.seconds
         self.bar.set_postfix({"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "img/s": f"{speed:.1f}"})
-        self.write(done, loss=f"{loss:.6f}", rate=f"{rate:.3e}", speed=f"{speed:.1f}")
-        if self.first_flush is None:
-            self.first_flush = done, now  # the iterations before it are slower
-        elif self.first_flush and done >= self.first_flush[0] + 10:
-            step = (now - self.first_flush[1]) / (done - self.first_flush[0])
-            self.first_flush = ()
-            to_go = datetime.timedelta(seconds=round(step * (iterations - done)))
-            say(f"{step:.2f} s an iteration" if minutes else f"{step:.2f} s an iteration: about {to_go} to go")
+        self.write(done, f"{loss:.6f}", f"{conf_loss:.6f}", f"{loc_loss:.6f}", f"{rate:.3e}", f"{speed:.1f}")
+        self.tell_speed(done)
 
-    def write(self, done, *, loss="", rate="", speed="", mean_ap=""):
-        """Append a row to the file. A full disk costs the log, not the run."""
-        epoch = f"{done * batch_size / len(self.dataset):.3f}"
+    def write_evaluation(self, done, mean_ap, average_precisions):
+        """Write the mean average precision, and that of each class: a dict by name, NaN where there is no object."""
+        by_class = [average_precisions.get(name, math.nan) for name in self.class_names]
+        by_class = ["" if math.isnan(value) else f"{value:.6f}" for value in by_class]
+        self.write(done, "", "", "", "", "", f"{mean_ap:.6f}", *by_class)
+
+    def write(self, done, *fields):
+        """Append a row of the columns from the third on. A full disk costs the row, not the run."""
+        if RANK > 0:
+            return
+        epoch = done * self.batches.batch_size / len(self.dataset)
+        row = [done, f"{epoch:.3f}", *fields]
+        row += [""] * (len(self.columns) - len(row))
+        rows = [self.columns, row] if self.file_mode == "w" else [row]
         try:
-            if self.file:
-                with open(self.file, "a", newline="") as file:
-                    file.write(f"{done},{epoch},{loss},{rate},{speed},{mean_ap}\r\n")
+            with open(self.path, self.file_mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
+                csv.writer(file).writerows(rows)
+            self.file_mode = "a"
         except OSError as error:
-            say(f"warning: the log ends here, {self.file} cannot be written: {error}; the run goes on")
-            self.file = ""
+            print_once(f"warning: {self.path} lacks a row, it cannot be written: {error}; the run goes on")
+
+    def drop_rows_after(self, iteration):
+        """Remove the rows that come again, and what a kill left half written."""
+        rows = [self.columns]
+        text = Path(self.path).read_text(encoding="utf-8", errors="replace")
+        for row in csv.reader(text.replace("\0", "").splitlines()):
+            if len(row) == len(self.columns) and row[0].isdecimal() and int(row[0]) <= iteration:
+                rows.append(row)
+        new_text = io.StringIO(newline="")
+        csv.writer(new_text).writerows(rows)
+        utils.write_file(self.path, new_text.getvalue().encode("utf-8", "backslashreplace"))
+
+    def tell_speed(self, done):
+        """Say once, ten iterations after the first flush, how long an iteration takes, and the rest of the run."""
+        if self.first_flush is None:
+            self.first_flush = (done, self.seconds)
+        first_done, first_seconds = self.first_flush
+        if self.has_told_speed or done < first_done + 10:
+            return
+        self.has_told_speed = True
+        step = (self.seconds - first_seconds) / (done - first_done)
+        to_go = datetime.timedelta(seconds=round(step * (self.batches.iterations.stop - done)))
+        print_once(f"{step:.2f} s an iteration" + ("" if self.minutes else f": about {to_go} to go"))
 
     def stop_at_bad_loss(self, iteration, loss):
         """End the run, naming what was in the batch; the checkpoint on disk is from before."""
         files = sorted({str(self.dataset.image_paths[index]) for _, index in self.batches.batch(iteration)})
         raise FloatingPointError(
-            f"the loss of iteration {iteration} is {loss}. {save_to} is as it was saved before. Try a lower lr "
+            f"the loss of iteration {iteration} is {loss}. The checkpoint is as it was saved before. Try a lower lr "
             "(--lr), a longer --warmup, or --grad_clip=10; if it happens again with the same images, look at "
-            "their boxes. The images of this batch:\n  " + "\n  ".join(printable(file, 1000) for file in files)
+            "their boxes. The images of this batch:\n  " + "\n  ".join(printable(file) for file in files)
         )
 
     def close(self):
@@ -553,46 +747,11 @@ class TrainingLog:
         self.bar.close()
         skipped = self.dataset.skipped_images()
         if skipped:
-            names = "\n  ".join(printable(path, 1000) for path in skipped)
-            say(f"skipped {len(skipped)} images that could not be decoded:\n  {names}")
-
-
-def start_log(path, columns, start):
-    """Make the CSV log ready for the rows after iteration `start`: a new file, or one without the rows that come again.
-    Returns its path, "" if it cannot be written."""
-    lines = [f"{','.join(columns)}\r\n".encode()]
-    try:
-        if path and start > 0 and Path(path).is_file():
-            rows = re.finditer(rb"^(\d{1,18})(,[^,\n]*){5}\n", Path(path).read_bytes(), re.MULTILINE)
-            lines += [row[0] for row in rows if int(row[1]) <= start]  # whole ones: a kill may leave half a row
-            utils.write_file(path, b"".join(lines))
-        elif path:
-            Path(path).write_bytes(lines[0])
-        return path
-    except OSError as error:
-        say(f"warning: no log is written, {path} cannot be: {error}; the run goes on")
-        return ""
-
-
-class Console:
-    """stdout or stderr, silent from when it cannot be written: a full disk, or `| head -1`, does not end a run."""
-
-    def __init__(self, stream):
-        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115 (None if it was closed)
-
-    def write(self, text):
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
+            names = "\n  ".join(printable(path) for path in skipped)
+            print_once(f"skipped {len(skipped)} images that could not be decoded:\n  {names}")
 
 
 if __name__ == "__main__":
-    sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
-    override_parameters(globals(), sys.argv[1:])
     with exit_with_message():
+        set_parameters(sys.argv[1:])
         main()

@@ -3,7 +3,7 @@
     1. Boxes                        coordinate forms and overlap
     2. Labels and colours           class names, label maps, one colour a class
     3. Files                        JSON; files written whole or not at all; checkpoints, state dicts
-    4. Messages and the machine     strings from files, shown safely; errors of the machine, in words; bfloat16
+    4. Messages and the machine     strings from files, shown safely; errors of the machine, in words; devices
     5. Parameters                   `--name=value` for the block at the top of each script
 
 Box coordinates are continuous: a box covers [x_min, x_max) x [y_min, y_max), and the whole image is
@@ -21,11 +21,12 @@ import ast
 import colorsys
 import contextlib
 import difflib
-import glob
+import io
 import json
 import os
 import pickle
-import platform
+import signal
+import sys
 import tempfile
 import time
 import zipfile
@@ -38,7 +39,8 @@ MAX_IMAGE_PIXELS = 80_000_000
 
 # Files of a folder that are taken for images, whatever their suffix's case.
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif", ".jp2", ".tga",
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".avif", ".jp2",
+    ".tga", ".mpo",
 )  # fmt: skip
 
 # --- 1. Boxes -------------------------------------------------------------------------------------
@@ -50,7 +52,8 @@ def xy_to_cxcy(boxes_xy):
     boxes_xy: (..., 4) float tensor, boundary form, fractional or in pixels.
     Returns a (..., 4) tensor in center-size form, in the same unit.
     """
-    mins, maxs = boxes_xy[..., :2], boxes_xy[..., 2:]
+    mins = boxes_xy[..., :2]  # (..., 2): x_min, y_min
+    maxs = boxes_xy[..., 2:]  # (..., 2): x_max, y_max
     return torch.cat([(mins + maxs) / 2, maxs - mins], dim=-1)
 
 
@@ -60,7 +63,8 @@ def cxcy_to_xy(boxes_cxcy):
     boxes_cxcy: (..., 4) float tensor, center-size form, fractional or in pixels.
     Returns a (..., 4) tensor in boundary form, in the same unit.
     """
-    centers, half_sizes = boxes_cxcy[..., :2], boxes_cxcy[..., 2:] / 2
+    centers = boxes_cxcy[..., :2]
+    half_sizes = boxes_cxcy[..., 2:] / 2
     return torch.cat([centers - half_sizes, centers + half_sizes], dim=-1)
 
 
@@ -77,8 +81,10 @@ def cxcy_to_gcxgcy(boxes_cxcy, priors_cxcy):
     priors_cxcy: (P, 4) float tensor, center-size form, fractional: one prior for each box.
     Returns the (..., P, 4) offsets, without unit.
     """
-    g_centers = (boxes_cxcy[..., :2] - priors_cxcy[..., :2]) / (priors_cxcy[..., 2:] * CENTER_VARIANCE)
-    g_sizes = torch.log(boxes_cxcy[..., 2:] / priors_cxcy[..., 2:]) / SIZE_VARIANCE
+    prior_centers = priors_cxcy[..., :2]
+    prior_sizes = priors_cxcy[..., 2:]
+    g_centers = (boxes_cxcy[..., :2] - prior_centers) / (prior_sizes * CENTER_VARIANCE)
+    g_sizes = torch.log(boxes_cxcy[..., 2:] / prior_sizes) / SIZE_VARIANCE
     return torch.cat([g_centers, g_sizes], dim=-1)
 
 
@@ -89,8 +95,10 @@ def gcxgcy_to_cxcy(offsets_gcxgcy, priors_cxcy):
     priors_cxcy: (P, 4) float tensor, center-size form, fractional: one prior for each row of offsets.
     Returns (..., P, 4) boxes in center-size form, fractional; they may reach beyond the image.
     """
-    centers = offsets_gcxgcy[..., :2] * CENTER_VARIANCE * priors_cxcy[..., 2:] + priors_cxcy[..., :2]
-    sizes = torch.exp(offsets_gcxgcy[..., 2:] * SIZE_VARIANCE) * priors_cxcy[..., 2:]
+    prior_centers = priors_cxcy[..., :2]
+    prior_sizes = priors_cxcy[..., 2:]
+    centers = offsets_gcxgcy[..., :2] * CENTER_VARIANCE * prior_sizes + prior_centers
+    sizes = torch.exp(offsets_gcxgcy[..., 2:] * SIZE_VARIANCE) * prior_sizes
     return torch.cat([centers, sizes], dim=-1)
 
 
@@ -100,7 +108,9 @@ def find_jaccard_overlap(boxes_1_xy, boxes_2_xy):
     boxes_1_xy: (..., n1, 4), boxes_2_xy: (..., n2, 4) float tensors, boundary form, in the same unit.
     Returns a (..., n1, n2) tensor in [0, 1]; 0 for two boxes of no area.
     """
-    return find_paired_overlap(boxes_1_xy[..., :, None, :], boxes_2_xy[..., None, :, :])
+    boxes_1_xy = boxes_1_xy[..., :, None, :]  # (..., n1, 1, 4)
+    boxes_2_xy = boxes_2_xy[..., None, :, :]  # (..., 1, n2, 4)
+    return find_paired_overlap(boxes_1_xy, boxes_2_xy)
 
 
 def find_paired_overlap(boxes_1_xy, boxes_2_xy):
@@ -110,19 +120,33 @@ def find_paired_overlap(boxes_1_xy, boxes_2_xy):
     Returns a (...) tensor in [0, 1].
     """
     intersection = find_paired_intersection(boxes_1_xy, boxes_2_xy)
-    smallest = torch.finfo(intersection.dtype).tiny  # so that 0 / 0 is 0
-    areas_1, areas_2 = ((x[..., 2:] - x[..., :2]).prod(dim=-1).clamp(min=smallest) for x in (boxes_1_xy, boxes_2_xy))
-    return intersection.div_((areas_1 + areas_2).sub_(intersection))
+    union = find_areas(boxes_1_xy) + find_areas(boxes_2_xy)
+    union -= intersection
+    intersection /= union
+    return intersection
 
 
 def find_paired_intersection(boxes_1_xy, boxes_2_xy):
     """Area that each box shares with the one box at its place in another tensor; 0 where they only touch."""
-    # One coordinate at a time, contiguous: three times as fast as with coordinates in the last dimension.
+    # Each coordinate in a tensor of its own: three times as fast as with all four in the last dimension.
     x_min_1, y_min_1, x_max_1, y_max_1 = boxes_1_xy.movedim(-1, 0).contiguous()
     x_min_2, y_min_2, x_max_2, y_max_2 = boxes_2_xy.movedim(-1, 0).contiguous()
-    widths = torch.minimum(x_max_1, x_max_2).sub_(torch.maximum(x_min_1, x_min_2)).clamp_(min=0)
-    heights = torch.minimum(y_max_1, y_max_2).sub_(torch.maximum(y_min_1, y_min_2)).clamp_(min=0)
-    return widths.mul_(heights)
+    # In place: the tables are large, and the memory of new ones costs more time than the arithmetic.
+    widths = torch.minimum(x_max_1, x_max_2)
+    widths -= torch.maximum(x_min_1, x_min_2)
+    heights = torch.minimum(y_max_1, y_max_2)
+    heights -= torch.maximum(y_min_1, y_min_2)
+    widths.clamp_(min=0)  # negative where one box is left of the other
+    heights.clamp_(min=0)
+    widths *= heights
+    return widths
+
+
+def find_areas(boxes_xy):
+    """Area of each box, in boundary form; of a box without area the smallest number above 0, so that one can divide."""
+    sizes = boxes_xy[..., 2:] - boxes_xy[..., :2]
+    areas = sizes[..., 0] * sizes[..., 1]
+    return areas.clamp(min=torch.finfo(areas.dtype).tiny)
 
 
 # --- 2. Labels and colours ------------------------------------------------------------------------
@@ -191,7 +215,9 @@ def class_colors(label_map):
     colors = {}
     for name, label in sorted(label_map.items(), key=lambda item: item[1]):
         if label > 0:
-            colors[name] = "#" + bytes(round(255 * v) for v in colorsys.hsv_to_rgb(label * 0.618034 % 1, 1, 1)).hex()
+            hue = label * 0.618034 % 1
+            red, green, blue = colorsys.hsv_to_rgb(hue, 1, 1)
+            colors[name] = f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
     return colors
 
 
@@ -229,19 +255,33 @@ def write_file(path, contents):
     Raises OSError, or what the function raises; the old file is untouched then.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")  # what a killed writer leaves behind is written over by the next
     if isinstance(contents, str):
         contents = contents.encode("utf-8", "surrogateescape")  # names of files may hold other bytes than text
     try:
         with open(temporary, "wb") as file:
-            contents(file) if callable(contents) else file.write(contents)
+            if callable(contents):
+                contents(file)
+            else:
+                file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    remove_leftovers(path)
+
+
+def replace_file(source, target):
+    """Give the file `source` the name `target`. On Windows this fails as long as another program, such as a virus
+    scanner or a backup, has `target` open: so it is tried for a few seconds. Raises PermissionError after that."""
+    for seconds in (0.1, 0.4, 1.5):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(source, target)
 
 
 def write_files(folder, texts, trial=False):
@@ -254,19 +294,12 @@ def write_files(folder, texts, trial=False):
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as unfinished:
             for name, text in texts.items():
                 write_file(Path(unfinished, name), text)
-            for name in () if trial else texts:
-                os.replace(Path(unfinished, name), Path(folder, name))
+            if trial:
+                return
+            for name in texts:
+                replace_file(Path(unfinished, name), Path(folder, name))
     except OSError as error:
         raise OSError(f"{printable(', '.join(texts))} cannot be written to {folder}: {error}") from error
-
-
-def remove_leftovers(path):
-    """Remove this machine's temporary files of `path` that are at least an hour old: their writers were killed."""
-    path = Path(path)
-    for leftover in path.parent.glob(f"{glob.escape(f'{path.name}.{platform.node()}')}.[0-9]*.tmp"):
-        with contextlib.suppress(OSError):  # another process may do the same, or it is not ours to remove
-            if leftover.name.split(".")[-2].isdigit() and time.time() - leftover.stat().st_mtime > 3600:
-                leftover.unlink()
 
 
 CHECKPOINT_FORMAT = "ssd300/1"  # written into every checkpoint: how load_checkpoint() knows its own
@@ -294,15 +327,21 @@ def load_checkpoint(path, device="cpu"):
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint (train.py makes one)")
-    hint = "If it is another SSD's, tools/convert_weights.py may read its weights"
+    with open(path, "rb") as file:
+        is_ours = CHECKPOINT_FORMAT.encode() in file.read(2**16)  # the first entry of the first record
+    if is_ours:
+        hint = "train.py wrote it, and it was damaged since: copy it again, or take an older one, such as the best_ one"
+    else:
+        hint = "If it is another SSD's, tools/convert_weights.py may read its weights"
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: truncated, or not a checkpoint of this repo. {hint}")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused: what is not a tensor or a number could run code. {hint}") from error
+        problem = "damaged" if is_ours else "refused: what is not a tensor or a number could run code"
+        raise ValueError(f"{path}: {problem}. {hint}") from error
     except Exception as error:  # torch.load raises errors of many kinds for a file that is not what it should be
-        raise ValueError(f"{path}: damaged, or not a checkpoint of this repo ({printable(error)})") from error
+        raise ValueError(f"{path}: damaged, or not a checkpoint of this repo ({printable(error)}). {hint}") from error
     found = checkpoint.get("format", "none") if isinstance(checkpoint, dict) else type(checkpoint).__name__
     if found != CHECKPOINT_FORMAT:
         found = printable(found, 40)
@@ -344,15 +383,17 @@ def read_state_dict(weights, known):
 # --- 4. Messages and the machine ------------------------------------------------------------------
 
 
-def printable(text, length=200):
+def printable(text, length=1000):
     """A string from a file, or the text of an error, as it can be shown: on one line, and not long.
 
     A terminal would obey control characters in a class name; they come out escaped, as do bytes that are not
     text. White space is joined. What is longer than `length` ends in "...". An error without a text is named.
     """
-    text = str(text) or (type(text).__name__ if isinstance(text, Exception) else "")
-    text = " ".join(text[: 10 * length].split())
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    if isinstance(text, Exception) and not str(text):
+        text = type(text).__name__
+    text = " ".join(str(text)[: 10 * length].split())  # cut first: the text may be a whole file
+    letters = [letter if letter.isprintable() else repr(letter)[1:-1] for letter in text]
+    text = "".join(letters)
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
@@ -365,12 +406,14 @@ def exit_with_message(hint=""):
     """
     try:
         yield
-    except (FloatingPointError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        advice, text = advice_for(error), str(error)
+    except (FloatingPointError, OSError, EOFError, ValueError, RuntimeError, MemoryError) as error:
+        if hasattr(signal, "SIGCHLD"):  # else torch's handler may raise here that a worker died
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        advice = advice_for(error)
         if advice:
-            text = f"{advice}\n{text}"
+            text = f"{advice}\n{str(error) or type(error).__name__}"
         elif isinstance(error, (FloatingPointError, OSError, ValueError)):
-            text = text.rpartition(f"\n{type(error).__name__}: ")[2].strip()
+            text = str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
         else:
             raise
         raise SystemExit(f"error: {text}\n{hint}".strip()) from error
@@ -381,19 +424,20 @@ def advice_for(error):
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
         return "out of memory on the GPU; a smaller --batch_size needs less (in training, with a lower --lr)"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+    if isinstance(error, MemoryError):
         return "out of memory on the CPU; fewer --workers, or a smaller --batch_size, need less"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return "torch.compile failed; it needs a C compiler and Triton. --compile_model=False goes on without it"
-    if "shared memory" in text or "Too many open files" in text or "Bus error" in text:
+    if "shared memory" in text or "Bus error" in text:
         return (
-            "the processes that prepare images ran out of shared memory, or of open files. Enlarge /dev/shm "
-            "(docker run --shm-size=8g) or `ulimit -n`; or take fewer --workers (0 needs none of both)"
+            "the processes that prepare images ran out of shared memory. Enlarge /dev/shm (docker run --shm-size=8g), "
+            "or take fewer --workers (0 needs none)"
         )
     if "No space left" in text:
-        return "the disk is full; free some space, or write to another (train.py: --save_to, --log_file)"
-    is_cut_off = isinstance(error, ConnectionResetError)  # a process died while it handed over a batch
-    if is_cut_off or "DataLoader worker (pid" in text or "DataLoader timed out" in text:
+        return "the disk is full; free some space, or write to another disk"
+    # The last two: a process died while it handed over a batch.
+    is_cut_off = isinstance(error, (EOFError, ConnectionResetError, ConnectionRefusedError))
+    if text.startswith(("DataLoader worker", "DataLoader timed out")) or is_cut_off:
         return (
             "a process that prepares images died, or hung. If the system killed it, memory was short: take fewer "
             "--workers, or a smaller --batch_size; if it comes again, --workers=0 shows where"
@@ -401,12 +445,36 @@ def advice_for(error):
     return None
 
 
+def choose_device(name=""):
+    """The device that computes, a torch.device: the accelerator (CUDA, MPS, XPU) where there is one, else the CPU.
+
+    name: "cpu", "cuda:1", "mps", ... to choose another one. Raises ValueError if it is not there.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if not name:
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f'the device is "{printable(name)}"; it must be like "cpu", "cuda", "cuda:1", "mps"') from None
+    n_devices = torch.accelerator.device_count() if accelerator else 0
+    is_there = accelerator and device.type == accelerator.type and (device.index or 0) < n_devices
+    if device.type != "cpu" and not is_there:
+        found = f"{n_devices} of the type {accelerator.type}" if accelerator else "the CPU only"
+        raise ValueError(f'the device is "{name}", which PyTorch does not find here; it finds {found}')
+    return device
+
+
 def has_bf16_units(device):
     """Whether bfloat16 is fast on a torch.device, and not only possible."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we support
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    if device.type == "xpu":
+        return torch.xpu.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch >= 2.12
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False  # MPS: depends on chip and system; float32 works on all
 
 
 def fastest_memory_format(device, network):
@@ -414,7 +482,10 @@ def fastest_memory_format(device, network):
 
     Channels last: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite (AVX512, float32). Contiguous: 1.6 times as
     fast for the way back through VGG-16, which has no batch normalisation, on CPUs without bfloat16 units (AVX2).
+    On MPS, which was not measured, it stays PyTorch's default.
     """
+    if device.type == "mps":
+        return torch.contiguous_format
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
     return torch.channels_last if has_batch_norm or has_bf16_units(device) else torch.contiguous_format
 
@@ -428,8 +499,12 @@ def script_parameters(namespace):
     namespace: the script's `globals()`.
     Returns a dict of name to value. (Constants are uppercase; functions and modules are no plain values.)
     """
-    names = [name for name in namespace if name.islower() and not name.startswith("_")]
-    return {name: namespace[name] for name in names if isinstance(namespace[name], (bool, int, float, str, tuple))}
+    parameters = {}
+    for name, value in namespace.items():
+        is_plain = isinstance(value, (bool, int, float, str, tuple))
+        if name.islower() and not name.startswith("_") and is_plain:
+            parameters[name] = value
+    return parameters
 
 
 def override_parameters(namespace, arguments):
@@ -437,14 +512,17 @@ def override_parameters(namespace, arguments):
 
     namespace: the script's `globals()`; parameters named in `arguments` are replaced in it.
     arguments: list of strings, `sys.argv[1:]`. `--help` prints the parameter block.
+    Returns the set of the names that were given.
     Raises SystemExit if an argument is not a `--name=value`, does not name a parameter, or has a value of
     another type than the one in the file: with the list of valid names, and what is wrong below it.
     """
+    escape_what_the_console_lacks()
     parameters = script_parameters(namespace)
     valid = "\n".join(["Valid are:", *(f"  --{name}={value!r}" for name, value in parameters.items())])
-    if {"-h", "--help"} & set(arguments):
+    if "-h" in arguments or "--help" in arguments:
         print(f"{namespace.get('__doc__') or ''}\nParameters, set with --name=value:\n\n{parameter_block(namespace)}")
         raise SystemExit(0)
+    given = set()
     for argument in arguments:
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or name not in parameters:
@@ -455,17 +533,49 @@ def override_parameters(namespace, arguments):
         try:
             namespace[name] = _parse_like(parameters[name], text)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            kind, wrong = type(parameters[name]).__name__, printable(repr(text))
+            kind = type(parameters[name]).__name__
             example = f"a value of type {kind}, such as {parameters[name]!r}"
-            raise SystemExit(f"{valid}\nerror: --{name} takes {example}, not {wrong}") from error
+            raise SystemExit(f"{valid}\nerror: --{name} takes {example}, not {printable(repr(text))}") from error
+        given.add(name)
+    return given
+
+
+def restore_parameters(namespace, saved, given):
+    """Set parameters to saved values, but for those that were given on the command line.
+
+    namespace: the script's `globals()`. saved: dict of name to value. given: what `override_parameters()` returned.
+    Returns a list of notes in words: what is now different from what was saved.
+    """
+    notes = []
+    parameters = script_parameters(namespace)
+    for name, value in saved.items():
+        if type(value) is not type(parameters.get(name)):
+            notes.append(
+                f"{printable(name)} was {printable(repr(value))} when the checkpoint was saved; it is unknown now"
+            )
+        elif name not in given:
+            namespace[name] = value
+        elif value != parameters[name]:
+            was = printable(repr(value))
+            notes.append(f"{name} was {was} when the checkpoint was saved; now it is {parameters[name]!r}, as given")
+    return notes
+
+
+def escape_what_the_console_lacks():
+    """Print letters that stdout's encoding lacks as escapes: Windows' cp1252 has no 猫, and printing it would fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is not
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def parameter_block(namespace):
     """The lines of a script's source in which its parameters stand, with the headings and comments between them."""
-    parameters, source = script_parameters(namespace), Path(namespace["__file__"]).read_text(encoding="utf-8")
+    parameters = script_parameters(namespace)
+    source = Path(namespace["__file__"]).read_text(encoding="utf-8")
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     nodes = [node for node in nodes if getattr(node.targets[0], "id", None) in parameters]
-    return "\n".join(source.splitlines()[nodes[0].lineno - 2 : nodes[-1].end_lineno])  # the first heading included
+    first_line = nodes[0].lineno - 2  # the heading above the first parameter
+    last_line = nodes[-1].end_lineno
+    return "\n".join(source.splitlines()[first_line:last_line])
 
 
 def _parse_like(example, text):
@@ -488,6 +598,8 @@ def _parse_like(example, text):
             return names
     except (SyntaxError, ValueError, TypeError):
         pass
-    if text[:1] + text[-1:] in ("()", "[]"):
+    is_bracketed = (text.startswith("(") and text.endswith(")")) or (text.startswith("[") and text.endswith("]"))
+    if is_bracketed:
         text = text[1:-1]
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    names = [part.strip() for part in text.split(",")]
+    return tuple(name for name in names if name)

@@ -64,7 +64,7 @@ def run_script(command, folder):
 
 def read_log(path):
     """The rows of train.py's log, a dict each."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -72,9 +72,11 @@ def assert_same_state(path, other):
     """Iteration, weights, optimizer and random states of two checkpoints are the same, to the last bit."""
     one, two = load_checkpoint(path), load_checkpoint(other)
     assert one["iteration"] == two["iteration"]
-    assert one["model"].keys() == two["model"].keys()
-    for name, tensor in one["model"].items():
-        assert torch.equal(tensor, two["model"][name]), name
+    assert ("training_model" in one) == ("training_model" in two)  # with a moving average, which is "model" then
+    for weights in ("model", "training_model") if "training_model" in one else ("model",):
+        assert one[weights].keys() == two[weights].keys()
+        for name, tensor in one[weights].items():
+            assert torch.equal(tensor, two[weights][name]), name
     states, other_states = one["optimizer"]["state"], two["optimizer"]["state"]
     assert states.keys() == other_states.keys() and states
     for key, state in states.items():
@@ -105,7 +107,7 @@ class FakeModel:
         assert images.shape[1:] == (3, 300, 300)
         return torch.zeros(len(images), 10, 4), torch.zeros(len(images), 10, len(self.label_map))
 
-    def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k):
+    def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None):
         self.arguments.append((min_score, max_overlap, top_k))
         is_candidate = (self.scores > min_score) & (predicted_scores[0, 0, self.labels] > -torch.inf)
         keep = is_candidate.nonzero().squeeze(1)[:top_k]
