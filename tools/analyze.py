@@ -49,18 +49,11 @@ from torchvision.transforms.functional import to_pil_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import utils
 from datasets import PascalVOCDataset, read_image
 from eval import calculate_mAP, detect_all, make_test_loader, read_detections
 from model import load_model
-from utils import (
-    choose_device,
-    exit_with_message,
-    find_jaccard_overlap,
-    override_parameters,
-    printable,
-    rev_label_map,
-    write_file,
-)
+from utils import find_jaccard_overlap, printable
 
 # Input
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -135,7 +128,7 @@ def check_parameters():
 
 def run_network():
     """Detect the objects in all images of the split with the network of `checkpoint`: see eval.detect_all()."""
-    model = load_model(checkpoint, choose_device(device))
+    model = load_model(checkpoint, utils.choose_device(device))
     loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
     return detect_all(loader, model, min_score, max_overlap, top_k)
 
@@ -174,15 +167,17 @@ def judge_detections(detections, dataset, min_overlap=0.5):
     detections: three lists with a tensor an image, as from `eval.detect_all()`. dataset: a PascalVOCDataset with
     difficult objects. min_overlap: from which a detection finds an object. Returns Verdicts.
     """
-    boxes_xy, labels, scores = (torch.cat(list(parts)).numpy() for parts in detections)
+    boxes_xy_pixels = torch.cat(list(detections[0])).double().numpy()  # (D, 4)
+    labels = torch.cat(list(detections[1])).numpy()  # (D,)
+    scores = torch.cat(list(detections[2])).double().numpy()  # (D,)
     images = np.repeat(np.arange(len(dataset)), [len(image_labels) for image_labels in detections[1]])  # (D,)
-    own, own_overlaps, other, other_overlaps = find_nearest_objects(detections, dataset)
+    own, own_overlaps, other, other_overlaps = find_nearest_objects(detections, dataset)  # (D,) each
     is_difficult = dataset.difficulties.numpy() != 0  # (M,)
-    is_found = np.zeros(len(is_difficult), bool)
+
     kinds = np.full(len(labels), "background", dtype="U12")
     objects = np.full(len(labels), -1)
     overlaps = np.zeros(len(labels))
-
+    is_found = np.zeros(len(is_difficult), bool)
     order = np.argsort(-scores, kind="stable")  # equal scores keep their order, as in the metric
     for d in order:
         if own_overlaps[d] >= min_overlap:
@@ -203,35 +198,41 @@ def judge_detections(detections, dataset, min_overlap=0.5):
             kinds[d] = "other_class"
             objects[d] = other[d]
             overlaps[d] = other_overlaps[d]
-    by_score = (part[order] for part in (images, boxes_xy, labels, scores, kinds, objects, overlaps))
-    return Verdicts(*by_score, is_found)
+    return Verdicts(
+        images=images[order], boxes_xy_pixels=boxes_xy_pixels[order], labels=labels[order], scores=scores[order],
+        kinds=kinds[order], objects=objects[order], overlaps=overlaps[order], is_found=is_found,
+    )  # fmt: skip
 
 
 def find_nearest_objects(detections, dataset):
     """For each detection the object of its class that it overlaps most, and the one of any other class.
 
-    Returns four arrays (D,): the number of the object of its class (the first of equals; -1 without one in the
-    image), the overlap with it, and the same two for other classes.
+    Returns four arrays (D,): the number of the object of its class (the first of equals; without meaning where the
+    overlap is 0) and the overlap with it, and the same two for other classes.
     """
     own, own_overlaps, other, other_overlaps = [], [], [], []
     for image, (boxes_xy, labels, _) in enumerate(zip(*detections, strict=True)):
         first = dataset.starts[image]
         last = dataset.starts[image + 1]
         objects_xy = dataset.boxes_xy_pixels[first:last]
-        overlaps = find_jaccard_overlap(boxes_xy.double(), objects_xy.double()).numpy()  # (detections, objects) here
+        table = find_jaccard_overlap(boxes_xy.double(), objects_xy.double()).numpy()  # a row a detection of the image
         is_own_class = (labels[:, None] == dataset.labels[first:last]).numpy()  # the same shape
-        for is_candidate, numbers, highest in (
-            (is_own_class, own, own_overlaps),
-            (~is_own_class, other, other_overlaps),
-        ):
-            if first == last:  # an image without objects
-                numbers.append(np.full(len(labels), -1))
-                highest.append(np.zeros(len(labels)))
-            else:
-                candidates = np.where(is_candidate, overlaps, 0.0)
-                numbers.append(first + candidates.argmax(axis=1))
-                highest.append(candidates.max(axis=1))
-    return tuple(np.concatenate(parts) for parts in (own, own_overlaps, other, other_overlaps))
+        columns, highest = find_highest(table, is_own_class)
+        own.append(first + columns)
+        own_overlaps.append(highest)
+        columns, highest = find_highest(table, ~is_own_class)
+        other.append(first + columns)
+        other_overlaps.append(highest)
+    return np.concatenate(own), np.concatenate(own_overlaps), np.concatenate(other), np.concatenate(other_overlaps)
+
+
+def find_highest(table, is_candidate):
+    """The column and the value of the highest candidate in each row of a table; 0 and 0 without a candidate."""
+    n_rows, n_columns = table.shape
+    if n_columns == 0:
+        return np.zeros(n_rows, np.int64), np.zeros(n_rows)
+    candidates = np.where(is_candidate, table, 0.0)
+    return candidates.argmax(axis=1), candidates.max(axis=1)
 
 
 def find_easy_objects(dataset, label):
@@ -265,13 +266,13 @@ def add_up(rows):
 def write_summary(rows, path):
     """Write the counts as a table; a class without an object to find has no average precision."""
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(rows[0])
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
     for row in rows:
-        values = [printable(row["class"]), *list(row.values())[1:-1]]
-        has_score = not math.isnan(row["average_precision"])
-        writer.writerow([*values, f"{row['average_precision']:.6f}" if has_score else ""])
-    write_file(path, text.getvalue())
+        score = row["average_precision"]
+        shown = "" if math.isnan(score) else f"{score:.6f}"
+        writer.writerow({**row, "class": printable(row["class"]), "average_precision": shown})
+    utils.write_file(path, text.getvalue())
     print(f"written: {path}")
 
 
@@ -351,6 +352,7 @@ COLORS = {  # Okabe and Ito's, which the colour-blind can tell apart
     "right": "#009e73", "localization": "#e69f00", "other_class": "#cc79a7", "duplicate": "#56b4e9",
     "background": "#d55e00", "missed": "#999999",
 }  # fmt: skip
+INK = "#1f2328"
 
 
 def make_figure(width, height):
@@ -364,7 +366,7 @@ def save_figure(figure, path):
     """Write a figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    write_file(path, buffer.getvalue())
+    utils.write_file(path, buffer.getvalue())
     print(f"written: {path}")
 
 
@@ -397,37 +399,37 @@ def read_log(path):
 
 def draw_log(columns):
     """loss.png: the losses, the learning rate, the average precisions."""
-    figure = make_figure(9, 10)
+    names = list(columns)
+    classes = names[names.index("mAP") + 1 :] if "mAP" in names else []
+    n_columns = math.ceil((len(classes) + 1) / 22)  # of the legend
+    figure = make_figure(7.5 + 2 * n_columns, 10)
     losses, rates, scores = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 3))
 
     highest = 0.0
     for name, label, color in (
-        ("loss", "loss, all", "#1f2328"),
-        ("conf_loss", "confidence", COLORS["background"]),
-        ("loc_loss", "localisation", COLORS["duplicate"]),
+        ("loss", "loss", INK),
+        ("conf_loss", "its confidence part", COLORS["background"]),
+        ("loc_loss", "its localisation part", COLORS["duplicate"]),
     ):
         iterations, values = columns.get(name, ([], []))
         if values:
             losses.plot(iterations, values, color=color, alpha=0.25, linewidth=0.8)
             window = max(1, len(values) // 40)
             smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-            losses.plot(iterations[window - 1 :], smooth, color=color, label=f"{label} (mean of {window} rows)")
+            losses.plot(iterations[window - 1 :], smooth, color=color, label=label)
+            losses.set_ylabel(f"loss (bold: mean of {window} rows)")
             highest = max(highest, np.quantile(values, 0.98))  # the first few may be far above the others
     if highest:
         losses.set_ylim(0, 1.1 * highest)
         losses.legend(frameon=False)
-    losses.set_ylabel("loss")
 
-    rates.plot(*columns.get("lr", ([], [])), color="#1f2328")
+    rates.plot(*columns.get("lr", ([], [])), color=INK)
     rates.set_ylabel("learning rate")
 
-    names = list(columns)
-    classes = names[names.index("mAP") + 1 :] if "mAP" in names else []
-    draw_class_lines(scores, {name: columns[name] for name in classes if columns[name][1]}, marker=".")
+    draw_class_lines(scores, [(show_name(name), *columns[name]) for name in classes], marker=".")
     iterations, values = columns.get("mAP", ([], []))
     if values:
-        scores.plot(iterations, values, color="#1f2328", linewidth=2.5, marker="o", markersize=4, label="mean")
-        n_columns = math.ceil(len(classes) / 20)
+        scores.plot(iterations, values, color=INK, linewidth=2.5, marker="o", markersize=4, label="mean")
         scores.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=n_columns)
         scores.set_ylim(0, 1)
     else:
@@ -439,16 +441,16 @@ def draw_log(columns):
 
 
 def draw_class_lines(axis, curves, marker=""):
-    """Draw one line a class, with 20 colours, and another kind of line for each 20 more. curves: name to (x, y)."""
+    """Draw lines of 20 colours, of another style for each 20 more. curves: a list of (label, x, y), one a class."""
     import matplotlib
 
     pairs = matplotlib.colormaps["tab20"].colors  # a strong colour, its pale one, the next strong one, ...
     palette = pairs[::2] + pairs[1::2]
     styles = ("-", "--", ":", "-.")
-    for place, (name, (x, y)) in enumerate(curves.items()):
+    for place, (label, x, y) in enumerate(curves):
         style = styles[place // len(palette) % len(styles)]
         color = palette[place % len(palette)]
-        axis.plot(x, y, style, color=color, linewidth=1.2, marker=marker, label=show_name(name))
+        axis.plot(x, y, style, color=color, linewidth=1.2, marker=marker, label=label)
 
 
 def tidy(axis):
@@ -461,17 +463,17 @@ def tidy(axis):
 def draw_precision_recall(verdicts, dataset, average_precisions):
     """precision_recall.png: the curve of each class, the one with the highest average precision first."""
     scored = {name: value for name, value in average_precisions.items() if not math.isnan(value)}
-    curves = {}
+    curves = []
     for name, value in sorted(scored.items(), key=lambda item: -item[1]):
         label = dataset.label_map[name]
         recall, precision = make_curve(verdicts, dataset, label, find_easy_objects(dataset, label))
-        curves[f"{value:.3f}  {name}"] = (recall, precision)
+        curves.append((f"{value:.3f}  {show_name(name)}", recall, precision))
+    mean = sum(scored.values()) / len(scored) if scored else math.nan
     n_columns = math.ceil(len(curves) / 30)  # of the legend
-    figure = make_figure(7.5 + 2 * n_columns, 6.5)
+    figure = make_figure(7.5 + 2.2 * n_columns, 6.5)
     axis = figure.subplots()
     draw_class_lines(axis, curves)
-    mean = sum(scored.values()) / len(scored) if scored else math.nan
-    axis.set_title(f"{printable(split)}: mean average precision {mean:.3f} ({metric}, overlap {min_overlap:g} or more)")
+    axis.set_title(f"{split}: mean average precision {mean:.3f} ({metric}, overlap {min_overlap:g} or more)")
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     tidy(axis)
     if curves:
@@ -574,7 +576,7 @@ def draw_table(axis, numbers, classes, groups, title):
         value = numbers[row, column]
         text = "–" if math.isnan(value) else f"{value:.2f}"
         axis.text(column, row, text, ha="center", va="center", fontsize=9)
-    axis.axhline(len(classes) - 0.5, color="#1f2328", linewidth=1.5)
+    axis.axhline(len(classes) - 0.5, color=INK, linewidth=1.5)
     axis.set_xticks(range(len(groups)), groups)
     axis.set_yticks(range(len(numbers)), [*map(show_name, classes), "mean"])
     axis.tick_params(length=0)
@@ -613,13 +615,13 @@ def write_worst(verdicts, dataset, path):
         return
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
-    write_file(path, buffer.getvalue())
+    utils.write_file(path, buffer.getvalue())
     print(f"written: {path}")
 
 
 def list_false_detections(verdicts, dataset, n):
     """The n best-scored false detections, as Cases."""
-    names = rev_label_map(dataset.label_map)
+    names = utils.rev_label_map(dataset.label_map)
     cases = []
     for d in np.flatnonzero(np.isin(verdicts.kinds, ERRORS))[:n]:  # detections stand by falling score
         name = printable(names[verdicts.labels[d]], 30)
@@ -656,13 +658,14 @@ def list_missed_objects(verdicts, dataset, n):
 
 def explain_missed(number, image, verdicts, dataset):
     """Why an object is missed: the number of the best-scored detection that is about it, None for none, and words."""
-    names = rev_label_map(dataset.label_map)
+    names = utils.rev_label_map(dataset.label_map)
     label = int(dataset.labels[number])
     name = printable(names[label], 30)
     object_xy = dataset.boxes_xy_pixels[number].double()
-    for d in np.flatnonzero(verdicts.images == image):  # by falling score
-        overlap = find_jaccard_overlap(torch.from_numpy(verdicts.boxes_xy_pixels[d]).double()[None], object_xy[None])
-        overlap = overlap.item()
+    in_image = np.flatnonzero(verdicts.images == image)  # detections, by falling score
+    boxes_xy = torch.from_numpy(verdicts.boxes_xy_pixels[in_image])
+    overlaps = find_jaccard_overlap(boxes_xy, object_xy[None])[:, 0].tolist()
+    for d, overlap in zip(in_image, overlaps, strict=True):
         is_same_class = verdicts.labels[d] == label
         found = f"{printable(names[verdicts.labels[d]], 30)} {verdicts.scores[d]:.2f}"
         if is_same_class and overlap >= min_overlap:
@@ -736,6 +739,6 @@ def draw_tile(case, dataset):
 
 
 if __name__ == "__main__":
-    override_parameters(globals(), sys.argv[1:])
-    with exit_with_message():
+    utils.override_parameters(globals(), sys.argv[1:])
+    with utils.exit_with_message():
         main()
