@@ -66,7 +66,7 @@ def main():
     if read_detections_from:
         dataset = PascalVOCDataset(data_folder, split, keep_difficult=True, augment=())
     else:
-        model = load_model(checkpoint, choose_device(device))
+        model = load_model(checkpoint, utils.choose_device(device))
         test_loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
         dataset = test_loader.dataset
         print_notes_on_classes(model.label_map, dataset.label_map)
@@ -96,12 +96,6 @@ def main():
     verb = "read" if read_detections_from else "detected"
     rate = f"{len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
     print(f"{describe_metric(metric, min_overlap, dataset)}; {rate}")
-
-
-def choose_device(device):  # until utils has it
-    if hasattr(utils, "choose_device"):
-        return utils.choose_device(device)
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def check_metric(metric, min_overlap):

@@ -592,7 +592,7 @@ def test_images_that_cannot_be_read(lists, tiny_checkpoint, tmp_path, run_main, 
     ("write_detections_to", "/dev/null/found", "cannot be written to /dev/null/found"),
     ("write_results_to", "/dev/null/a.json", "cannot be written to /dev/null"),
     ("write_results_to", "/tmp", r"ends in \.json"),
-    ("device", "cuda:99", "device is 'cuda:99'"),
+    ("device", "cuda:99", 'device is "cuda:99"'),
 ])  # fmt: skip
 def test_errors_before_anything_is_detected(lists, tiny_checkpoint, run_main, monkeypatch, name, value, message):
     monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda _: None)  # as without pycocotools

@@ -1,0 +1,300 @@
+"""Find objects in a video, frame by frame, and draw them.
+
+    python tools/video.py --video=clip.mp4                      an annotated detections/clip.mp4
+    python tools/video.py --video=clip.mp4 --write_boxes_to=found.csv
+    python tools/video.py --video=clip.gif                      an animated GIF gives an animated GIF
+    python tools/video.py --video=0 --show=True                 the first camera, in a window
+    python tools/video.py --video=rtsp://192.168.1.20/stream    a stream
+
+Reads the checkpoint that train.py writes. Writes a video of the same name, size and frame rate, without the sound,
+into `output_folder`, and a list of the objects where `write_boxes_to` says. A camera and a stream go on until you
+press Ctrl-C, or q in the window. Videos are read and written by OpenCV: pip install opencv-python. (With
+opencv-python-headless there is no window.) GIFs need only Pillow.
+Any parameter below can be overridden on the command line with --name=value.
+"""
+
+import importlib.util
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detect import (
+    check_boxes_file,
+    draw_boxes,
+    find_in_batch,
+    list_objects,
+    make_upright_rgb,
+    open_file,
+    save_image,
+    write_boxes,
+)
+from model import load_model
+from utils import choose_device, class_colors, exit_with_message, override_parameters, printable
+
+# Model
+checkpoint = "checkpoint_ssd300.pth.tar"
+device = ""  # "cpu", "cuda", "cuda:1", "mps", ...; "": an accelerator where there is one
+
+# Data
+video = ""  # a file, the address of a stream, or the number of a camera: 0 is the first
+output_folder = "detections"  # made where it is missing; a file of an earlier run is written over
+write_boxes_to = ""  # a .csv or .json file: frame, time in seconds, class, score and box of each object; "": none
+show = False  # True: a window that shows the annotated frames, where there is a screen
+batch_size = 4  # frames that the network sees at once; 1 shows a camera's with the least delay
+
+# Detection
+min_score = 0.2  # lowest score of an object that is shown, in [0, 1]
+max_overlap = 0.45  # of two boxes of a class that overlap more than this, only the better one is kept
+top_k = 200  # most objects in a frame
+suppress = ""  # classes that are not shown, separated by commas; "": none
+
+# How OpenCV is to encode files of these names; a video of another kind gets the suffix .mp4 in addition.
+CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+FRAME_RATE = 30.0  # of what does not say its own, such as most cameras
+
+
+def main():
+    if not video:
+        raise ValueError("name the video, with --video=FILE, an address, or the number of a camera")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+    if write_boxes_to:
+        check_boxes_file(write_boxes_to)
+    is_gif = video.lower().endswith(".gif") and not is_live(video)
+    if show or not is_gif:
+        check_opencv()
+    if not is_live(video) and not Path(video).is_file():
+        raise FileNotFoundError(f"{printable(video)}: there is no such file")
+    target = plan_output(video, Path(output_folder))
+    model = load_model(checkpoint, choose_device(device))
+
+    rows = []  # the objects, as write_boxes() takes them
+    start = time.perf_counter()
+    try:
+        annotate = annotate_gif if is_gif else annotate_video
+        n_frames = annotate(video, target, model, rows)
+    finally:  # what was found before an error is written, too
+        if write_boxes_to:
+            write_boxes(write_boxes_to, rows, ("video", "frame", "time"))
+    rate = n_frames / (time.perf_counter() - start)
+    print(f"{n_frames} frames, {rate:.1f} a second, annotated in {target}; {len(rows)} objects")
+
+
+def is_live(video):
+    """Whether a video is a stream or a camera, which have no file, and perhaps no end."""
+    return "://" in video or is_camera(video)
+
+
+def is_camera(video):
+    return video.isdecimal() and not Path(video).exists()
+
+
+def plan_output(video, folder):
+    """The file that the annotated video is written to; ValueError if the original would be written over."""
+    if is_camera(video):
+        return folder / f"camera{video}.mp4"
+    if is_live(video):
+        address = video.split("://")[1].split("?")[0]
+        return folder / f"{Path(address).stem}.mp4"
+    name = Path(video).name
+    if Path(video).suffix.lower() not in (*CODECS, ".gif"):
+        name += ".mp4"
+    target = folder / name
+    if target.exists() and target.samefile(video):
+        raise ValueError(f"{target}: the original would be written over; choose another output_folder")
+    return target
+
+
+def annotate_frames(images, times, first_number, model, rows):
+    """Find the objects in some frames, and draw them.
+
+    images: RGB PIL images. times: theirs, in seconds. first_number: of the first one, from 1 on.
+    Adds the objects to `rows`. Returns annotated copies.
+    """
+    colors = class_colors(model.label_map)
+    found = find_in_batch(images, model, min_score, max_overlap, top_k, suppress)
+    annotated = []
+    for i, (boxes_xy_pixels, names, scores) in enumerate(found):
+        place = {"video": video, "frame": first_number + i, "time": round(times[i], 3)}
+        rows += list_objects(place, boxes_xy_pixels, names, scores)
+        annotated.append(draw_boxes(images[i], boxes_xy_pixels, names, scores, colors))
+    return annotated
+
+
+# --- Videos, by OpenCV ----------------------------------------------------------------------------
+
+
+def check_opencv():
+    """ValueError if OpenCV is not there, or no screen for a window."""
+    if importlib.util.find_spec("cv2") is None:
+        raise ValueError("videos are read by OpenCV, which is missing: pip install opencv-python")
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
+    if show and not has_screen:
+        raise ValueError("show=True needs a screen, and there is none here; the annotated video is a file, too")
+    # What is wrong with a video is said by this program, once.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+
+
+def annotate_video(video, target, model, rows):
+    """Write an annotated copy of a video, and add its objects to `rows`; returns the number of frames.
+
+    Raises ValueError or OSError if the video cannot be decoded, or not to its end, or the copy not be written. Whatever
+    ends the work, the frames that were written before can be played.
+    """
+    import cv2
+
+    capture = cv2.VideoCapture(int(video) if is_camera(video) else video)
+    frame_rate = capture.get(cv2.CAP_PROP_FPS)
+    if not 0 < frame_rate < 1000:  # unknown
+        frame_rate = FRAME_RATE
+    n_promised = 0 if is_live(video) else max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    n_frames = 0
+    last_time = 0.0
+    stopped = False
+    writer = None
+    try:
+        with tqdm(total=n_promised or None, unit="frame") as progress:
+            images = read_frames(capture)
+            while images and not stopped:
+                last_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                times = [(n_frames + i) / frame_rate for i in range(len(images))]
+                annotated = annotate_frames(images, times, n_frames + 1, model, rows)
+                if writer is None:
+                    size = images[0].size
+                    writer = open_writer(target, frame_rate, size)
+                for image in annotated:
+                    if image.size != size:
+                        raise ValueError(
+                            f"{video}: after frame {n_frames} its size changes, from {size} to {image.size}"
+                        )
+                    pixels_bgr = np.asarray(image)[:, :, ::-1].copy()
+                    writer.write(pixels_bgr)
+                    n_frames += 1
+                    stopped = stopped or (show and not show_frame(pixels_bgr))
+                progress.update(len(images))
+                images = read_frames(capture)
+    except KeyboardInterrupt:  # how a camera is stopped
+        stopped = True
+    finally:
+        capture.release()
+        if writer is not None:
+            writer.release()
+    if n_frames == 0:
+        raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
+    check_written(target, n_frames)
+    # Some files promise more frames than they have, but not more seconds.
+    if not stopped and n_frames < n_promised and last_time + 1.5 / frame_rate < n_promised / frame_rate:
+        raise ValueError(
+            f"{video}: damaged, or cut off: of {n_promised} frames OpenCV can decode {n_frames}; {target} holds these"
+        )
+    return n_frames
+
+
+def read_frames(capture):
+    """The next `batch_size` frames of a video as RGB PIL images; fewer at its end, or where it is damaged."""
+    images = []
+    while len(images) < batch_size:
+        is_frame, pixels_bgr = capture.read()  # (H, W, 3) uint8
+        if not is_frame:
+            break
+        images.append(Image.fromarray(pixels_bgr[:, :, ::-1].copy()))
+    return images
+
+
+def open_writer(target, frame_rate, size):
+    """OpenCV's writer of a video file. Raises OSError, naming the file."""
+    import cv2
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"{target}: could not be written ({error})") from error
+    width, height = size
+    if width % 2 or height % 2:
+        print(
+            f"note: the encoder takes even sizes only; of {width} x {height} pixels the last row or column is left out"
+        )
+    codec = cv2.VideoWriter_fourcc(*CODECS[target.suffix.lower()])
+    writer = cv2.VideoWriter(str(target), codec, frame_rate, size)
+    if not writer.isOpened():
+        raise OSError(f"{target}: could not be written; OpenCV has no encoder for it, or the folder cannot be written")
+    return writer
+
+
+def show_frame(pixels_bgr):
+    """Show a frame in a window; returns False if the user has pressed q or Esc."""
+    import cv2
+
+    try:
+        cv2.imshow("press q to stop", pixels_bgr)
+        return cv2.waitKey(1) & 0xFF not in (ord("q"), 27)
+    except cv2.error as error:
+        raise ValueError(
+            "this OpenCV has no windows: pip uninstall opencv-python-headless, and pip install opencv-python; or leave "
+            "out --show"
+        ) from error
+
+
+def check_written(target, n_frames):
+    """OSError if a video file does not hold so many frames: OpenCV does not say that a disk is full."""
+    import cv2
+
+    written = cv2.VideoCapture(str(target))
+    n_written = round(written.get(cv2.CAP_PROP_FRAME_COUNT))
+    written.release()
+    if n_written < n_frames:
+        raise OSError(f"{target}: only {max(0, n_written)} of {n_frames} frames could be written; is the disk full?")
+
+
+# --- Animated GIFs, by Pillow ---------------------------------------------------------------------
+
+
+def annotate_gif(video, target, model, rows):
+    """Write an annotated copy of an animated GIF, and add its objects to `rows`; returns the number of frames.
+
+    Raises ValueError if a frame is damaged; the frames before it are written.
+    """
+    images = []
+    durations = []  # in milliseconds
+    problem = None
+    with open_file(video) as animation:
+        loop = animation.info.get("loop")  # how often it is repeated; None: it is not
+        try:
+            for frame in ImageSequence.Iterator(animation):
+                images.append(make_upright_rgb(frame, video))
+                durations.append(frame.info.get("duration", 0))
+        except Exception as error:  # Pillow's readers raise errors of many kinds
+            problem = (
+                f"{video}: damaged after frame {len(images)} ({printable(error)}); {target} holds the frames before"
+            )
+    if not images:
+        raise ValueError(problem)
+    annotated = []
+    for start in tqdm(range(0, len(images), batch_size), unit="batch"):
+        batch = images[start : start + batch_size]
+        times = [sum(durations[: start + i]) / 1000 for i in range(len(batch))]
+        annotated += annotate_frames(batch, times, start + 1, model, rows)
+
+    options = {"save_all": True, "append_images": annotated[1:], "duration": durations}
+    if loop is not None:
+        options["loop"] = loop
+    save_image(annotated[0], target, **options)
+    if problem:
+        raise ValueError(problem)
+    return len(annotated)
+
+
+if __name__ == "__main__":
+    override_parameters(globals(), sys.argv[1:])
+    with exit_with_message():
+        main()
