@@ -5,20 +5,19 @@
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate_fn, num_workers=4)
 
     1. Image files      any image file as RGB pixels
-    2. The data set     its items, its batches and their order
-    3. Transform        zoom out, crop, flip and resize
-    4. Colours          brightness, contrast, saturation and hue
+    2. The data set     its items, its batches and their order; its lists
+    3. Transform        zoom out, crop, resize and flip: pixels and boxes
+    4. Colours          brightness, contrast, saturation and hue: pixels alone
 
 Which images make up a batch depends on (seed, iteration) alone, and how an image is augmented on (seed, epoch,
 index) alone: never on the number of workers, nor on what was read before.
 Shapes in comments: N images in a batch, M objects in an image, S the network's input size, such as 300.
 """
 
-import contextlib
 import errno
 import functools
 import io
-import itertools
+import math
 import operator
 import os
 import stat
@@ -29,8 +28,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageChops
 from torch.utils.data import Dataset, get_worker_info
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from utils import MAX_IMAGE_PIXELS, find_jaccard_overlap, load_label_map, printable, read_json
 
@@ -43,10 +43,15 @@ except ImportError:
 
 # What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
+# How a HEIC file begins, from its fifth byte on; AVIF, which Pillow reads, can begin like the last two.
+HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 # As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
 MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
 # The longest side that a JPEG can have. (`resize()` makes an image S pixels wide at its full height first.)
 MAX_IMAGE_SIDE = 65_500
+# An image whose brightest value is lower, of 255, is nearly black; a photo of a night is not.
+NEARLY_BLACK = 32
 # Errors that say nothing about a file: too many are open, a disk or its network fails, memory is short.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
 
@@ -60,14 +65,16 @@ def read_image(path):
     OSError if the machine is at fault.
     """
     data, image = open_image_file(path)
-    # torchvision decodes usual JPEGs twice as fast as Pillow, which knows Adobe's inverted CMYK.
+    # torchvision decodes the usual JPEGs twice as fast as Pillow. Unusual ones, such as Adobe's CMYK, are Pillow's.
     if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        with contextlib.suppress(RuntimeError):  # unusual, or damaged: Pillow decides
+        try:
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+        except RuntimeError:
+            pass  # unusual, or damaged: Pillow decides
     try:
-        return torch.from_numpy(np.array(pil_to_rgb(image))).permute(2, 0, 1)
-    except Exception as error:  # decoders raise all kinds of exceptions
+        return pil_to_tensor(pil_to_rgb(image))
+    except Exception as error:  # decoders raise errors of many kinds
         raise ValueError(f"{path}: a damaged image ({printable(error)})") from None
 
 
@@ -76,8 +83,23 @@ def stored_size_and_orientation(path):
 
     The orientation, 1 to 8, says how viewers turn the stored pixels before they show them; 1: not at all.
     """
-    image = open_image_file(path)[1]
+    _, image = open_image_file(path)
     return image.size, read_orientation(image)
+
+
+def darkness_warning(image):
+    """What to tell the user about an image that is nearly black, as 12-bit values in a 16-bit file are.
+
+    image: (3, H, W) uint8 tensor, from `read_image()`.
+    Returns one line of text; "" if the image is bright enough.
+    """
+    brightest = int(image.max())
+    if brightest >= NEARLY_BLACK:
+        return ""
+    return (
+        f"nearly black: its brightest value is {brightest} of 255. Of 16 bits the upper 8 are read; if its values have "
+        "fewer (12, say), multiply them (by 16) so that white is 65535, or save them as 8 bits"
+    )
 
 
 def open_image_file(path):
@@ -87,16 +109,27 @@ def open_image_file(path):
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
-    except (OSError, ValueError) as error:  # a path may have characters that no file name can have
+    except (OSError, ValueError) as error:  # ValueError: a path can have characters that no file name can have
         if getattr(error, "errno", None) in MACHINE_ERRORS:
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{printable(path, 1000)}: the image file cannot be read ({printable(error)})") from None
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception as error:
-        raise ValueError(f"{path}: not an image that can be read ({printable(error)})") from None
+        reason = explain_unreadable(path, data, error)
+        raise ValueError(f"{path}: not an image that can be read ({reason})") from None
     check_image_size(*image.size, path)
     return data, image
+
+
+def explain_unreadable(path, data, error):
+    """Why Pillow raised an error when it opened an image file. data: the file's first bytes, 12 or more."""
+    if data[4:12] in HEIC_STARTS or Path(path).suffix.lower() in HEIC_SUFFIXES:
+        return (
+            "a HEIC photo, as iPhones take them, which Pillow cannot read; convert it to JPEG: on a Mac by "
+            "`sips -s format jpeg IMG.HEIC --out IMG.jpg`, elsewhere by `heif-convert IMG.HEIC IMG.jpg`"
+        )
+    return printable(error)
 
 
 def check_image_file(path):
@@ -116,41 +149,68 @@ def check_image_size(width, height, name):
 
 
 def read_orientation(image):
-    """The EXIF orientation of a PIL image, 1 to 8; 1 (stored as it is shown) where it has none. TIFF files count as
-    having none: Pillow states their size, and decodes them, as they are shown."""
-    orientation = None
-    with contextlib.suppress(Exception):  # damaged EXIF data: the pixels are fine
+    """The EXIF orientation of a PIL image, 1 to 8; 1 (stored as it is shown) where it has none.
+
+    TIFF files count as having none: Pillow states their size, and decodes them, as they are shown.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    return orientation if orientation in range(1, 9) and image.format != "TIFF" else 1
+    except Exception:  # damaged EXIF data: the pixels are fine
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def pil_to_rgb(image):
-    """A PIL image of any mode as RGB (itself, if it is RGB): 16 bits become 8, transparency is laid on white."""
+    """A PIL image of any mode as RGB (itself, if it is RGB).
+
+    Of 16 bits the upper eight count; floats become bytes as `scale_floats()` does it; transparency is laid on white.
+    """
     if image.mode.startswith("I"):  # 16-bit grey; "I" holds the same values in 32 bits
-        pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+        levels = np.clip(np.asarray(image), 0, 65535) // 256
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        levels = scale_floats(np.asarray(image))
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def scale_floats(values):
+    """Float pixels in [0, 255]. Their file does not say which value is white: it is 1 if none is higher, else 255,
+    or, if some are higher than that, 65535. NaN and what is below 0 are black.
+    """
+    values = np.nan_to_num(values, posinf=0)
+    brightest = values.max()
+    if brightest <= 1:
+        values = values * 255
+    elif brightest > 255:
+        values = values / 257
+    return np.clip(np.rint(values), 0, 255)
+
+
 # --- 2. The data set ------------------------------------------------------------------------------
 
-# What `transform()` does to a training image, in this order.
+SPLITS = ("TRAIN", "VAL", "TEST")
+# What `transform()` may do to a training image. Each is drawn in this order; the colours are changed last but one.
 AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
 # Boxes, labels and difficulties of an image without objects.
-NO_OBJECTS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8)
+NO_OBJECTS = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8))
 
 
 class PascalVOCDataset(Dataset):
     """Images and objects of one split of any data set for which create_data_lists.py wrote lists.
 
-    data_folder: with the lists. split: "TRAIN" or "TEST". keep_difficult: whether items hold difficult objects.
+    (The name is the tutorial's. COCO's images, and your own, are read by the same class.)
+
+    data_folder: with the lists. split: "TRAIN", "VAL" or "TEST". keep_difficult: whether items hold difficult objects.
     seed: with the epoch and the index it decides how an image is augmented.
-    skip_corrupt: False raises on an image that cannot be decoded; True puts a blank image without objects in
-        its place. `skipped_images()` lists them.
-    augment: names out of AUGMENTATIONS; None: all for "TRAIN", none for "TEST". size, antialias: as in `transform()`.
+    skip_corrupt: False raises on an image that is missing or cannot be decoded; True puts a blank image without
+        objects in its place. `skipped_images()` lists them.
+    augment: names out of AUGMENTATIONS; None: all for "TRAIN", none otherwise. size, antialias: as in `transform()`.
 
     An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image (3, S, S) uint8,
     boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and difficulties (M,) uint8; M may be 0.
@@ -164,91 +224,131 @@ class PascalVOCDataset(Dataset):
         self, data_folder, split, keep_difficult=False, seed=0, skip_corrupt=False, augment=None, size=300,
         antialias=True,
     ):  # fmt: skip
-        if split not in ("TRAIN", "TEST"):
-            raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
         if seed < 0:
             raise ValueError(f"seed is {seed}; it must be 0 or more")
-        augment = (AUGMENTATIONS if split == "TRAIN" else ()) if augment is None else augment
+        if augment is None:
+            augment = AUGMENTATIONS if split == "TRAIN" else ()
         if not isinstance(augment, tuple) or not set(augment) <= set(AUGMENTATIONS):
             raise ValueError(f"augment is {augment!r}; it must be a tuple of names out of {AUGMENTATIONS}")
-        self.data_folder, self.split, self.keep_difficult = Path(data_folder), split, keep_difficult
-        self.seed, self.skip_corrupt, self.augment = seed, skip_corrupt, augment
-        self.size, self.antialias = size, antialias
-
+        self.data_folder = Path(data_folder)
+        self.split = split
+        self.keep_difficult = keep_difficult
+        self.seed = seed
+        self.skip_corrupt = skip_corrupt
+        self.augment = augment
+        self.size = size
+        self.antialias = antialias
         try:
-            self.label_map = load_label_map(data_folder)
-            images = read_json(self.data_folder / f"{split}_images.json", list)
-            if not all(isinstance(path, str) for path in images):
-                raise ValueError(f"{self.data_folder / split}_images.json: not a list of paths")
-            objects_path = self.data_folder / f"{split}_objects.json"
-            self.sizes, self.starts, self.image_ids, packed = read_objects(objects_path, images, len(self.label_map))
+            self.read_lists()
         except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{error} (create_data_lists.py writes the lists: run it again)") from None
-        # A few large arrays, not a Python object for each path and box: a forked worker that only reads a
-        # Python object still writes its reference count, and so would copy every page of a long list.
+            advice = "create_data_lists.py writes the lists: run it again"
+            if split == "VAL":
+                advice += ", with --val_data or --val_fraction if the data set has no validation split of its own"
+            raise type(error)(f"{error} ({advice})") from None
+        # Which images were skipped: memory that all workers share.
+        self.skipped = torch.zeros(len(self.image_paths), dtype=torch.uint8).share_memory_()
+
+    def read_lists(self):
+        """Read label_map.json and the split's two lists.
+
+        They are kept in a few large arrays, not as a Python object for each path and box: a forked worker that only
+        reads a Python object still writes its reference count, and so would copy every page of a long list.
+        """
+        self.label_map = load_label_map(self.data_folder)
+        images_path = self.data_folder / f"{self.split}_images.json"
+        images = read_json(images_path, list)
+        if not all(isinstance(path, str) for path in images):
+            raise ValueError(f"{images_path}: not a list of paths")
         self.image_paths = np.array(images, dtype=np.str_)
-        if not keep_difficult:
-            is_easy = packed["difficulties"] == 0
-            self.starts = np.concatenate([[0], np.cumsum(is_easy)])[self.starts]
-            packed = {key: values[is_easy] for key, values in packed.items()}
-        self.boxes_xy_pixels = torch.from_numpy(packed["boxes"].astype(np.float32))
-        self.labels = torch.from_numpy(packed["labels"].astype(np.int64))
-        self.difficulties = torch.from_numpy(packed["difficulties"].astype(np.uint8))
-        self.areas = packed.get("areas")
-        self.skipped = torch.zeros(len(images), dtype=torch.uint8).share_memory_()  # written by all workers
+
+        entries = read_objects(self.data_folder / f"{self.split}_objects.json", images, len(self.label_map))
+        if not self.keep_difficult:
+            entries = [without_difficult(entry) for entry in entries]
+        counts = [len(entry["boxes"]) for entry in entries]
+        boxes = np.array(join_lists(entry["boxes"] for entry in entries), dtype=np.float32).reshape(-1, 4)
+        labels = np.array(join_lists(entry["labels"] for entry in entries), dtype=np.int64)
+        difficulties = np.array(join_lists(entry["difficulties"] for entry in entries), dtype=np.uint8)
+        areas = np.array(join_lists(get_areas(entry) for entry in entries), dtype=np.float64)
+        image_ids = [entry.get("image_id") for entry in entries]
+        self.sizes = np.array([entry["size"] for entry in entries], dtype=np.int64).reshape(-1, 2)
+        self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
+        self.boxes_xy_pixels = torch.from_numpy(boxes)
+        self.labels = torch.from_numpy(labels)
+        self.difficulties = torch.from_numpy(difficulties)
+        self.areas = areas if len(areas) == len(boxes) else None
+        self.image_ids = None if None in image_ids else image_ids
 
     def __len__(self):
         return len(self.image_paths)
 
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        epoch, index = operator.index(epoch), operator.index(index)
+        epoch = operator.index(epoch)  # a Python int of a tensor's or numpy's integer
+        index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index}: {self.split} has {len(self)} images")
-        index %= len(self)
+        index = index % len(self)  # -1 is the last image
+
+        path = str(self.image_paths[index])
         try:
-            image = read_image(str(self.image_paths[index]))
-        except ValueError:
+            image = read_image(path)
+        except (ValueError, FileNotFoundError) as error:
             if not self.skip_corrupt:
-                raise
+                raise type(error)(f"{error}; --skip_corrupt=True goes on without such images") from None
             self.skipped[index] = 1
-            return torch.from_numpy(blank_image(self.size).copy()).permute(2, 0, 1), *NO_OBJECTS
-        (height, width), (listed_width, listed_height) = image.shape[1:], self.sizes[index]
-        if (width, height) != (listed_width, listed_height):  # against which the boxes were checked
+            return blank_image(self.size).clone(), *NO_OBJECTS
+        self.check_size(image, index)
+
+        start, end = self.starts[index], self.starts[index + 1]
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return transform(
+            image, self.boxes_xy_pixels[start:end], self.labels[start:end], self.difficulties[start:end],
+            "TRAIN" if self.augment else self.split, rng, self.size, self.antialias, self.augment,
+        )  # fmt: skip
+
+    def check_size(self, image, index):
+        """The boxes were checked against the image's size in the lists: has it changed since?"""
+        _, height, width = image.shape
+        listed_width, listed_height = self.sizes[index]
+        if (width, height) != (listed_width, listed_height):
             raise ValueError(
                 f"{self.image_paths[index]} is {width} x {height} pixels, the lists in {self.data_folder} say "
                 f"{listed_width} x {listed_height}; run create_data_lists.py again with check_images on"
             )
-        objects = slice(self.starts[index], self.starts[index + 1])
-        boxes, labels, difficulties = self.boxes_xy_pixels[objects], self.labels[objects], self.difficulties[objects]
-        split = "TRAIN" if self.augment else "TEST"
-        rng = np.random.default_rng((self.seed, epoch, index))
-        return transform(image, boxes, labels, difficulties, split, rng, self.size, self.antialias, self.augment)
 
     def image_names(self):
         """Names of the images as Pascal VOC's files have them: without folder and extension."""
         return [Path(path).stem for path in self.image_paths.tolist()]
 
     def skipped_images(self):
-        """Paths of the images that were skipped so far because they could not be decoded, by any worker."""
+        """Paths of the images that any worker has skipped so far, since they were missing or damaged."""
         return self.image_paths[self.skipped.numpy() != 0].tolist()
 
     @staticmethod
     def collate_fn(batch):
         """A batch of a list of N items: images (N, 3, S, S) uint8, and lists of their boxes, labels, difficulties."""
-        images, *lists = zip(*batch, strict=True)
         # transform() leaves the channels last in memory; a batch in that order is five times as fast to make.
-        images = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-        # One block of memory for all boxes, one for all labels: a worker passes each block on as an open file,
-        # and hundreds of them exceed the number that a system allows (1024 usually).
-        packed = [torch.cat(tensors) for tensors in lists]
-        # A worker would move them to shared memory later, in a thread whose errors are lost (no space, too many
-        # open files), and the run would wait for this batch for ever. Here they reach it.
-        for tensor in (images, *packed):
-            if get_worker_info() is not None and tensor.numel():
-                tensor.share_memory_()
-        counts = [len(boxes) for boxes in lists[0]]
-        return images, *(list(tensor.split(counts)) for tensor in packed)
+        images = torch.stack([item[0].permute(1, 2, 0) for item in batch]).permute(0, 3, 1, 2)
+        if get_worker_info() is not None:
+            images.share_memory_()  # see join_and_split()
+        boxes = join_and_split([item[1] for item in batch])
+        labels = join_and_split([item[2] for item in batch])
+        difficulties = join_and_split([item[3] for item in batch])
+        return images, boxes, labels, difficulties
+
+
+def join_and_split(tensors):
+    """The same list of tensors, in one block of memory: a worker passes each block on as an open file, and a file for
+    each image of a batch can exceed the number that a system allows (1024 usually).
+    """
+    joined = torch.cat(tensors)
+    # A worker would move it to shared memory later, in a thread whose errors are lost (no space, too many open files),
+    # and the run would wait for this batch for ever. Here they reach it.
+    if get_worker_info() is not None and joined.numel() > 0:
+        joined.share_memory_()
+    return list(joined.split([len(tensor) for tensor in tensors]))
 
 
 class TrainingBatches:
@@ -267,387 +367,435 @@ class TrainingBatches:
             raise ValueError("there is no image to train on; run create_data_lists.py on another folder")
         if not 0 <= rank < world_size <= batch_size:
             raise ValueError(f"rank {rank} of {world_size} processes has no share in a batch_size of {batch_size}")
-        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
+        self.n_images = n_images
+        self.batch_size = batch_size
+        self.seed = seed
         self.iterations = range(first_iteration, last_iteration)
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.order = None, None  # the last permutation that was computed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = None  # of self.order
+        self.order = None  # the permutation that was computed last
 
     def __len__(self):
         return len(self.iterations)
 
     def __iter__(self):
-        return (self.batch(iteration)[self.rank :: self.world_size] for iteration in self.iterations)
+        for iteration in self.iterations:
+            yield self.batch(iteration)[self.rank :: self.world_size]
 
     def batch(self, iteration):
         """The (epoch, index) of all batch_size images of an iteration, over all ranks."""
-        first, keys = iteration * self.batch_size, []
+        first = iteration * self.batch_size
+        keys = []
         for position in range(first, first + self.batch_size):
             epoch, place = divmod(position, self.n_images)
             if epoch != self.epoch:
-                # The spawn key keeps this stream apart from those of the augmentation, seeded with three numbers.
-                rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch), spawn_key=(0,)))
-                self.epoch, self.order = epoch, rng.permutation(self.n_images)
+                self.order = self.permutation(epoch)
+                self.epoch = epoch
             keys.append((epoch, int(self.order[place])))
         return keys
 
+    def permutation(self, epoch):
+        """The order in which an epoch reads the images: an (n_images,) array of indices."""
+        # The spawn key keeps this stream apart from those of the augmentation, seeded with three numbers.
+        seeds = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
+        return np.random.default_rng(seeds).permutation(self.n_images)
+
 
 def read_objects(path, images, n_classes):
-    """The objects of all images in a few arrays, checked so that none can hurt the loss.
+    """Read the list of objects of a split, and check it, so that no object can hurt the loss.
 
     path: file with a list of {"boxes", "labels", "difficulties", "size"} and perhaps "areas" and "image_id", one
-    for each image. images: list of paths. n_classes: background included.
-    Returns sizes, starts and image_ids as the data set has them, and a dict of key to float64 array: "boxes"
-    (n, 4), boundary form, in pixels, "labels", "difficulties" and, if all objects have one, "areas" (n,).
-    Raises FileNotFoundError, or ValueError, naming the image, for what is missing or breaks the rules below.
+    for each image, as create_data_lists.py writes it. images: list of paths. n_classes: background included.
+    Returns this list.
+    Raises FileNotFoundError, or ValueError, naming the image, for what is missing or breaks a rule of `check_entry()`.
     """
-    packed = {key: array("d") for key in ("size", "boxes", "labels", "difficulties", "areas")}  # numbers, end to end
-    counts, image_ids = [], []
+    entries = read_json(path, list)
+    if len(entries) != len(images):
+        raise ValueError(f"{path}: describes {len(entries)} of {len(images)} images")
+    for image, entry in zip(images, entries, strict=True):
+        try:
+            check_entry(entry, n_classes)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            problem = f"wrong boxes, labels, difficulties, areas or size: {printable(error, 500)}"
+            raise ValueError(f"{path}: {printable(image, 1000)}: {problem}") from None
+    return entries
 
-    def pack(entry):  # an image's, as soon as they are read: COCO's fill half a GB as Python objects
-        size, boxes, areas = entry["size"], entry["boxes"], entry.get("areas", ())
-        lengths = {len(entry["labels"]), len(entry["difficulties"]), len(areas or boxes)}
-        if lengths != {len(boxes)} or [len(size), *map(len, boxes)] != [2, *[4] * len(boxes)]:
-            raise TypeError("numbers are missing")
-        for key, values in {**entry, "boxes": itertools.chain(*boxes), "areas": areas}.items():
-            if key in packed:
-                packed[key].extend(values)
-        counts.append(len(boxes))
-        image_ids.append(entry.get("image_id"))
 
-    def refuse(index, problem):
-        image = printable(images[index], 1000) if index < len(images) else "an image that is not listed"
-        raise ValueError(f"{path}: {image}: {printable(problem, 500)}")
+def check_entry(entry, n_classes):
+    """Check what a list says of one image. (NaN breaks each rule: no comparison with it holds.)"""
+    width, height = entry["size"]
+    is_whole = width % 1 == 0 and height % 1 == 0
+    is_small_enough = max(width, height) <= MAX_IMAGE_SIDE and width * height <= MAX_IMAGE_PIXELS
+    if not (is_whole and is_small_enough and min(width, height) >= 1):
+        raise ValueError(f"{entry['size']} in its size is not a width and a height in pixels")
+    for box in entry["boxes"]:
+        x_min, y_min, x_max, y_max = array("f", box)  # in float32, in which training has it, a box can lose its area
+        if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
+            raise ValueError(f"{box} in its boxes is not finite, without area (in float32), or beyond the image")
+    for label in entry["labels"]:
+        if label not in range(1, n_classes):
+            raise ValueError(f"{label} in its labels is not a label of label_map.json")
+    for difficulty in entry["difficulties"]:
+        if difficulty not in (0, 1):
+            raise ValueError(f"{difficulty} in its difficulties is neither 0 nor 1")
+    for area in get_areas(entry):
+        if not math.isfinite(area):
+            raise ValueError(f"{area} in its areas is not a finite number")
+    lengths = {len(entry["labels"]), len(entry["difficulties"]), len(get_areas(entry) or entry["boxes"])}
+    if lengths != {len(entry["boxes"])}:
+        raise ValueError("they are of unequal length")
 
-    try:
-        read_json(path, list, object_hook=pack)
-    except (KeyError, TypeError, OverflowError) as error:  # of the first image that is not counted yet
-        refuse(len(counts), f"boxes, labels, difficulties, areas or size: not numbers, or of unequal length ({error})")
-    if len(counts) != len(images):
-        raise ValueError(f"{path}: describes {len(counts)} of {len(images)} images")
-    packed = {key: np.asarray(values) for key, values in packed.items()}
-    sizes, packed["boxes"] = packed.pop("size").reshape(-1, 2), packed["boxes"].reshape(-1, 4)
-    if len(packed["areas"]) < len(packed["boxes"]):
-        del packed["areas"]
-    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    image_of = np.repeat(np.arange(len(images)), counts)  # (n,)
 
-    # The rules for the values, checked for all images at once. NaN breaks each, for no comparison with it holds.
-    is_whole = ((sizes >= 1) & (sizes <= MAX_IMAGE_SIDE) & (sizes % 1 == 0)).all(axis=1)
-    mins, maxs = np.split(packed["boxes"].astype(np.float32), 2, axis=1)  # in float32 small boxes lose their area
-    is_inside = ((mins >= 0) & (mins < maxs) & (maxs <= sizes[image_of])).all(axis=1)
-    rules = {
-        "size": (is_whole & (sizes.prod(axis=1) <= MAX_IMAGE_PIXELS), "not a width and a height in pixels"),
-        "boxes": (is_inside, "not finite, without area (in float32), or beyond the image"),
-        "labels": (np.isin(packed["labels"], np.arange(1, n_classes)), "not a label of label_map.json"),
-        "difficulties": (np.isin(packed["difficulties"], (0, 1)), "neither 0 nor 1"),
-        "areas": (np.isfinite(packed.get("areas", ())), "not a finite number"),
-    }
-    for key, (is_valid, problem) in rules.items():
-        if not is_valid.all():
-            row = is_valid.argmin()
-            index, value = (row, sizes[row]) if key == "size" else (image_of[row], packed[key][row])
-            refuse(index, f"{value.tolist()} in its {key} is {problem}")
-    return sizes.astype(np.int64), starts, None if None in image_ids else image_ids, packed
+def get_areas(entry):
+    """The areas of an image's objects, in COCO's data; [] elsewhere."""
+    return entry.get("areas") or []
+
+
+def without_difficult(entry):
+    """What a list says of one image, without its difficult objects."""
+    easy = [i for i, difficulty in enumerate(entry["difficulties"]) if not difficulty]
+    result = dict(entry)
+    for key in ("boxes", "labels", "difficulties", "areas"):
+        if entry.get(key):
+            result[key] = [entry[key][i] for i in easy]
+    return result
+
+
+def join_lists(lists):
+    return [value for values in lists for value in values]
 
 
 # --- 3. Transform ---------------------------------------------------------------------------------
-
-# Boxes of whole pixels are tuples (x_min, y_min, x_max, y_max):
-#   canvas   the photo after zooming out, and what surrounds it; like crop and source in pixels of the photo
-#   crop     the part of the canvas that becomes the whole S x S image
-#   source   the part of the crop that shows the photo, of at least one pixel
-#   place    where the source comes to lie on the S x S image
+#
+# Zoom out, crop and resize are one step. Four boxes say which pixels of the photo are left and where they come to lie;
+# only these are read, and resized, once.
+#
+#     canvas                                            image
+#     +-----------------------------------+             +-------+-----------+
+#     |          photo                    |             |       |           |
+#     |          +------------------+     |             |       |           |
+#     |    crop  |                  |     |             |       |           |
+#     |    +-----+----------+       |     |             |       |   place   |  S
+#     |    |     |  source  |       |     |   becomes   |       |           |
+#     |    |     |          |       |     |             |       |           |
+#     |    +-----+----------+       |     |             |       |           |
+#     |          +------------------+     |             +-------+-----------+
+#     +-----------------------------------+                     S
+#
+#   canvas   the photo after zooming out, with what surrounds it
+#   crop     the part of the canvas that becomes the whole image of S x S pixels
+#   source   the part of the crop that shows the photo, at least one pixel wide and high
+#   place    where the source comes to lie on the image; the rest is filled with FILLER
+#
+# Each is (x_min, y_min, x_max, y_max) in whole pixels: of the photo, whose upper left corner is (0, 0), for canvas,
+# crop and source; of the image for place.
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
-# Six of the seven samplers of crops: the minimum overlap of crop and object. The seventh takes the whole image.
+# Six of the seven samplers of crops: the minimum overlap of crop and object. The seventh takes the whole canvas.
 MIN_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 CROP_TRIES = 50
 
 
 def transform(image, boxes, labels, difficulties, split, rng=None, size=300, antialias=True, augment=AUGMENTATIONS):
-    """A photo and its objects as the network sees them: augmented for training, only resized for testing.
+    """A photo and its objects as the network sees them: augmented for training, only resized otherwise.
 
     image: (3, H, W) uint8 RGB tensor, or PIL image; it is not changed.
     boxes: (n, 4) float tensor, boundary form, pixels, inside the image; n may be 0.
     labels: (n,) int64 tensor. difficulties: (n,) tensor. size: S. antialias: as in `resize()`.
-    split: "TRAIN" or "TEST"; another is a ValueError. rng: numpy Generator for "TRAIN"; None draws a new one.
+    split: "TRAIN", "VAL" or "TEST"; another is a ValueError. rng: numpy Generator for "TRAIN"; None makes a new one.
     augment: names out of AUGMENTATIONS, the steps that are taken for "TRAIN".
     Returns the image as a (3, S, S) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
     fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
+
+    To add a step of your own, write one function that takes and returns the resized image and its boxes, as `flip()`
+    does, and call it where the comment "Your own step" stands.
     """
-    if split not in ("TRAIN", "TEST"):
-        raise ValueError(f'split is {split!r}; it must be "TRAIN" or "TEST"')
-    keep_freed_memory()
-    pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.array(pil_to_rgb(image))
-    height, width, _ = pixels.shape
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
+    if not isinstance(image, torch.Tensor):
+        image = pil_to_tensor(pil_to_rgb(image))
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    photo = (0, 0, image.shape[2], image.shape[1])
+    steps = augment if split == "TRAIN" else ()
 
-    # Draw all that can be done to the image, whether or not it is: leaving a step out changes no other draw.
-    distortion, crop, flip = Distortion(), (0, 0, width, height), False
-    if split == "TRAIN":
+    # Draw what is random, also for steps that are left out: leaving one out changes no other draw.
+    if steps:
         rng = np.random.default_rng() if rng is None else rng
-        drawn = sample_distortion(rng), sample_zoom_out_box(width, height, rng), rng.random() < 0.5
-        distortion = drawn[0] if "distort" in augment else distortion
-        canvas = drawn[1] if "zoom_out" in augment else crop
-        flip = drawn[2] and "flip" in augment
-        crop = sample_crop_box(canvas, crop, boxes, rng) if "crop" in augment else canvas
+        colors = draw_colors(rng)
+        canvas = draw_canvas(photo, rng)
+        is_flipped = rng.random() < 0.5
 
-    # Zoom, crop, flip and resize are one step. Only the source's pixels are read, distorted and resized, once;
-    # the canvas is never built.
-    source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-    place = compute_place(crop, source, size)
-    pixels = distort(pixels[source[1] : source[3], source[0] : source[2]], distortion)
-    pixels = resize(pixels, place[2] - place[0], place[3] - place[1], antialias)
-    if place != (0, 0, size, size):
-        pixels, surviving = blank_image(size).copy(), pixels
-        pixels[place[1] : place[3], place[0] : place[2]] = surviving
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # (1, 3, S, S): with four dimensions it flips faster
-    image = (image.flip(3) if flip else image)[0]
+    # Zoom out and crop: which part of the photo is shown, and where.
+    crop = canvas if "zoom_out" in steps else photo
+    if "crop" in steps:
+        crop = draw_crop(crop, photo, boxes, rng)
+    source = (max(crop[0], 0), max(crop[1], 0), min(crop[2], photo[2]), min(crop[3], photo[3]))
+    place = find_place(source, crop, size)
+    boxes, kept = move_boxes(boxes, crop, source, place, size)
 
-    boxes, kept = move_boxes(boxes, crop, source, place, flip, size)
-    return image, boxes, labels[kept], difficulties[kept]
+    # Resize, colours, flip. (Caffe changes the colours first. After resizing there are far fewer pixels to change.)
+    image = resize(cut_out(image, source), place[2] - place[0], place[3] - place[1], antialias)
+    if "distort" in steps:
+        image = distort(image, colors)
+    image = put_on_filler(image, place, size)
+    if "flip" in steps and is_flipped:
+        image, boxes = flip(image, boxes)
+    # Your own step: here `image` is a (3, S, S) uint8 tensor, `boxes` an (m, 4) array of fractions in [0, 1]. Draw
+    # from `rng`, for training only:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
+
+    boxes = boxes.astype(np.float32)
+    # The rounding to float32 can leave a box of less than a millionth of the image without area.
+    has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    kept = torch.from_numpy(kept[has_area])
+    return image, torch.from_numpy(boxes[has_area]), labels[kept], difficulties[kept]
 
 
 def prepare(images, model):
     """PIL images, or (3, H, W) uint8 RGB tensors, as a model's input: an (N, 3, S, S) float32 tensor on its device,
     resized as its weights want it, and normalised.
     """
-    pixels = [transform(image, *NO_OBJECTS, "TEST", None, model.input_size, model.antialias)[0] for image in images]
-    return model.normalize(torch.stack(pixels))
+    resized = [transform(image, *NO_OBJECTS, "TEST", None, model.input_size, model.antialias)[0] for image in images]
+    return model.normalize(torch.stack(resized))
 
 
-def sample_zoom_out_box(width, height, rng):
-    """With probability 1/2 a canvas 1 to 4 times as wide and high as the photo, which lies anywhere on it; else
-    the photo itself, (0, 0, width, height). (Caffe: ExpandImage.)
+def draw_canvas(photo, rng):
+    """Zoom out, with probability 1/2: a canvas 1 to 4 times as wide and high as the photo, which lies anywhere on it.
+
+    Else the canvas is the photo. (Caffe: ExpandImage.)
     """
     if rng.random() < 0.5:
-        return 0, 0, width, height
+        return photo
+    _, _, width, height = photo
     ratio = rng.uniform(1, 4)
-    canvas_width, canvas_height = round(ratio * width), round(ratio * height)
+    canvas_width = round(ratio * width)
+    canvas_height = round(ratio * height)
+    # Where the photo lies on the canvas; seen from the photo, the canvas begins as far to the left of it and above it.
     left = int(rng.integers(canvas_width - width, endpoint=True))
     top = int(rng.integers(canvas_height - height, endpoint=True))
     return -left, -top, canvas_width - left, canvas_height - top
 
 
-def sample_crop_box(canvas, image_box, boxes, rng):
+def draw_crop(canvas, photo, boxes, rng):
     """Crop by one of the seven samplers that succeed, chosen at random (SSD paper, section 2.2).
 
-    image_box: the part of the canvas that shows the photo. boxes: (n, 4) array, boundary form, pixels.
+    The samplers are tried in random order, and the first that succeeds is taken: the seventh, which takes the whole
+    canvas, always does. boxes: (n, 4) array, boundary form, pixels.
     Returns the crop; it holds the centre of an object if there is one, and some of the photo if there is none.
     """
-    # The tries of six samplers at once, those of one after those of another.
-    crops = sample_boxes_inside(canvas, len(MIN_OVERLAPS) * CROP_TRIES, rng)  # (4, 6 * tries)
-    if len(boxes):
-        centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).T[:, :, None]  # (2, n, 1)
-        has_center = ((crops[:2, None] <= centers) & (centers < crops[2:, None])).all(axis=0)  # (n, 6 * tries)
-        overlaps = find_jaccard_overlap(torch.from_numpy(boxes), torch.from_numpy(crops).T).numpy()  # (n, 6 * tries)
-        success = has_center.any(axis=0) & (overlaps.max(axis=0) >= np.repeat(MIN_OVERLAPS, CROP_TRIES))
-    else:  # show some of the photo
-        image_box = np.reshape(image_box, (4, 1))
-        success = ((crops[:2] < image_box[2:]) & (crops[2:] > image_box[:2])).all(axis=0)
-    # Take the first success of a sampler that has one, or, as the seventh sampler does, the whole canvas.
-    success = success.reshape(-1, CROP_TRIES)
-    samplers = success.any(axis=1).nonzero()[0]
-    chosen = rng.integers(len(samplers) + 1)
-    if chosen == len(samplers):
-        return canvas
-    first = samplers[chosen] * CROP_TRIES + success[samplers[chosen]].argmax()
-    return tuple(crops[:, first].astype(int).tolist())
+    for sampler in rng.permutation(len(MIN_OVERLAPS) + 1):
+        if sampler == len(MIN_OVERLAPS):
+            return canvas
+        crops = draw_boxes_inside(canvas, CROP_TRIES, rng)  # (50, 4)
+        if len(boxes) > 0:
+            overlaps = find_jaccard_overlap(torch.from_numpy(crops), torch.from_numpy(boxes))  # (50, n)
+            is_success = (overlaps.amax(dim=1).numpy() >= MIN_OVERLAPS[sampler]) & has_center_inside(crops, boxes)
+        else:
+            is_success = (crops[:, :2] < photo[2:]).all(axis=1) & (crops[:, 2:] > photo[:2]).all(axis=1)
+        if is_success.any():
+            first = is_success.argmax()
+            return tuple(crops[first].astype(int).tolist())
 
 
-def sample_boxes_inside(canvas, n, rng):
+def draw_boxes_inside(canvas, n, rng):
     """Boxes of scale s in [0.3, 1] and aspect ratio r in [max(1/2, s^2), min(2, 1/s^2)], anywhere inside.
 
-    Returns a (4, n) float array, the rows x_min, y_min, x_max and y_max, in whole pixels: the width is
-    s sqrt(r), the height s / sqrt(r) of the canvas'. (Caffe: SampleBBox, sampler.cpp.)
+    Their width is s sqrt(r) of the canvas', their height s / sqrt(r). (Caffe: SampleBBox, sampler.cpp.)
+    Returns an (n, 4) float64 array, boundary form, in whole pixels.
     """
     draws = rng.random((4, n))
     scales = 0.3 + 0.7 * draws[0]
-    lowest = np.maximum(scales * scales, 0.5)  # the highest ratio is 1 / lowest
-    roots = np.sqrt(lowest + (1 / lowest - lowest) * draws[1])
-    canvas = np.array(canvas).reshape(4, 1)
-    canvas_size = canvas[2:] - canvas[:2]  # (2, 1)
-    sizes = canvas_size * np.array([scales * roots, scales / roots])
+    lowest = np.maximum(scales * scales, 0.5)
+    highest = 1 / lowest
+    roots = np.sqrt(lowest + (highest - lowest) * draws[1])  # of the aspect ratios
+    canvas_size = np.subtract(canvas[2:], canvas[:2])  # (2,)
+    sizes = canvas_size * np.stack([scales * roots, scales / roots], axis=1)  # (n, 2)
     sizes = np.maximum(np.rint(sizes), 1)
-    mins = canvas[:2] + np.floor((canvas_size - sizes + 1) * draws[2:])
-    return np.concatenate([mins, mins + sizes])
+    mins = canvas[:2] + np.floor((canvas_size - sizes + 1) * draws[2:].T)
+    return np.concatenate([mins, mins + sizes], axis=1)
 
 
-def compute_place(crop, source, size):
-    """Where the source comes to lie on the S x S image: at least one pixel wide and high."""
-    place = [0, 0, 0, 0]
-    for axis in range(2):
-        scale = size / (crop[axis + 2] - crop[axis])
-        low = min(round((source[axis] - crop[axis]) * scale), size - 1)
-        high = max(round((source[axis + 2] - crop[axis]) * scale), low + 1)
-        place[axis], place[axis + 2] = low, high
-    return tuple(place)
+def has_center_inside(crops, boxes):
+    """Which crops hold the centre of a box: an (n_crops,) bool array."""
+    x_centers = (boxes[:, 0] + boxes[:, 2]) / 2  # (n,)
+    y_centers = (boxes[:, 1] + boxes[:, 3]) / 2
+    x_mins, y_mins, x_maxs, y_maxs = crops.T[:, :, None]  # (n_crops, 1) each
+    is_in_columns = (x_mins <= x_centers) & (x_centers < x_maxs)  # (n_crops, n)
+    is_in_rows = (y_mins <= y_centers) & (y_centers < y_maxs)
+    return (is_in_columns & is_in_rows).any(axis=1)
 
 
-def resize(pixels, width, height, antialias=True):
-    """Bilinear resize of an (h, w, 3) uint8 array; returns a (height, width, 3) array.
-
-    antialias: True: where the image shrinks, a pixel is made of all those that it covers, as Pillow does it.
-        False: of the four nearest to its centre, as the SSDs of torchvision, amdegroot and lufficc do it.
-    """
-    # Channels last is the fast way; planar, torch 2.14 errs where the output is one pixel wide, even in float.
-    images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)  # (1, 3, h, w)
-    if min(width, pixels.shape[1]) == 1:  # bytes of one column are taken for planar, or crash: float keeps them
-        images = images.float()
-    images = F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)
-    images = images.round().clamp(0, 255).byte() if images.is_floating_point() else images
-    return images[0].permute(1, 2, 0).numpy()
+def find_place(source, crop, size):
+    """Where the source comes to lie on the S x S image that the crop becomes: at least one pixel wide and high."""
+    source_min, source_max = np.reshape(source, (2, 2))
+    crop_min, crop_max = np.reshape(crop, (2, 2))
+    scale = size / (crop_max - crop_min)
+    place_min = np.minimum(np.rint((source_min - crop_min) * scale), size - 1)
+    place_max = np.maximum(np.rint((source_max - crop_min) * scale), place_min + 1)
+    return tuple(int(side) for side in (*place_min, *place_max))
 
 
-def move_boxes(boxes, crop, source, place, flip, size):
+def move_boxes(boxes, crop, source, place, size):
     """Boxes of a photo on the image that shows a part of it.
 
-    boxes: (n, 4) array, boundary form, pixels. flip: whether the image is mirrored afterwards.
-    Returns (m, 4) float32 boxes, boundary form, fractional, clipped to the source, and the (m,) int64 indices
+    boxes: (n, 4) array, boundary form, pixels.
+    Returns (m, 4) float64 boxes, boundary form, fractional, clipped to the source, and the (m,) int64 indices
     of those kept: the ones whose centre is in the crop.
     """
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    kept = ((centers >= crop[:2]) & (centers < crop[2:])).all(axis=1).nonzero()[0]
-    boxes = boxes[kept].reshape(-1, 2, 2)  # (m, min and max, x and y)
-    source, place = np.array([source, place], dtype=np.float64).reshape(2, 2, 2)
-    boxes = np.minimum(np.maximum(boxes, source[0]), source[1])
-    boxes = (place[0] + (boxes - source[0]) * ((place[1] - place[0]) / (source[1] - source[0]))) / size
-    if flip:
-        boxes[:, :, 0] = 1 - boxes[:, ::-1, 0]
-    boxes = boxes.reshape(-1, 4).astype(np.float32)
-    # The rounding can leave a box of less than a millionth of the image without area.
-    has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    return torch.from_numpy(boxes[has_area]), torch.from_numpy(kept[has_area])
+    is_kept = ((centers >= crop[:2]) & (centers < crop[2:])).all(axis=1)
+    corners = boxes[is_kept].reshape(-1, 2, 2)  # (m, min and max, x and y)
+    source_min, source_max = np.reshape(source, (2, 2))
+    place_min, place_max = np.reshape(place, (2, 2))
+    corners = np.clip(corners, source_min, source_max)
+    scale = (place_max - place_min) / (source_max - source_min)
+    corners = (place_min + (corners - source_min) * scale) / size
+    return corners.reshape(-1, 4), is_kept.nonzero()[0]
+
+
+def cut_out(image, box):
+    """The pixels of a (3, H, W) image in a box; a view, not a copy."""
+    x_min, y_min, x_max, y_max = box
+    return image[:, y_min:y_max, x_min:x_max]
+
+
+def resize(image, width, height, antialias=True):
+    """Bilinear resize of a (3, h, w) uint8 tensor to (3, height, width).
+
+    antialias: True: where the image shrinks, a pixel is made of all those that it covers, as Pillow does it.
+        False: of the four nearest to its centre, as the SSDs of torchvision, amdegroot and lufficc do it.
+    (The same from Pillow takes 1.8 ms for 640 x 480 pixels, in place of 0.3.)
+    """
+    pixels = image.permute(1, 2, 0).contiguous()  # (h, w, 3): torch's fast way wants the channels last in memory
+    images = pixels[None].permute(0, 3, 1, 2)  # (1, 3, h, w), a view
+    if width == 1 or image.shape[2] == 1:  # torch 2.14 errs for bytes where an image is one pixel wide
+        resized = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=antialias)
+        return resized[0].round().clamp(0, 255).byte()
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)[0]
+
+
+def put_on_filler(image, place, size):
+    """Put an image in its place on an S x S image of the colour FILLER; returns the image itself if it fills it."""
+    if place == (0, 0, size, size):
+        return image
+    filled = blank_image(size).clone()
+    cut_out(filled, place).copy_(image)
+    return filled
 
 
 @functools.cache
 def blank_image(size):
-    """An (S, S, 3) uint8 array of the filler's colour; to be copied, never changed."""
-    return np.full((size, size, 3), FILLER, dtype=np.uint8)
+    """A (3, S, S) uint8 tensor of the colour FILLER, made once; to be cloned, never changed."""
+    return pil_to_tensor(Image.new("RGB", (size, size), FILLER))
 
 
-@functools.cache
-def keep_freed_memory():
-    """Let glibc's malloc keep what this process frees: to map and clear it anew takes a third of the time."""
-    np.empty(2**24, dtype=np.uint8)  # to free 16 MB, never touched, raises M_MMAP_THRESHOLD (`man mallopt`)
+def flip(image, boxes):
+    """Mirror a (3, S, S) image and its boxes, an (m, 4) array, boundary form, fractional, left to right."""
+    x_min, y_min, x_max, y_max = boxes.T
+    return image.flip(2), np.stack([1 - x_max, y_min, 1 - x_min, y_max], axis=1)
 
 
 # --- 4. Colours -----------------------------------------------------------------------------------
 
-# Pixels that are distorted at a time: a usual photo at once, a huge one in bounded memory.
-DISTORTED_AT_ONCE = 2**18
 
+class Colors(NamedTuple):
+    """How the colours of an image are changed. The defaults change nothing."""
 
-class Distortion(NamedTuple):
-    """Photometric parameters, on a grid on which 16-bit integers are exact. The defaults change nothing."""
-
-    brightness: int = 0  # added to the RGB values, of 255
-    contrast: int = 256  # factor of the RGB values, in 256ths
-    saturation: int = 256  # factor of S in HSV, in 256ths
-    hue: int = 0  # added to H in HSV, in 256ths of a sixth of the circle
+    brightness: int = 0  # added to the values of R, G and B, 0 to 255
+    contrast: float = 1.0  # factor of the values of R, G and B
+    saturation: float = 1.0  # factor of S in HSV
+    hue: int = 0  # degrees, added to H in HSV
     contrast_first: bool = True  # before saturation and hue, or after them
 
 
-def sample_distortion(rng):
+def draw_colors(rng):
     """Draw with probability 1/2 each: brightness up to 32 levels, contrast and saturation in [0.5, 1.5], hue up to
     36 degrees either way. (Caffe's im_transforms.cpp says 18, on OpenCV's hue circle of 180 steps.)
     """
-    return Distortion(
+    return Colors(
         brightness=int(rng.integers(-32, 32, endpoint=True)) if rng.random() < 0.5 else 0,
-        contrast=int(rng.integers(128, 384, endpoint=True)) if rng.random() < 0.5 else 256,
-        saturation=int(rng.integers(128, 384, endpoint=True)) if rng.random() < 0.5 else 256,
-        hue=int(rng.integers(-153, 153, endpoint=True)) if rng.random() < 0.5 else 0,
+        contrast=int(rng.integers(50, 150, endpoint=True)) / 100 if rng.random() < 0.5 else 1.0,
+        saturation=int(rng.integers(50, 150, endpoint=True)) / 100 if rng.random() < 0.5 else 1.0,
+        hue=int(rng.integers(-36, 36, endpoint=True)) if rng.random() < 0.5 else 0,
         contrast_first=rng.random() < 0.5,
     )
 
 
-def distort(pixels, distortion):
-    """Brightness, contrast, saturation and hue of an (h, w, 3) uint8 array, RGB; returns the array itself if nothing
-    is to change. The values are rounded and kept in [0, 255] after each step.
+def distort(image, colors):
+    """Change brightness, contrast, saturation and hue of a (3, h, w) uint8 tensor; returns a new one.
+
+    After each step Pillow rounds the values, and keeps them in 0 to 255.
     """
-    n_rows = max(1, DISTORTED_AT_ONCE // pixels.shape[1])
-    if len(pixels) > n_rows:
-        bands = [pixels[first : first + n_rows] for first in range(0, len(pixels), n_rows)]
-        return np.concatenate([distort(band, distortion) for band in bands])
-    contrasts = (distortion.contrast, 256) if distortion.contrast_first else (256, distortion.contrast)
-    pixels = multiply_contrast(add_brightness(pixels, distortion.brightness), contrasts[0])
-    return multiply_contrast(distort_color(pixels, distortion.saturation, distortion.hue), contrasts[1])
+    image = to_pil_image(image)
+    if colors.brightness != 0:
+        image = image.point(lambda value: value + colors.brightness)
+    if colors.contrast_first:
+        image = multiply_contrast(image, colors.contrast)
+    if colors.saturation != 1:
+        image = multiply_saturation(image, colors.saturation)
+    if colors.hue != 0:
+        image = turn_hue(image, colors.hue)
+    if not colors.contrast_first:
+        image = multiply_contrast(image, colors.contrast)
+    return pil_to_tensor(image)
 
 
-def multiply(values, factor):
-    """round(values * factor / 256), for uint8 values and a factor (int, or array) in [0, 256]."""
-    products = values.astype(np.uint16)
-    products *= np.uint16(factor) if isinstance(factor, int) else factor
-    products += np.uint16(127)
-    products >>= np.uint16(8)
-    return products.astype(np.uint8)
+def multiply_contrast(image, contrast):
+    return image.point(lambda value: value * contrast) if contrast != 1 else image
 
 
-def add_brightness(pixels, brightness):
-    """Add a number of levels, of either sign, to uint8 values, kept in [0, 255]."""
-    if brightness == 0:
-        return pixels
-    pixels = np.clip(pixels, np.uint8(max(-brightness, 0)), np.uint8(min(255 - brightness, 255)))
-    pixels += np.uint8(brightness % 256)  # bytes wrap round: adding 251 subtracts 5
-    return pixels
+def multiply_saturation(image, saturation):
+    """Multiply S of a PIL image in HSV by a factor.
 
-
-def multiply_contrast(pixels, contrast):
-    """Multiply uint8 values by contrast / 256, in [0, 2], kept in [0, 255]."""
-    if contrast <= 256:
-        return multiply(pixels, contrast) if contrast < 256 else pixels
-    added = multiply(pixels, contrast - 256)
-    np.minimum(added, ~pixels, out=added)  # ~pixels = 255 - pixels: up to the end of the range
-    return np.add(added, pixels, out=added)
-
-
-def distort_color(pixels, saturation, hue):
-    """Multiply S and turn H of HSV without leaving RGB.
-
-    Each channel lies between the lowest of the three and V, the highest; the chroma is C = V - lowest. As the
-    hue turns by a sixth of the circle, one channel moves from one end to the other at a steady pace: up while
-    the next channel (in the direction of the turn) is lowest, down while that one is highest. So for a turn
-    by the fraction d of a sixth, with the next channel n of channel x:
-
-        x + min(max(d C - (n - lowest), 0), V - x) - min(max(d C - (V - n), 0), x - lowest)
-
-    Saturation multiplies each channel's distance below V by its factor, but by no more than V / C, where the
-    lowest channel reaches 0 (S ends at 1). The two commute; in this order each is rounded only once.
+    V is the highest of a pixel's three values, and S the distance of the lowest from it, as a fraction of V. So each
+    value's distance from V is multiplied: blend() returns V + (value - V) * saturation.
     """
-    if saturation == 256 and hue == 0:
-        return pixels
-    height, width = pixels.shape[:2]
-    # A plane for each channel, then the first again: R G B R, or for a negative turn B G R B.
-    order = (2, 1, 0) if hue < 0 else (0, 1, 2)
-    planes = np.empty((4, height, width), dtype=np.uint8)
-    np.stack([pixels[:, :, channel] for channel in order], out=planes[:3])
-    planes[3] = planes[0]
-    planes = planes.reshape(4, -1)  # (4, n), n = height * width
-    highest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])  # (n,), V
-    lowest = np.minimum(np.minimum(planes[0], planes[1]), planes[2])
-    chroma = highest - lowest
+    _, highest = find_lowest_and_highest(image)
+    return Image.blend(Image.merge("RGB", [highest, highest, highest]), image, saturation)
 
-    below = highest - planes  # distances below V
-    if hue != 0:
-        above = np.subtract(planes, lowest, out=planes)
-        turn = multiply(chroma, abs(hue))
-        rise = np.maximum(above[1:], turn) - above[1:]  # max(turn - above, 0): uint8 cannot go below 0
-        fall = np.maximum(below[1:], turn) - below[1:]
-        np.minimum(rise, below[:3], out=rise)
-        np.minimum(fall, above[:3], out=fall)
-        below[:3] -= rise
-        below[:3] += fall
-    below = below[:3]
-    if saturation < 256:
-        below -= multiply(below, 256 - saturation)
-    elif saturation > 256:
-        # V / C - 1 = lowest / C. (np.clip with scalars of the array's type is much faster than np.maximum.)
-        gain = lowest.astype(np.float32)
-        gain /= np.clip(chroma, np.uint8(1), np.uint8(255)).astype(np.float32)
-        np.clip(gain, np.float32(0), np.float32(saturation / 256 - 1), out=gain)
-        gain *= np.float32(256)
-        below += multiply(below, gain.astype(np.uint16))
 
-    planes = np.subtract(highest, below, out=below).reshape(3, height, width)
-    return np.stack([planes[channel] for channel in order], axis=-1)  # either order undoes itself
+def turn_hue(image, degrees):
+    """Turn H of a PIL image in HSV.
+
+    S and V stay, and so do the lowest and the highest of a pixel's three values. H says which channel has which, and
+    where the third one is between them. (Pillow's own way back from HSV takes three times as long: 1.6 ms for
+    300 x 300 pixels, more than all the rest of `transform()`.)
+    """
+    turn = round(degrees / 360 * HUE_STEPS)
+    hues = image.convert("HSV").getchannel("H").point(lambda step: (step + turn) % HUE_STEPS)
+    lowest, highest = find_lowest_and_highest(image)
+    channels = []
+    for table in (RED_OF_HUE, GREEN_OF_HUE, BLUE_OF_HUE):
+        mask = hues.point(table)  # 255: the highest value, 0: the lowest
+        channels.append(Image.composite(highest, lowest, mask))
+    return Image.merge("RGB", channels)
+
+
+def find_lowest_and_highest(image):
+    """The lowest and the highest (V in HSV) of each pixel's three values: two PIL images of mode "L"."""
+    red, green, blue = image.split()
+    lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
+    highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    return lowest, highest
+
+
+HUE_STEPS = 255  # in which Pillow's H goes round the colour circle
+
+
+def make_channel_table(own_hue):
+    """How far a channel is on the way from the lowest value to the highest, of 255, for each of 256 hues.
+
+    At the highest up to 60 degrees from its own hue, at the lowest from 120 degrees on, and in between in proportion.
+    """
+    table = []
+    for step in range(256):
+        degrees = abs(step / HUE_STEPS * 360 - own_hue)
+        degrees = min(degrees, 360 - degrees)  # the shorter way round
+        table.append(255 * min(max(2 - degrees / 60, 0), 1))
+    return table
+
+
+RED_OF_HUE = make_channel_table(0)
+GREEN_OF_HUE = make_channel_table(120)
+BLUE_OF_HUE = make_channel_table(240)
