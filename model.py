@@ -23,22 +23,25 @@ from torchvision.ops.misc import Conv2dNormActivation
 import utils
 from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, printable, xy_to_cxcy
 
-# Mean and deviation of the input, RGB in [0, 1]: ImageNet's, those of weights that were trained with Caffe, SSDLite's.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CAFFE_MEAN, CAFFE_STD = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
-LITE_MEAN = LITE_STD = (0.5, 0.5, 0.5)
+# Mean and standard deviation of the input, RGB in [0, 1]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CAFFE_MEAN = (0.48235, 0.45882, 0.40784)  # of weights that were trained with Caffe
+CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
+LITE_MEAN = (0.5, 0.5, 0.5)  # of SSDLite
+LITE_STD = (0.5, 0.5, 0.5)
 
 # --- The table of networks: layers and priors are made from it ------------------------------------
 
 
 class SourceMap(NamedTuple):
-    """A feature map from which objects are predicted: its priors and, behind the base, the layers that make it."""
+    """A feature map from which objects are predicted: its priors and, after the base, the layers that make it."""
 
     name: str
     channels: int
     grid: int  # G: cells in a row, and rows
     aspect_ratios: tuple  # width : height
-    # A map behind the base is made by two convolutions: 1 x 1 to fewer channels, then one of the following kind.
+    # A map after the base is made by two convolutions: 1 x 1 to fewer channels, then one of the following kind.
     reduced_channels: int = 0  # 0: it is a map of the base
     kernel: int = 3
     stride: int = 2
@@ -46,7 +49,7 @@ class SourceMap(NamedTuple):
 
     @property
     def n_priors(self):
-        return len(self.aspect_ratios) + 1  # at each cell: one an aspect ratio, and the extra square one
+        return len(self.aspect_ratios) + 1  # per cell: one for each aspect ratio, and the extra square one
 
 
 class Architecture(NamedTuple):
@@ -55,9 +58,11 @@ class Architecture(NamedTuple):
     input_size: int  # S, in pixels
     base: str  # a key of BASES
     sources: tuple  # of SourceMap: those of the base, then those of the auxiliary convolutions
-    scales: tuple  # of the maps: sides of their square priors, as fractions of the image's; and one that follows them
-    divisor: int = 1  # the layers have so many times fewer channels than the paper's
-    batch_norm: bool = False  # batch normalisation behind every convolution but the heads, and no L2 norm
+    scales: (
+        tuple  # side of each map's square prior, as a fraction of the image's; and one more, the next after the last
+    )
+    divisor: int = 1  # the paper's numbers of channels are divided by this
+    batch_norm: bool = False  # batch normalisation after every convolution but the heads, and no L2 norm
     is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image, no L2 norm
 
     @property
@@ -69,8 +74,8 @@ class Architecture(NamedTuple):
         return [source for source in self.sources if source.reduced_channels > 0]
 
 
-THREE_RATIOS = (1, 2, 1 / 2)  # four priors a cell: one of each ratio, and the extra square one
-FIVE_RATIOS = (1, 2, 3, 1 / 2, 1 / 3)  # six priors a cell
+THREE_RATIOS = (1, 2, 1 / 2)  # four priors per cell: one of each ratio, and the extra square one
+FIVE_RATIOS = (1, 2, 3, 1 / 2, 1 / 3)  # six priors per cell
 SSD300_SOURCES = (
     SourceMap("conv4_3", 512, 38, THREE_RATIOS),
     SourceMap("conv7", 1024, 19, FIVE_RATIOS),
@@ -96,7 +101,7 @@ SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large
     SourceMap("extra3_2", 256, 2, FIVE_RATIOS, reduced_channels=128),
     SourceMap("extra4_2", 128, 1, FIVE_RATIOS, reduced_channels=64),
 )
-RESNET_SOURCES = (  # ResNet's conv4_x, and five maps behind it, as in NVIDIA's DeepLearningExamples
+RESNET_SOURCES = (  # ResNet's conv4_x, and five maps after it, as in NVIDIA's DeepLearningExamples
     SourceMap("layer3", 1024, 38, THREE_RATIOS),
     SourceMap("extra1_2", 512, 19, FIVE_RATIOS, reduced_channels=256),
     SourceMap("extra2_2", 512, 10, FIVE_RATIOS, reduced_channels=256),
@@ -128,11 +133,14 @@ NETWORKS = {
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation; one value a channel (one image, a 1 x 1 map) is normalised by the running statistics."""
+    """Batch normalisation that can also be trained on one image, whose 1 x 1 map has one value a channel."""
 
     def forward(self, x):
-        if self.training and x.numel() == x.shape[1]:  # which has no deviation
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        has_one_value_a_channel = x.numel() == x.shape[1]
+        if self.training and has_one_value_a_channel:
+            # One value has no variance to divide by, so the running statistics normalise it, as in evaluation.
+            statistics = self.running_mean, self.running_var
+            return F.batch_norm(x, *statistics, self.weight, self.bias, training=False, eps=self.eps)
         return super().forward(x)
 
 
@@ -154,14 +162,19 @@ class Convolution(nn.Conv2d):
 
 LiteNorm = partial(BatchNorm, eps=0.001, momentum=0.03)
 LITE_INIT_STD = 0.03
-LiteConvolution = partial(Conv2dNormActivation, norm_layer=LiteNorm, activation_layer=nn.ReLU6)  # without bias
+# Convolution without bias, batch normalisation, ReLU6. Without a stride it keeps the size of a map: it pads by itself.
+LiteConvolution = partial(Conv2dNormActivation, norm_layer=LiteNorm, activation_layer=nn.ReLU6)
 
 
 def init_convolutions(module, std=None):
-    """Normal weights of a deviation, or Xavier's, as the Caffe code starts all that it adds to VGG; biases 0."""
+    """Start the weights of all convolutions in a module from a normal distribution with the standard deviation std, or
+    without std by Xavier's method, which the Caffe code takes for all that it adds to VGG. Biases start at 0."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
-            nn.init.normal_(conv.weight, std=std) if std else nn.init.xavier_uniform_(conv.weight)
+            if std is None:
+                nn.init.xavier_uniform_(conv.weight)
+            else:
+                nn.init.normal_(conv.weight, std=std)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
@@ -210,13 +223,15 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
+        # The tail is the last few layers. Ours has half its channels (c5: 480); ImageNet's weights have all (960).
         has_half_tail = architecture.sources[1].channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=has_half_tail).features
         init_convolutions(self, LITE_INIT_STD)
 
     def forward(self, x):  # images, (N, 3, 320, 320)
         blocks = list(self.features)
-        expand, *others = blocks[13].block  # from stride 16 to 32
+        # Block 13 halves the map, so it has no shortcut around it. Its first layer, a 1 x 1 convolution, makes c4.
+        expand, *others = blocks[13].block
         for layer in (*blocks[:13], expand, *others, *blocks[14:]):
             x = layer(x)
             if layer is expand:
@@ -236,6 +251,7 @@ class ResNetBase(nn.Module):
         resnet = torchvision.models.resnet50()
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3"):
             self.add_module(name, getattr(resnet, name))
+        # torchvision's layer3 halves the map in the 3 x 3 convolution of its first block and in the shortcut beside it.
         self.layer3[0].conv2.stride = (1, 1)
         self.layer3[0].downsample[0].stride = (1, 1)
 
@@ -256,7 +272,7 @@ BASES = {  # the class, and torchvision's ImageNet weights for it
 
 
 class AuxiliaryConvolutions(nn.Module):
-    """Pairs of convolutions behind the base, each with a smaller grid than the one before.
+    """Pairs of convolutions after the base, each with a smaller grid than the one before.
 
     Takes the base's last map, (N, 1024, 19, 19) for SSD300. Returns a list of those that follow it in the table:
     (N, 512, 10, 10), (N, 256, 5, 5), (N, 256, 3, 3), (N, 256, 1, 1).
@@ -267,17 +283,18 @@ class AuxiliaryConvolutions(nn.Module):
         channels = architecture.base_sources[-1].channels
         for source in architecture.aux_sources:
             reduced = source.reduced_channels
-            size = {"kernel_size": source.kernel, "stride": source.stride, "padding": source.padding}
+            options = {"kernel_size": source.kernel, "stride": source.stride, "padding": source.padding}
             if architecture.is_lite:
                 first = LiteConvolution(channels, reduced, 1)
-                depthwise = LiteConvolution(reduced, reduced, **size, groups=reduced)
+                depthwise = LiteConvolution(reduced, reduced, **options, groups=reduced)
                 second = nn.Sequential(depthwise, LiteConvolution(reduced, source.channels, 1))
             else:
                 first = Convolution(channels, reduced, 1, batch_norm=architecture.batch_norm)
-                second = Convolution(reduced, source.channels, **size, batch_norm=architecture.batch_norm)
+                second = Convolution(reduced, source.channels, **options, batch_norm=architecture.batch_norm)
             self.add_module(source.name[:-1] + "1", first)  # conv8_1
             self.add_module(source.name, second)  # conv8_2
             channels = source.channels
+        # In place of the start that each convolution has given itself
         init_convolutions(self, LITE_INIT_STD if architecture.is_lite else None)
 
     def forward(self, x):
@@ -301,7 +318,7 @@ class PredictionConvolutions(nn.Module):
         self.n_classes = n_classes
         self.source_names = [source.name for source in architecture.sources]
         for source in architecture.sources:
-            for kind, n_outputs in (("loc", 4), ("cl", n_classes)):  # of each prior
+            for kind, n_outputs in (("loc", 4), ("cl", n_classes)):  # numbers per prior
                 if architecture.is_lite:
                     depthwise = LiteConvolution(source.channels, source.channels, 3, groups=source.channels)
                     head = nn.Sequential(depthwise, nn.Conv2d(source.channels, source.n_priors * n_outputs, 1))
@@ -310,7 +327,7 @@ class PredictionConvolutions(nn.Module):
                 self.add_module(f"{kind}_{source.name}", head)
         if architecture.is_lite:
             init_convolutions(self, LITE_INIT_STD)
-        elif not architecture.batch_norm:  # behind batch normalisation, PyTorch's own initial weights learn faster
+        elif not architecture.batch_norm:  # (after batch normalisation, PyTorch's own initial weights learn faster)
             init_convolutions(self)
 
     def forward(self, source_maps):
@@ -331,13 +348,14 @@ class PredictionConvolutions(nn.Module):
 
 
 class SSD300(nn.Module):
-    """The detector: from normalised images to boxes, one a prior, each with a score for every class.
+    """The detector: from normalised images to boxes, one per prior, each with a score for every class.
 
     The class has the name of the first row of the table; `network` makes it any other row, such as "ssd512_vgg16".
 
     n_classes: C, background included. network: a key of NETWORKS.
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights. None: the network's own.
-    max_size_offset: for weights whose boxes were decoded with a limit on the offsets of sizes; None: no limit.
+    max_size_offset: predicted offsets of width and height are not taken above it; torchvision's weights were trained
+        with such a limit. None: no limit.
     antialias: whether images are resized with antialiasing, as the weights want it. All weights start at random.
     """
 
@@ -352,10 +370,10 @@ class SSD300(nn.Module):
         self.max_size_offset = max_size_offset
         self.antialias = antialias
         self.label_map = None  # name -> label, from a training run or a checkpoint
-        self.build(NETWORKS[network])
+        self.build(NETWORKS[network])  # sets self.architecture
         own_mean = LITE_MEAN if self.architecture.is_lite else IMAGENET_MEAN
         own_std = LITE_STD if self.architecture.is_lite else IMAGENET_STD
-        # Not in the state dict: its keys are those of the layers alone. (Checkpoints bring priors of their own.)
+        # persistent=False: the state dict holds the layers' weights alone. (Checkpoints save these three beside it.)
         self.register_buffer("priors_cxcy", self.create_prior_boxes(network), persistent=False)
         self.register_buffer("mean", torch.tensor(mean or own_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or own_std).view(1, 3, 1, 1), persistent=False)
@@ -389,7 +407,8 @@ class SSD300(nn.Module):
     def create_prior_boxes(network="ssd300_vgg16"):
         """A network's priors, in the order in which the prediction convolutions' outputs are stacked.
 
-        Returns (P, 4) float32, center-size form, fractional. None is clipped at the edges (SSDLite: only the sizes).
+        Returns (P, 4) float32, center-size form, fractional. Priors may reach beyond the image. (SSDLite limits their
+        width and height to 1.)
         Source: the paper, section 2.2, equation 4 from conv7 on (0.2 to 0.9), and 0.1 for conv4_3.
         """
         architecture = NETWORKS[network]
@@ -409,8 +428,9 @@ class SSD300(nn.Module):
         return torch.tensor(priors)  # (P, 4)
 
     def normalize(self, images):
-        """Turn bytes, (N, 3, S, S) uint8, RGB, on any device, into the network's input: float32, on the model's."""
-        images = images.to(self.mean.device, non_blocking=True).to(torch.float32)  # copied as bytes
+        """Turn bytes, (N, 3, S, S) uint8, RGB, on any device, into the network's input: float32, on its own device."""
+        images = images.to(self.mean.device, non_blocking=True)  # first, because bytes are smaller than floats
+        images = images.to(torch.float32)
         return (images - 255 * self.mean) / (255 * self.std)  # (images / 255 - mean) / std
 
     def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None):
@@ -419,7 +439,7 @@ class SSD300(nn.Module):
         return detect_objects(locs, predicted_scores, self.priors_cxcy, min_score, max_overlap, top_k, max_candidates)
 
     def limit_sizes(self, predicted_locs):
-        """Predicted offsets (N, P, 4), those of the sizes not above this model's limit, if it has one."""
+        """Predicted offsets (N, P, 4). If this model has a limit for those of width and height, they are cut there."""
         if self.max_size_offset is None:
             return predicted_locs
         centers = predicted_locs[..., :2]
@@ -437,14 +457,14 @@ class SSD300(nn.Module):
             raise ValueError(f"the base of {self.network} has no layer {up_to!r}; its layers are {', '.join(names)}")
         for name in names[: names.index(up_to) + 1]:
             getattr(self.base, name).requires_grad_(False)
-        self.train(self.training)
+        self.train(self.training)  # frozen layers go into evaluation mode: see below
 
     def train(self, mode=True):
         """As `nn.Module.train()`, but frozen layers of the base stay in evaluation mode, so that statistics stay."""
         super().train(mode)
         for layer in self.base.children():
             is_trained = any(parameter.requires_grad for parameter in layer.parameters())
-            layer.train(mode and is_trained)
+            layer.train(mode and is_trained)  # (pooling layers, which have no parameters, do the same in both modes)
         return self
 
     def change_classes(self, label_map):
@@ -460,15 +480,22 @@ class SSD300(nn.Module):
                 self.pred_convs.add_module(name, old_head)
                 continue
             head = getattr(self.pred_convs, name)
-            if self.architecture.is_lite:
-                head[0] = old_head[0]  # depthwise, before the classes
-                head, old_head = head[1], old_head[1]
-            with torch.no_grad():
-                for parameter, old_parameter in zip(head.parameters(), old_head.parameters(), strict=True):
-                    rows = parameter.unflatten(0, (-1, len(label_map)))  # (n_priors, C, ...)
-                    old_rows = old_parameter.unflatten(0, (-1, len(old_label_map)))
-                    for class_name in label_map.keys() & old_label_map.keys():
-                        rows[:, label_map[class_name]] = old_rows[:, old_label_map[class_name]]
+            if self.architecture.is_lite:  # a depthwise convolution, which knows no classes, then a 1 x 1 convolution
+                head[0] = old_head[0]
+                head = head[1]
+                old_head = old_head[1]
+            copy_class_rows(head.weight, old_head.weight, label_map, old_label_map)
+            copy_class_rows(head.bias, old_head.bias, label_map, old_label_map)
+
+
+@torch.no_grad()
+def copy_class_rows(parameter, old_parameter, label_map, old_label_map):
+    """Copy the rows of a class head's weights or biases, (n_priors * C, ...), for classes that have the same name."""
+    rows = parameter.unflatten(0, (-1, len(label_map)))  # (n_priors, C, ...), a view: writing to it changes parameter
+    old_rows = old_parameter.unflatten(0, (-1, len(old_label_map)))
+    for name, label in label_map.items():
+        if name in old_label_map:
+            rows[:, label] = old_rows[:, old_label_map[name]]
 
 
 def l2_normalize(features, eps=1e-10):
@@ -479,17 +506,17 @@ def l2_normalize(features, eps=1e-10):
 
 # --- Detection ------------------------------------------------------------------------------------
 
-MAX_COORDINATE = 1e4  # boxes end 10,000 images away, so that absurd offsets do not give infinite ones
-FIRST_CANDIDATES = 5  # so many candidates for each object wanted are usually enough
+MAX_COORDINATE = 1e4  # absurd offsets would give infinite boxes; they are cut off 10,000 image widths away
+FIRST_CANDIDATES = 5  # times top_k: usually enough candidates to find the best top_k objects
 
 
 @torch.no_grad()
 def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max_overlap, top_k, max_candidates=None):
     """Turn raw predictions into the objects that they show: score, decode, suppress, limit.
 
-    A pair of a prior and a class (not background) whose softmax score is > min_score is a candidate; it is suppressed
-    when its overlap with a better one of its class that survives is > max_overlap. Equal scores rank by prior, then by
-    class.
+    A pair of a prior and a class (not background) whose softmax score is > min_score is a candidate. Go through the
+    candidates of a class from the best one down: each one that survives suppresses all worse ones that overlap it by
+    more than max_overlap. Equal scores rank by prior, then by class.
 
     predicted_locs: (N, P, 4) float tensor, offsets_gcxgcy. predicted_scores: (N, P, C), before the softmax.
     priors_cxcy: (P, 4) float32 tensor, center-size form, fractional.
@@ -497,7 +524,8 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     max_candidates: this many best ones of each class of an image enter suppression (Caffe: 400); None: all do.
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form, finite,
     not clipped to the image (as in Caffe's code); labels (n,) int64, 1 to C - 1; scores (n,) float32; n <= top_k.
-    They are on the device of the predictions; those of MPS come back on the CPU, because MPS has no float64.
+    They are on the device of the predictions. (From MPS they come back on the CPU: suppression computes in float64,
+    which MPS does not have.)
     Raises ValueError for shapes and limits that make no sense.
     """
     check_predictions(predicted_locs, predicted_scores, priors_cxcy)
@@ -516,13 +544,14 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
         class_scores = F.softmax(image_scores, dim=1)[:, 1:]  # (P, C - 1), without the background
         if max_candidates is not None:
             class_scores = keep_best_of_each_class(class_scores, max_candidates)
-        priors, classes = (class_scores > min_score).nonzero(as_tuple=True)  # (K,) each, by prior, then by class
-        scores = class_scores[priors, classes]  # (K,)
-        labels = classes + 1  # (K,)
-        # 2. Decode. The offsets of a candidate's prior make its box.
+        rows, columns = (class_scores > min_score).nonzero(as_tuple=True)  # (K,) each: row by row, that is by prior
+        scores = class_scores[rows, columns]  # (K,)
+        labels = columns + 1  # (K,)
+        # 2. Decode. Each prior and its offsets make a box; a candidate has that of its prior.
         boxes_cxcy = gcxgcy_to_cxcy(image_locs, priors_cxcy)  # (P, 4)
-        boxes_xy = cxcy_to_xy(boxes_cxcy).clamp(-MAX_COORDINATE, MAX_COORDINATE)[priors]  # (K, 4)
-        # 3. Suppress, and 4. limit.
+        boxes_xy = cxcy_to_xy(boxes_cxcy).clamp(-MAX_COORDINATE, MAX_COORDINATE)  # (P, 4)
+        boxes_xy = boxes_xy[rows]  # (K, 4)
+        # 3. Suppress what overlaps a better candidate, and 4. limit the number of those that are left.
         kept = suppress(boxes_xy, labels, scores, max_overlap, top_k)  # (n,)
         all_boxes.append(boxes_xy[kept])
         all_labels.append(labels[kept])
@@ -541,9 +570,10 @@ def check_predictions(predicted_locs, predicted_scores, priors_cxcy):
 
 
 def keep_best_of_each_class(class_scores, n):
-    """Scores (P, C - 1) of an image, those beyond the best n of each class replaced by 0, which is no candidate."""
-    order = class_scores.argsort(dim=0, descending=True, stable=True)  # (P, C - 1)
-    return class_scores.scatter(0, order[n:], 0.0)
+    """Scores (P, C - 1) of an image. In each column all but the n highest are replaced by 0: no candidates."""
+    order = class_scores.argsort(dim=0, descending=True, stable=True)  # (P, C - 1): of each column, the best row first
+    others = order[n:]  # (P - n, C - 1)
+    return class_scores.scatter(dim=0, index=others, value=0.0)
 
 
 def suppress(boxes_xy, labels, scores, max_overlap, top_k):
@@ -552,19 +582,21 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
     boxes_xy: (K, 4) float32, boundary form. labels: (K,) int64. scores: (K,) float32.
     Returns the (n,) int64 indices of the best top_k survivors, by falling score.
     """
-    # Whether a candidate survives depends on better ones alone. So look at the best few first, and at twice as
-    # many if not enough of them survive.
+    # Only a better candidate can suppress a candidate. So what survives among the best few survives among all: look at
+    # these first, and at twice as many if fewer than top_k of them survive.
     n_best = min(FIRST_CANDIDATES * top_k, len(scores))
     while True:
-        best = find_best(scores, n_best)  # (n_best,), or a few more that are as good as the last of them
-        kept = best[suppress_in_each_class(boxes_xy[best], labels[best], scores[best], max_overlap)]
+        best = find_best(scores, n_best)  # (n_best,), or a few more
+        survivors = suppress_in_each_class(boxes_xy[best], labels[best], scores[best], max_overlap)  # places in best
+        kept = best[survivors]
         if len(kept) >= top_k or n_best == len(scores):
             return kept[:top_k]
         n_best = min(2 * n_best, len(scores))
 
 
 def find_best(scores, n):
-    """Indices of the n highest scores, and of all that equal the lowest of these, in the order of their places."""
+    """Indices, in ascending order, of the n highest scores and of all others that equal the lowest of these. (topk()
+    alone would choose any of equal scores.)"""
     if n == len(scores):
         return torch.arange(n, device=scores.device)
     lowest = scores.topk(n).values[-1]
@@ -577,11 +609,11 @@ def suppress_in_each_class(boxes_xy, labels, scores, max_overlap):
     Boxes of different classes are moved apart, so that they do not overlap and one call serves all classes. In float64
     the moved boxes keep their precision.
     """
-    boxes_xy = boxes_xy.double()
     if len(boxes_xy) == 0:
-        return labels
-    width = boxes_xy.max() - boxes_xy.min() + 1  # more than any box reaches
-    moved_xy = boxes_xy + (labels * width)[:, None]
+        return torch.empty(0, dtype=torch.int64, device=boxes_xy.device)
+    boxes_xy = boxes_xy.double()
+    distance = boxes_xy.max() - boxes_xy.min() + 1  # so far apart no two boxes overlap
+    moved_xy = boxes_xy + (labels * distance)[:, None]
     return nms(moved_xy, scores.double(), max_overlap)
 
 
@@ -640,7 +672,7 @@ def mine_hard_negatives(conf_losses, is_positive, n_negatives):
 class MultiBoxLoss(nn.Module):
     """The loss of SSD: how far the positive priors' boxes are off, and how wrong the class scores are.
 
-    priors_cxcy: (P, 4). threshold: overlap from which a prior matches an object that does not own it.
+    priors_cxcy: (P, 4). threshold: the overlap of step 2 of `match_priors()`.
     neg_pos_ratio: hardest negatives for each positive of an image. alpha: weight of the localisation loss.
     n_negatives_without_objects: hardest negatives in an image without objects. The paper has none (0).
     After a call, `conf_loss` and `loc_loss` hold the two parts of the loss, detached: loss = conf + alpha * loc.
@@ -649,8 +681,8 @@ class MultiBoxLoss(nn.Module):
 
     def __init__(self, priors_cxcy, threshold=0.5, neg_pos_ratio=3, alpha=1.0, n_negatives_without_objects=0):
         super().__init__()
-        # On the CPU, where a data loader leaves the objects: matching is a loop, in which a GPU would be waited for
-        # at each turn. It runs while the GPU is still busy with the network.
+        # Matching runs on the CPU, where a data loader leaves the objects, while a GPU is still busy with the network.
+        # (In its loop, Python would have to wait for a GPU's answer again and again.)
         self.priors_cxcy = priors_cxcy.cpu()
         self.priors_xy = cxcy_to_xy(self.priors_cxcy)
         self.threshold = threshold
@@ -665,20 +697,21 @@ class MultiBoxLoss(nn.Module):
         boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
         labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on the CPU, or they are copied there.
         """
-        device = predicted_locs.device
-        true_labels, positives, true_locs = self.make_targets(boxes, labels)
+        # What the network should have said, on the CPU: (N, P), (T,), (T, 4); see make_targets().
+        true_labels, positive_indices, true_locs = self.make_targets(boxes, labels)
         n_positives = (true_labels > 0).sum(dim=1, keepdim=True)  # (N, 1)
-        n_negatives = torch.ceil(self.neg_pos_ratio * n_positives)  # (N, 1)
+        n_negatives = (self.neg_pos_ratio * n_positives).ceil()  # (N, 1), rounded up if the ratio is a fraction
         n_negatives[n_positives == 0] = self.n_negatives_without_objects
-        divisor = self.compute_divisor(n_positives, device)
 
-        true_labels = copy_to(device, true_labels)  # (N, P)
-        positives = copy_to(device, positives)  # (T,)
-        true_locs = copy_to(device, true_locs)  # (T, 4)
+        device = predicted_locs.device
+        divisor = self.compute_divisor(n_positives, device)
+        true_labels = copy_to(device, true_labels)
+        positive_indices = copy_to(device, positive_indices)
+        true_locs = copy_to(device, true_locs)
         n_negatives = copy_to(device, n_negatives)
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):  # sums of thousands of numbers need float32
             # Localisation: smooth L1, of the positive priors only.
-            positive_locs = predicted_locs.flatten(0, 1)[positives].float()  # (T, 4)
+            positive_locs = predicted_locs.flatten(0, 1)[positive_indices].float()  # (T, 4)
             loc_loss = F.smooth_l1_loss(positive_locs, true_locs, reduction="sum") / divisor
 
             # Confidence: cross entropy, of the positives and the hardest negatives.
@@ -696,44 +729,49 @@ class MultiBoxLoss(nn.Module):
     def make_targets(self, boxes, labels):
         """What the network should have said, on the CPU.
 
-        Returns true_labels, (N, P) int64, 0 for background; positives, (T,) int64, the places among the N * P priors
-        of a batch that have an object; and true_locs, (T, 4) float32, their offsets, gcxgcy form.
+        Returns true_labels, (N, P) int64, 0 for background; positive_indices, (T,) int64, which of the N * P priors of
+        a batch have an object, image by image; and true_locs, (T, 4) float32, the offsets of these objects.
         """
         n_priors = len(self.priors_cxcy)
         true_labels = torch.zeros(len(boxes), n_priors, dtype=torch.int64)
-        positives = []
+        positive_indices = []
         true_locs = []
         for i, (boxes_xy, image_labels) in enumerate(zip(boxes, labels, strict=True)):
             boxes_xy = boxes_xy.cpu().float()
             matched = match_priors(boxes_xy, self.priors_xy, self.threshold)  # (P,)
-            priors = (matched != BACKGROUND).nonzero()[:, 0]  # those that have an object
-            objects = matched[priors]  # which one
-            true_labels[i, priors] = image_labels.cpu()[objects]
-            positives.append(i * n_priors + priors)
-            true_locs.append(cxcy_to_gcxgcy(xy_to_cxcy(boxes_xy[objects]), self.priors_cxcy[priors]))
-        return true_labels, torch.cat(positives), torch.cat(true_locs)
+            positives = (matched != BACKGROUND).nonzero()[:, 0]  # numbers of the priors that have an object
+            objects = matched[positives]  # and which one
+            true_labels[i, positives] = image_labels.cpu()[objects]
+            positive_indices.append(i * n_priors + positives)
+            boxes_cxcy = xy_to_cxcy(boxes_xy[objects])
+            true_locs.append(cxcy_to_gcxgcy(boxes_cxcy, self.priors_cxcy[positives]))
+        return true_labels, torch.cat(positive_indices), torch.cat(true_locs)
 
     def compute_divisor(self, n_positives, device):
-        """What the loss is divided by: the number of positives in the batch, 1 at least; a float32 scalar.
+        """What the loss is divided by: the number of positives in the batch, at least 1. A float32 scalar.
 
-        n_positives: (N, 1) int64, of each image, on the CPU. Where negatives of images without objects count, too,
-        neg_pos_ratio of them weigh like one positive, and the divisor is not less than that.
+        n_positives: (N, 1) int64, of each image, on the CPU.
+        Negatives of images without objects (there are none by default) have no positives beside them. They are not to
+        weigh more than others: with 3 negatives per positive, 60 of them count like 20 positives.
         """
-        n_without_objects = (n_positives == 0).sum() * min(self.n_negatives_without_objects, len(self.priors_cxcy))
-        counts = torch.stack([n_positives.sum(), n_without_objects / (self.neg_pos_ratio or 1)])
+        n_images_without = (n_positives == 0).sum()
+        n_negatives_without = n_images_without * min(self.n_negatives_without_objects, len(self.priors_cxcy))
+        counts = torch.stack([n_positives.sum(), n_negatives_without]).float()  # (2,)
         counts = copy_to(device, counts)
         n_processes = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # Each process has a share of the batch. DistributedDataParallel takes the mean of their gradients, so the
-            # divisor is the mean over the processes, too.
+            # divisor is a mean over the processes, too.
             torch.distributed.all_reduce(counts)
             n_processes = torch.distributed.get_world_size()
-        return counts.max().clamp(min=1) / n_processes
+        n_positives_of_all, n_negatives_of_all = counts
+        divisor = torch.maximum(n_positives_of_all, n_negatives_of_all / max(self.neg_pos_ratio, 1))
+        return divisor.clamp(min=1) / n_processes
 
 
 def copy_to(device, tensor):
-    """A tensor of the CPU on a device, without waiting for it. (From pinned memory, CUDA copies on its own.)"""
-    if device.type == "cuda":
+    """A tensor of the CPU, copied to a device without waiting until that is done."""
+    if device.type == "cuda":  # memory that stays in its place ("pinned"), so that a GPU can copy from it on its own
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
@@ -745,14 +783,14 @@ def load_pretrained(model, weights):
     """Start the base from a network that was trained to classify ImageNet; take over its mean and std.
 
     weights: a name of torchvision's weights, such as "IMAGENET1K_V1"; or a file, a state dict as torchvision names it
-    (of VGG-16 `features.*` will do). Raises ValueError, or as `read_state_dict()`, naming the file and the way out.
+    (of VGG-16, `features.*` are enough). Raises ValueError, or as `read_state_dict()`, naming the file and the way out.
     """
     architecture = model.architecture
     if architecture.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
-    known_weights = BASES[architecture.base][1].__members__
+    known_weights = BASES[architecture.base][1].__members__  # name -> torchvision's weights
     state = utils.read_state_dict(weights, known_weights)
-    # Under its own name or another: torchvision's file of Caffe's weights has NaN where fc6 was left out.
+    # Caffe's weights may come by their name, or as torchvision's file of them, which has NaN in place of fc6.
     is_caffe = weights == "IMAGENET1K_FEATURES" or bool(state.get("classifier.0.bias", torch.zeros(1)).isnan().any())
     mean = CAFFE_MEAN if is_caffe else IMAGENET_MEAN
     std = CAFFE_STD if is_caffe else IMAGENET_STD
@@ -773,16 +811,16 @@ def load_pretrained(model, weights):
 def vgg16_entries(base, state):
     """A VGG-16's entries under the names of our base; conv6 and conv7 from fc6 and fc7 if they are usable."""
     features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-    # torchvision numbers the layers (features.28.bias). Ours have names, in the same order.
+    # torchvision numbers the layers: features.28.bias. Ours have names, in the same order; conv6 and conv7 come last.
     numbers = sorted({int(name.split(".")[1]) for name in features})
     own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
     own_name_of = dict(zip(numbers, own_names, strict=False))
     entries = {}
     for name, tensor in features.items():
         _, number, kind = name.split(".")
-        entries[f"{own_name_of.get(int(number), number)}.{kind}"] = tensor
+        own_name = own_name_of.get(int(number), name)  # a layer too many keeps its name, and is refused later
+        entries[f"{own_name}.{kind}"] = tensor
 
-    own = base.state_dict()
     fc_names = ("classifier.0.weight", "classifier.0.bias", "classifier.3.weight", "classifier.3.bias")
     if all(name in state and bool(state[name].isfinite().all()) for name in fc_names):
         fc6_weight, fc6_bias, fc7_weight, fc7_bias = [state[name] for name in fc_names]
@@ -794,9 +832,9 @@ def vgg16_entries(base, state):
     else:
         init_convolutions(base.conv6)
         init_convolutions(base.conv7)
-    for name, tensor in own.items():
+    for name, tensor in base.state_dict().items():
         if name.startswith(("conv6.", "conv7.")):
-            entries.setdefault(name, tensor)
+            entries.setdefault(name, tensor)  # what VGG-16 does not have stays as it is
     return entries
 
 
@@ -806,17 +844,20 @@ def decimate(tensor, steps):
 
 
 def fit_to(model, entries, mean, std):
-    """Prepare a model for weights: their mean and std, and an SSDLite's tail as wide as theirs."""
+    """Prepare a model for weights: their mean and std and, for SSDLite, as many channels of c5 as they have."""
     if not 0 < min(std) <= max(std) < math.inf:
         raise ValueError(f"its std is {std}; the input is divided by it, so it must be more than 0")
     model.mean.copy_(torch.tensor(mean).view_as(model.mean))
     model.std.copy_(torch.tensor(std).view_as(model.std))
-    architecture = NETWORKS[model.network]
-    tail = entries.get("features.16.0.weight", entries.get("base.features.16.0.weight"))
-    if architecture.is_lite and tail is not None and len(tail) != architecture.sources[1].channels:
-        c4, c5, *others = architecture.sources
-        c5 = c5._replace(channels=len(tail))
-        model.build(architecture._replace(sources=(c4, c5, *others)))
+    if not model.architecture.is_lite:
+        return
+    for name in ("features.16.0.weight", "base.features.16.0.weight"):  # in ImageNet's weights, in checkpoints of ours
+        if name in entries:
+            n_channels = len(entries[name])
+            c4, c5, *others = model.architecture.sources
+            if n_channels != c5.channels:
+                c5 = c5._replace(channels=n_channels)
+                model.build(model.architecture._replace(sources=(c4, c5, *others)))
 
 
 def model_state(model):
@@ -835,8 +876,11 @@ def model_state(model):
 
 @torch.no_grad()
 def model_from_checkpoint(saved, name, label_map=None):
-    """Rebuild a model on the CPU from what `load_checkpoint()` returned, for its classes, or for those of a label map:
-    see `SSD300.change_classes()`. ValueError names file and fault. name: the checkpoint's file, for errors."""
+    """Rebuild a model on the CPU from what `load_checkpoint()` returned.
+
+    name: the checkpoint's file, for errors. label_map: None keeps the classes; for others see `change_classes()`.
+    Raises ValueError, naming the file and what is wrong with it.
+    """
     try:
         state = saved["model"]
         saved_label_map = saved["label_map"]
@@ -845,7 +889,7 @@ def model_from_checkpoint(saved, name, label_map=None):
         fit_to(model, state, saved["mean"], saved["std"])
         model.load_state_dict(state)
         model.priors_cxcy.copy_(saved["priors_cxcy"])
-        utils.check_finite({**state, "priors_cxcy": model.priors_cxcy, "mean": model.mean})  # shapes are known now
+        utils.check_finite({**state, "priors_cxcy": model.priors_cxcy, "mean": model.mean})
         model.max_size_offset = saved.get("max_size_offset")
         model.antialias = saved.get("antialias", True)
         model.label_map = saved_label_map
@@ -857,37 +901,41 @@ def model_from_checkpoint(saved, name, label_map=None):
 
 
 def check_number_of_classes(state, n_classes):
-    """ValueError if a state dict's class heads are not for so many classes: before a model is built for all that a
-    damaged label map may claim."""
+    """ValueError if a state dict's class heads are not for so many classes. (A damaged label map may claim a million
+    classes; a model for them would fill the memory.)"""
     biases = [tensor for name, tensor in state.items() if name.startswith("pred_convs.cl_") and name.endswith("bias")]
-    if n_classes < 2 or biases[-1].numel() % n_classes != 0:
+    n_scores = biases[-1].numel()  # n_priors * C, of the last head
+    if n_classes < 2 or n_scores % n_classes != 0:
         raise ValueError(f"its label map has {n_classes} classes, its weights are for another number")
 
 
 def load_model(path, device="cpu"):
-    """Read a model, with its label map, from a checkpoint to a device, to detect and evaluate with; ValueError if the
-    file is none. Its batch normalisation is fused: it can be neither trained nor saved. (`model_from_checkpoint()`
-    makes one that can.)"""
+    """Read a model, with its label map, from a checkpoint to a device, for detection and evaluation.
+
+    Its batch normalisation is fused, so it can be neither trained nor saved. (See `model_from_checkpoint()` for that.)
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
     model = model_from_checkpoint(utils.load_checkpoint(path), path).eval()
     device = torch.device(device)
-    memory_format = utils.fastest_memory_format(device, model)
+    memory_format = utils.fastest_memory_format(device, model)  # depends on batch normalisation, so ask before fusing
     fuse_batch_norm(model)
     return model.to(device, memory_format=memory_format)
 
 
 @torch.no_grad()
 def fuse_batch_norm(model):
-    """Put batch normalisation into the weights of the convolutions before it, in place: a pass through the maps less.
+    """Put batch normalisation into the weights of the convolutions before it, in place: detection becomes faster.
 
     model: any nn.Module in evaluation mode, in which batch normalisation multiplies and adds fixed numbers.
     """
     for module in list(model.modules()):
-        if isinstance(module, Convolution) and module.norm is not None:
+        if isinstance(module, Convolution) and module.norm is not None:  # our own layers
             fused = fuse_conv_bn_eval(module, module.norm)
             module.weight = fused.weight
             module.bias = fused.bias
             module.norm = None
-        for (name, layer), (norm_name, norm) in pairwise(list(module.named_children())):
+        children = list(module.named_children())
+        for (name, layer), (norm_name, norm) in pairwise(children):  # torchvision's: one is called after the other
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, name, fuse_conv_bn_eval(layer, norm))
                 setattr(module, norm_name, nn.Identity())
