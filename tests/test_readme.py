@@ -1,4 +1,4 @@
-"""The README and docs/: commands parse, examples compute, links lead somewhere, tables are what the code computes."""
+"""The README and docs/: commands parse, examples compute, links lead somewhere, tables and quotes are the code's."""
 
 import doctest
 import re
@@ -6,6 +6,7 @@ import runpy
 import shlex
 import tarfile
 
+import figures_theory
 import make_figures
 import numpy as np
 import pytest
@@ -15,8 +16,14 @@ from helpers import REPO
 from PIL import Image
 from torch import nn
 
-from model import NETWORKS, SSD300
-from utils import override_parameters, script_parameters
+from model import NETWORKS, SSD300, match_priors
+from utils import cxcy_to_xy, find_jaccard_overlap, override_parameters, script_parameters
+
+
+def without_comments(text):
+    """What a reader sees. (Comments mark what is computed, and where the photos go.)"""
+    return re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+
 
 FILES = (REPO / "README.md", *REPO.glob("docs/*.md"))
 PAGES = {path.relative_to(REPO).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
@@ -25,7 +32,7 @@ TEXT = "\n".join(PAGES.values())
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
 PROSE = re.sub(r"^```.*?^```", "", TEXT, flags=re.DOTALL | re.MULTILINE)
 INLINE = re.findall(r"`([^`\n]+)`", PROSE)
-FIGURES = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", TEXT)
+FIGURES = re.findall(r"!\[([^\]]*)\]\((?:\.\./)?([^)]+)\)", without_comments(TEXT))
 LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 LINES += [text for text in INLINE if text.startswith("python ")]
 COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
@@ -63,11 +70,12 @@ def test_inline_overrides_are_parameters():
     assert len(named) > 10 and named <= parameters, named - parameters
 
 
-def test_examples_compute_what_they_show():
-    examples = "\n".join(block for kind, block in BLOCKS if kind == "pycon")
-    test = doctest.DocTestParser().get_doctest(examples, {}, "README", None, 0)
+@pytest.mark.parametrize(("page", "n_examples"), [("README.md", 25), ("docs/manual.md", 3)])
+def test_examples_compute_what_they_show(page, n_examples):
+    blocks = re.findall(r"^```pycon\n(.*?)^```", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, None, 0)
     results = doctest.DocTestRunner().run(test)  # prints what differs
-    assert results.failed == 0 and results.attempted > 15
+    assert results.failed == 0 and results.attempted >= n_examples
 
 
 def test_python_blocks_compile():
@@ -77,7 +85,7 @@ def test_python_blocks_compile():
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", PAGES[page]):
+    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", without_comments(PAGES[page])):
         path, _, part = target.partition("#")
         file = ((REPO / page).parent / path).resolve() if path else REPO / page
         assert file.exists(), f"{page}: {target}"
@@ -89,7 +97,36 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_links_to_code_have_the_right_line(page):
+    assert page in make_figures.PAGES
     assert make_figures.update_links(PAGES[page]) == PAGES[page], "run `make figures`"
+
+
+QUOTES = re.findall(r"<!-- code:([\w/.]+):([\w.]+) -->\n```python\n(.*?)\n```\n<!-- end -->", TEXT, flags=re.DOTALL)
+
+
+def test_code_is_quoted_between_marks():
+    assert len(QUOTES) == TEXT.count("<!-- code:") > 10
+    assert TEXT.count("<!-- end -->") == len(QUOTES) + TEXT.count("<!-- scene:")
+
+
+@pytest.mark.parametrize(("file", "name", "quoted"), QUOTES, ids=[name for _, name, _ in QUOTES])
+def test_quoted_code_is_the_code(file, name, quoted):
+    """Line by line in the file, in this order, without the docstring."""
+    assert make_figures.source_of(file, name) == quoted, "run `make figures`"
+    lines = (REPO / file).read_text(encoding="utf-8").splitlines()
+    defined = make_figures.line_of(file, name)
+    own = [line.strip() for line in lines[defined - 3 : defined + 80]]
+    place = 0
+    for line in quoted.splitlines():
+        place = own.index(line.strip(), place) + 1  # ValueError: not there, or in another order
+
+
+def test_source_of_a_function_without_its_docstring():
+    quoted = make_figures.source_of("utils.py", "cxcy_to_gcxgcy").splitlines()
+    assert quoted[0].startswith("def cxcy_to_gcxgcy(") and quoted[-1].startswith("    return ")
+    assert not any("Encode boxes" in line for line in quoted)
+    with pytest.raises(ValueError, match="does not define nothing"):
+        make_figures.source_of("model.py", "nothing")
 
 
 def test_tables_of_the_scene_are_computed():
@@ -98,18 +135,45 @@ def test_tables_of_the_scene_are_computed():
 
 
 def test_the_scene_tells_what_the_text_says():
-    """The star is too small for any prior, owns one all the same, and the seven priors show every case."""
+    """The triangle is too small for any prior, owns one all the same, and the eight priors show every case."""
     here = scene.Scene()
-    assert here.names == ["rectangle", "star"]
-    assert float(here.all_overlaps[:, 1].max()) < 0.5 <= float(here.all_overlaps[:, 0].max())
-    assert set(here.owners()) == {(0, 1), (0, 2), (1, 1), (None, 2)}
-    width, height = ((here.boxes_xy[1, 2:] - here.boxes_xy[1, :2]) * 300).round().int().tolist()
+    assert here.image.size == (300, 300)
+    left, right, circle, triangle = here.boxes_xy
+    assert here.names == ["star", "star", "circle", "triangle"]
+    assert 0.1 < float(find_jaccard_overlap(left[None], right[None])) < 0.45
+    assert float(find_jaccard_overlap(torch.stack([left, right]), torch.stack([circle, triangle])).max()) == 0
+    best_overlaps = here.all_overlaps.max(dim=1).values  # (4,)
+    assert float(best_overlaps[scene.TINY]) < 0.5 <= float(best_overlaps[: scene.TINY].min())
+    assert {item for item, _ in here.owners()} == {0, 1, 2, 3, None}
+    roles = dict(zip(scene.PRIOR_NAMES, here.owners(), strict=True))
+    assert roles["A"] == (0, 1) and roles["B"] == (0, 2) and roles["C"] == (1, 1) and roles["E"] == (2, 1)
+    assert roles["G"] == (3, 1) and {roles[name] for name in "DFH"} == {(None, 2)}
+    width, height = ((triangle[2:] - triangle[:2]) * 300).round().int().tolist()
     assert f"{width} × {height} pixels" in README
-    assert f"more than {float(here.all_overlaps[:, 1].max()):.2f}" in README
+    assert f"more than {float(here.all_overlaps[scene.TINY].max()):.2f}" in README
+
+
+def test_matching_of_the_scene_is_the_code_s():
+    here = scene.Scene()
+    matched = match_priors(here.boxes_xy, cxcy_to_xy(here.priors_cxcy), 0.5).tolist()
+    assert matched == [-1 if item is None else item for item, _ in here.owners()]
+
+
+def test_the_suppression_example_ends_right():
+    """Each of the three larger objects once, and no two rows of the table alike."""
+    here = scene.Scene()
+    boxes_xy, labels, scores = scene.candidates(here)
+    kept = [i for i, _, _, stays in scene.suppression_steps(here) if stays]
+    assert sorted(here.labels[: scene.TINY].tolist()) == sorted(labels[kept].tolist())
+    best = find_jaccard_overlap(here.boxes_xy[: scene.TINY], boxes_xy[kept]).max(dim=1).values
+    assert float(best.min()) > 0.6
+    assert float(scores.min()) > scene.MIN_SCORE > here.predictions["best_tiny_score"]
+    rows = scene.candidates_table(here).splitlines()[2:]
+    assert len({row.split("|")[4] for row in rows}) == len(rows) == 7
 
 
 def test_numbers_of_the_precision_recall_example():
-    recalls, precisions, average_precision = make_figures.precision_recall()
+    recalls, precisions, average_precision = figures_theory.precision_recall()
     rows = re.findall(r"^\| \d \|.*\| (\d)/(\d) \| (\d)/(\d) \|$", README, re.MULTILINE)
     assert [int(a) / int(b) for a, b, _, _ in rows] == pytest.approx(precisions)
     assert [int(c) / int(d) for _, _, c, d in rows] == pytest.approx(recalls)
@@ -117,8 +181,8 @@ def test_numbers_of_the_precision_recall_example():
 
 
 def test_figures_are_the_script_s_and_can_be_read_aloud():
-    shown = {path for _, path in FIGURES}
-    assert shown == {f"img/{name}" for name in make_figures.FIGURES}
+    shown = {path for _, path in FIGURES} | {"img/photos.jpg"}  # which is not drawn without a network for photos
+    assert shown == {f"img/{name}" for name in make_figures.NAMES}
     for words, path in FIGURES:
         assert len(words.split()) > 5, f"{path}: no words for those who cannot see it"
         with Image.open(REPO / path) as image:
@@ -133,7 +197,7 @@ def test_file_map_names_every_script():
 
 # --- Numbers in the text that the code can compute ------------------------------------------------
 
-WORDS = " ".join(README.split())
+WORDS = " ".join(TEXT.split())
 SSD = NETWORKS["ssd300_vgg16"]
 
 
@@ -147,10 +211,13 @@ def test_priors_in_the_text():
     assert f"{int(((low < 0) | (high > 1)).any(dim=1).sum())} of the {len(priors_cxcy)} do" in WORDS
     area = float((300 * priors_cxcy[:, 2:]).prod(dim=1).min())
     assert f"fewer than {int((area / 2) ** 0.5)} pixels" in WORDS
+    fewer = 37**2 * SSD.sources[0].n_priors
+    assert f"37 · 37 · 4 = {fewer} priors" in WORDS
+    assert f"{len(priors_cxcy) - 38**2 * SSD.sources[0].n_priors + fewer} in all" in WORDS
     for name, row in NETWORKS.items():
         n_priors = sum(source.n_priors * source.grid**2 for source in row.sources)
         shown = f"{n_priors:,}" if n_priors > 9999 else n_priors
-        assert f"`{name}`" in README and (f"| {row.input_size} | {shown} |" in README or name.endswith("_coco"))
+        assert f"`{name}`" in TEXT and (f"| {row.input_size} | {shown} |" in TEXT or name.endswith("_coco"))
 
 
 def test_size_and_view_of_the_network():
@@ -174,6 +241,13 @@ def test_size_and_view_of_the_network():
             fields[name.rpartition(".")[2]] = field + 2 * step  # a head's kernel is 3 x 3
     assert f"on {fields['conv4_3']} × {fields['conv4_3']} pixels" in WORDS
     assert f"on {fields['conv7']} × {fields['conv7']} pixels" in WORDS
+
+
+def test_parameters_of_the_networks_in_the_text():
+    for name in ("ssd300_vgg16", "ssd512_vgg16", "ssd300_vgg16_bn", "ssd300_resnet50", "ssd300_tiny"):
+        with torch.device("meta"):
+            n = sum(parameter.numel() for parameter in SSD300(21, name).parameters())
+        assert f"| `{name}` | {n / 1e6:.1f} M | {12 * n / 1e6:.0f} MB |" in TEXT, name  # three numbers of four bytes
 
 
 def test_recipe_in_the_text_is_the_default():

@@ -1,14 +1,16 @@
 """One picture, followed with numbers: the tables that run through the README.
 
-A blue rectangle and a tiny star, seven of the 8732 priors, and what the network of `make demo` predicts for them.
+Two stars side by side, a circle and a tiny triangle; eight of the 8732 priors; and what the network of `make demo`
+predicts for them. The network was not trained on this picture: it is drawn here, and nowhere else.
 `make_figures.py` calls `write_scene()` when it has a trained checkpoint, and puts the tables into the README;
 tests/test_readme.py computes the tables again and compares.
 
 Reads and writes img/scene.json: the predictions, rounded to four decimals, so that every number of the tables
-can be computed from a file of a few hundred bytes.
+can be computed from a small file.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from torchvision.ops import batched_nms
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
-from make_sample import CLASSES, draw_sample  # noqa: E402 (the path to it has to be set first)
+import make_sample  # noqa: E402 (the path to it has to be set first)
 
 from datasets import prepare  # noqa: E402
 from model import SSD300, MultiBoxLoss  # noqa: E402
@@ -36,46 +38,77 @@ from utils import (  # noqa: E402
     xy_to_cxcy,
 )
 
-PICTURE = 1272  # number of the picture: far beyond those that the demo trains and tests on
 SCENE_FILE = REPO / "img" / "scene.json"
-LABEL_MAP = make_label_map(sorted(CLASSES))
+LABEL_MAP = make_label_map(sorted(make_sample.CLASSES))
 CLASS_NAMES = rev_label_map(LABEL_MAP)
-PRIOR_NAMES = "ABCDEFG"
-CANDIDATE_NAMES = "12345"
-NEG_POS_RATIO = 1  # of the example; with the paper's 3 all negatives of seven priors would count
+MIN_SCORE = 0.2  # what detect.py shows
 MAX_OVERLAP = 0.45
+TOP_K = 200
+
+# The picture, in pixels of the 300 x 300 image: class, centre, radius, lean in degrees, hue.
+SEED = 14  # of background and patterns
+SIDE = 300
+SHAPES = (
+    ("star", (92, 126), 60, -3, 0.13),
+    ("star", (160, 172), 60, 8, 0.60),
+    ("circle", (235, 68), 42, 0, 0.99),
+    ("triangle", (46, 250), 7, 0, 0.36),
+)
+OBJECT_NAMES = ("left star", "right star", "circle", "triangle")
+TINY = 3  # the triangle
+PRIOR_NAMES = "ABCDEFGH"
+
+# Two of three negatives: with the paper's 3 for each positive all of them would count.
+NEG_POS_RATIO = 0.4
+
+
+def draw_scene():
+    """The picture: a PIL image and its boxes_xy (4, 4), fractional."""
+    rng = np.random.default_rng(SEED)
+    image = make_sample.draw_background(rng, (SIDE, SIDE))
+    boxes = []
+    for name, center, radius, lean, hue in SHAPES:
+        outline = make_sample.draw_outline(rng, name)
+        upright = -90 if name == "star" else 0  # a star is drawn with its first tip to the right
+        outline = make_sample.rotate(outline, math.radians(upright + lean)) * radius + np.array(center)
+        mask, (left, top) = make_sample.outline_mask(outline)
+        make_sample.paint_shape(rng, image, outline, mask, (left, top), hue)
+        x_min, y_min, x_max, y_max = mask.point(lambda value: 255 * (value >= 128)).getbbox()
+        boxes.append([left + x_min, top + y_min, left + x_max, top + y_max])
+    return image, torch.tensor(boxes) / SIDE
 
 
 def load_picture(number):
     """A picture of the sample's test split: PIL image, boxes_xy (n, 4) fractional, list of n class names."""
-    image, objects = draw_sample(np.random.default_rng((0, 1, number)))
+    image, objects = make_sample.draw_sample(np.random.default_rng((0, 1, number)))
     boxes = [item["box_xy_pixels"] for item in objects]
     boxes_xy = torch.tensor(boxes).reshape(-1, 4) / torch.tensor([*image.size, *image.size])
     return image, boxes_xy, [item["name"] for item in objects]
 
 
 class Scene:
-    """The picture, its objects, seven priors, and the network's predictions for them."""
+    """The picture, its objects, eight priors, and the network's predictions for them."""
 
-    def __init__(self, predictions=None):
-        self.image, self.boxes_xy, self.names = load_picture(PICTURE)  # rectangle, star
+    def __init__(self, with_predictions=True):
+        self.image, self.boxes_xy = draw_scene()
+        self.names = [name for name, *_ in SHAPES]
         self.labels = torch.tensor([LABEL_MAP[name] for name in self.names])
         self.all_priors_cxcy = SSD300.create_prior_boxes()
-        self.all_overlaps = find_jaccard_overlap(cxcy_to_xy(self.all_priors_cxcy), self.boxes_xy)  # (8732, 2)
-        self.priors = choose_priors(self.all_overlaps, self.all_priors_cxcy)  # (7,), indices
-        self.priors_cxcy = self.all_priors_cxcy[self.priors]  # (7, 4)
-        self.overlaps = self.all_overlaps[self.priors]  # (7, 2)
-        self.predictions = predictions or json.loads(SCENE_FILE.read_text())
+        self.all_overlaps = find_jaccard_overlap(self.boxes_xy, cxcy_to_xy(self.all_priors_cxcy))  # (4, 8732)
+        self.priors = choose_priors(self.all_overlaps, self.all_priors_cxcy)  # (8,), indices
+        self.priors_cxcy = self.all_priors_cxcy[self.priors]  # (8, 4)
+        self.overlaps = self.all_overlaps[:, self.priors]  # (4, 8): a row an object, a column a prior
+        self.predictions = json.loads(SCENE_FILE.read_text()) if with_predictions else {}
 
     def owners(self):
-        """For each prior the object that it is to predict, and why: list of (object or None, step)."""
-        own = greedy_own_priors(self.overlaps)
+        """For each prior the object that it is to predict, and in which step of matching: (object or None, step)."""
+        own = {prior: item for item, prior in step_1(self.overlaps)}
         result = []
         for prior in range(len(self.priors)):
-            best = int(self.overlaps[prior].argmax())
+            best = int(self.overlaps[:, prior].argmax())
             if prior in own:
-                result.append((own.index(prior), 1))
-            elif self.overlaps[prior, best] >= 0.5:
+                result.append((own[prior], 1))
+            elif self.overlaps[best, prior] >= 0.5:
                 result.append((best, 2))
             else:
                 result.append((None, 2))
@@ -83,28 +116,34 @@ class Scene:
 
 
 def choose_priors(overlaps, priors_cxcy):
-    """Seven priors that show everything that matching does: indices (7,) of the 8732.
+    """Eight priors that show everything that matching does: indices (8,) of the 8732.
 
-    A the rectangle's own, B another one that it matches, C just below one half, D about a quarter;
-    E the star's own, F one that overlaps it less; G far from both.
+    A is the left star's own, B another one that it matches; C the right star's own; D lies between the stars;
+    E is the circle's own, F one that just misses it; G is the triangle's own; H is far from all.
     """
-    rectangle, star = overlaps[:, 0], overlaps[:, 1]
-    matching = rectangle.masked_fill(rectangle < 0.5, torch.inf)
-    near_miss = rectangle.masked_fill(rectangle > 0.48, 0)
-    far = (priors_cxcy[:, :2] - torch.tensor([0.75, 0.75])).square().sum(dim=1)
-    far = far.masked_fill((overlaps.sum(dim=1) > 0) | ((priors_cxcy[:, 2] - 0.2).abs() > 0.01), torch.inf)
-    chosen = [rectangle.argmax(), matching.argmin(), near_miss.argmax(), (rectangle - 0.25).abs().argmin()]  # A to D
-    return torch.stack([*chosen, star.argmax(), (star - 0.1).abs().argmin(), far.argmin()])
+    left, right, circle, triangle = overlaps
+    is_second = (left >= 0.5) & (priors_cxcy[:, 2] != priors_cxcy[:, 3])
+    second = (left - 0.55).abs().masked_fill(~is_second, torch.inf)
+    between = torch.minimum(left, right).masked_fill(overlaps.max(dim=0).values >= 0.5, 0)
+    near_miss = circle.masked_fill(circle >= 0.48, 0)
+    to_corner = (priors_cxcy[:, :2] - torch.tensor([0.84, 0.84])).square().sum(dim=1)
+    is_far = (overlaps.sum(dim=0) == 0) & ((priors_cxcy[:, 2:] - 0.2).abs() < 0.01).all(dim=1)
+    far = to_corner.masked_fill(~is_far, torch.inf)
+    chosen = [left.argmax(), second.argmin(), right.argmax(), between.argmax()]  # A to D
+    chosen += [circle.argmax(), near_miss.argmax(), triangle.argmax(), far.argmin()]  # E to H
+    return torch.stack(chosen)
 
 
-def greedy_own_priors(overlaps):
-    """Step 1 of matching, as the text says it: the prior (row) of each object (column)."""
-    table, own = overlaps.clone(), [0] * overlaps.shape[1]
-    for _ in own:
-        prior, item = divmod(int(table.argmax()), table.shape[1])
-        own[item] = prior
-        table[prior], table[:, item] = -1, -1
-    return own
+def step_1(overlaps):
+    """Step 1 of matching, as the text says it: pairs (object, prior), in the order in which they are fixed."""
+    table = overlaps.clone()
+    pairs = []
+    for _ in range(len(table)):
+        item, prior = divmod(int(table.argmax()), table.shape[1])
+        pairs.append((item, prior))
+        table[item, :] = -1
+        table[:, prior] = -1
+    return pairs
 
 
 @torch.no_grad()
@@ -115,47 +154,65 @@ def predict(model, image):
 
 
 def write_scene(model):
-    """Write img/scene.json: what the model predicts for the seven priors, and for five candidates."""
-    scene = Scene(predictions={"none": 0})
+    """Write img/scene.json: what the model predicts for the eight priors, and for seven candidates."""
+    scene = Scene(with_predictions=False)
     locs, scores = predict(model, scene.image)
-    candidates = choose_candidates(locs, scores, scene)
+    priors, labels = choose_candidates(locs, scores, scene)
+    content = {
+        "locs": rounded(locs[scene.priors]),
+        "scores": rounded(scores[scene.priors]),
+        "candidate_priors": priors,
+        "candidate_labels": labels,
+        "candidate_locs": rounded(locs[priors]),
+        "candidate_scores": rounded(scores[priors]),
+        "n_candidates": int((F.softmax(scores, dim=1)[:, 1:] > MIN_SCORE).sum()),
+        "best_tiny_score": round(float(F.softmax(scores, dim=1)[:, scene.labels[TINY]].max()), 4),
+    }
+    SCENE_FILE.write_text(json.dumps(content) + "\n")
 
-    def rounded(values):
-        return [[round(value, 4) for value in row] for row in values.tolist()]
 
-    SCENE_FILE.write_text(
-        json.dumps(
-            {
-                "locs": rounded(locs[scene.priors]),
-                "scores": rounded(scores[scene.priors]),
-                "candidate_priors": candidates,
-                "candidate_locs": rounded(locs[candidates]),
-                "candidate_scores": rounded(scores[candidates]),
-            }
-        )
-        + "\n"
-    )
+def rounded(values):
+    return [[round(value, 4) for value in row] for row in values.tolist()]
 
 
 def choose_candidates(locs, scores, scene):
-    """Five priors whose best class is an object, by falling score: the star's best, and four that say "rectangle".
+    """Candidates (a prior and a class each) for the example of suppression, by falling score.
 
-    Of these: the best two, one from the middle, and the one that overlaps the best one least.
+    Of each of the three larger objects the best one, and the one that overlaps it least of those that it
+    suppresses; of the left star also the one in the middle. Raises ValueError if the model does not find just
+    these three objects: the example is to end right.
     """
     probabilities = F.softmax(scores, dim=1)  # (8732, C)
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, scene.all_priors_cxcy))
-    rectangle, star = (probabilities[:, label] for label in scene.labels.tolist())
-    order = rectangle.argsort(descending=True)
-    order = order[rectangle[order] > 0.1]
-    with_best = find_jaccard_overlap(boxes_xy[order], boxes_xy[order[:1]])[:, 0]
-    chosen = [
-        int(order[0]),
-        int(order[1]),
-        int(order[len(order) // 2]),
-        int(order[with_best.argmin()]),
-        int(star.argmax()),
-    ]
-    return sorted(chosen, key=lambda prior: -float(probabilities[prior, 1:].max()))
+    check_answer(boxes_xy, probabilities, scene)
+    chosen = []
+    for item in range(TINY):
+        label = int(scene.labels[item])
+        on_object = find_jaccard_overlap(boxes_xy, scene.boxes_xy[item : item + 1])[:, 0] >= 0.5
+        mine = ((probabilities[:, label] > MIN_SCORE) & on_object).nonzero()[:, 0]
+        best = mine[probabilities[mine, label].argmax()]
+        with_best = find_jaccard_overlap(boxes_xy[mine], boxes_xy[best][None])[:, 0]
+        doubles = mine[(with_best > MAX_OVERLAP) & (mine != best)]
+        doubles = doubles[find_jaccard_overlap(boxes_xy[doubles], boxes_xy[best][None])[:, 0].argsort()]
+        places = [0, len(doubles) // 2] if item == 0 else [0]
+        chosen += [(int(prior), label) for prior in [best, *doubles[places]]]
+    chosen = sorted(chosen, key=lambda pair: -float(probabilities[pair]))
+    return [prior for prior, _ in chosen], [label for _, label in chosen]
+
+
+def check_answer(boxes_xy, probabilities, scene):
+    """Raise ValueError if the model's answer is not the three larger objects, each once."""
+    priors, labels = (probabilities[:, 1:] > MIN_SCORE).nonzero(as_tuple=True)
+    labels = labels + 1
+    boxes, scores = boxes_xy[priors], probabilities[priors, labels]
+    kept = batched_nms(boxes, scores, labels, MAX_OVERLAP)
+    overlaps = find_jaccard_overlap(boxes[kept], scene.boxes_xy[:TINY])  # (n, 3)
+    right = [(int(row.argmax()), float(row.max()) >= 0.5) for row in overlaps]
+    names = [CLASS_NAMES[int(label)] for label in labels[kept]]
+    found = sorted(item for item, is_near in right if is_near)
+    same = all(scene.names[item] == name for (item, _), name in zip(right, names, strict=True))
+    if found != list(range(TINY)) or len(kept) != TINY or not same:
+        raise ValueError(f"the model finds {names} in the scene's picture: choose another SEED in tools/scene.py")
 
 
 # --- The tables, in Markdown ----------------------------------------------------------------------
@@ -169,36 +226,59 @@ def table(header, rows):
 
 def pixels(values):
     """Numbers as whole pixels of the 300 x 300 image."""
-    return [f"{float(value) * 300:.0f}" for value in values]
+    return [f"{float(value) * SIDE:.0f}" for value in values]
+
+
+def digits(value):
+    """A loss with two digits that say something: 3.4, 0.35, 0.000012."""
+    if value < 1e-6:
+        return "0.000001 or less"
+    n = max(2, 1 - math.floor(math.log10(value)))
+    return f"{value:.{n}f}"
+
+
+def objects_table(scene):
+    rows = []
+    for i, name in enumerate(OBJECT_NAMES):
+        box = scene.boxes_xy[i]
+        width, height = pixels(box[2:] - box[:2])
+        rows.append([name, scene.names[i], ", ".join(pixels(box)), f"{width} × {height}"])
+    return table(["object", "class", "box in pixels: x_min, y_min, x_max, y_max", "size"], rows)
 
 
 def overlaps_table(scene):
-    rows = []
-    for name, prior, overlaps in zip(PRIOR_NAMES, scene.priors_cxcy, scene.overlaps, strict=True):
+    centers, sizes = [], []
+    for prior in scene.priors_cxcy:
         c_x, c_y, w, h = pixels(prior)
-        rows.append([f"**{name}**", f"({c_x}, {c_y})", f"{w} × {h}", *(f"{float(value):.2f}" for value in overlaps)])
-    header = ["prior", "centre, pixels", "size, pixels", *(f"overlap with the {name}" for name in scene.names)]
-    return table(header, rows)
+        centers.append(f"{c_x}, {c_y}")
+        sizes.append(f"{w} × {h}")
+    rows = [["centre", *centers], ["size", *sizes]]
+    for name, overlaps in zip(OBJECT_NAMES, scene.overlaps, strict=True):
+        rows.append([f"**{name}**", *(f"{float(value):.2f}" for value in overlaps)])
+    return table(["", *(f"**{name}**" for name in PRIOR_NAMES)], rows)
 
 
 def matches_table(scene):
+    rounds = {prior: number for number, (_, prior) in enumerate(step_1(scene.overlaps), start=1)}
     rows = []
-    for name, overlaps, (item, step) in zip(PRIOR_NAMES, scene.overlaps, scene.owners(), strict=True):
-        best = float(overlaps.max())
+    for i, (name, (item, step)) in enumerate(zip(PRIOR_NAMES, scene.owners(), strict=True)):
+        best = float(scene.overlaps[:, i].max())
         if item is None:
             rows.append([f"**{name}**", f"step 2: its best overlap, {best:.2f}, is below 0.5", "background", "nothing"])
             continue
-        overlap, target = float(overlaps[item]), scene.names[item]
-        first = f"step 1: the {target} has no better prior ({overlap:.2f})"
-        second = f"step 2: {overlap:.2f} is at least 0.5"
-        rows.append([f"**{name}**", first if step == 1 else second, target, f"offsets to the {target}"])
+        overlap = f"{float(scene.overlaps[item, i]):.2f}"
+        if step == 1:
+            why = f"step 1: highest number of round {rounds[i]} ({overlap})"
+        else:
+            why = f"step 2: {overlap} is at least 0.5"
+        rows.append([f"**{name}**", why, scene.names[item], f"offsets to the {OBJECT_NAMES[item]}"])
     return table(["prior", "why", "must predict the class", "and"], rows)
 
 
 def offsets_table(scene):
-    box, prior = xy_to_cxcy(scene.boxes_xy[:1]), scene.priors_cxcy[:1]
-    offsets = cxcy_to_gcxgcy(box, prior)[0].tolist()
-    box, prior = box[0].tolist(), prior[0].tolist()
+    box_cxcy, prior_cxcy = xy_to_cxcy(scene.boxes_xy[:1]), scene.priors_cxcy[:1]
+    offsets = cxcy_to_gcxgcy(box_cxcy, prior_cxcy)[0].tolist()
+    box, prior = box_cxcy[0].tolist(), prior_cxcy[0].tolist()
     rows = []
     for i, letter in enumerate(("c_x", "c_y", "w", "h")):
         if i < 2:
@@ -206,17 +286,17 @@ def offsets_table(scene):
         else:
             formula = f"ln({box[i]:.3f} / {prior[i]:.3f}) / {SIZE_VARIANCE}"
         rows.append([letter, f"{box[i]:.3f}", f"{prior[i]:.3f}", formula, f"**{offsets[i]:.2f}**".replace("-", "−")])
-    return table(["", "rectangle", "prior A", "computation", "offset"], rows)
+    return table(["", "left star", "prior A", "computation", "offset"], rows)
 
 
 def losses(scene):
-    """For the seven priors: right labels, probabilities of them, cross entropies, which count, localisation losses."""
+    """For the eight priors: right labels, cross entropies, which count, localisation losses."""
     scores, locs = torch.tensor(scene.predictions["scores"]), torch.tensor(scene.predictions["locs"])
     owners = [item for item, _ in scene.owners()]
     labels = torch.tensor([0 if item is None else int(scene.labels[item]) for item in owners])
     is_positive = labels > 0
     entropies = F.cross_entropy(scores, labels, reduction="none")
-    n_negatives = NEG_POS_RATIO * int(is_positive.sum())
+    n_negatives = math.ceil(NEG_POS_RATIO * int(is_positive.sum()))
     hardest = entropies.masked_fill(is_positive, -1).argsort(descending=True)[:n_negatives]
     counts = is_positive.clone()
     counts[hardest] = True
@@ -233,19 +313,19 @@ def losses_table(scene):
         is_positive = bool(labels[i] > 0)
         role = "positive" if is_positive else "hard negative: counts" if counts[i] else "easy negative: left out"
         right = CLASS_NAMES[int(labels[i])]
-        loc = f"{float(loc_losses[i]):.2f}" if is_positive else "–"
+        loc = digits(float(loc_losses[i])) if is_positive else "–"
         probability, entropy = float((-entropies[i]).exp()), float(entropies[i])
-        rows.append([f"**{name}**", right, f"{probability:.3f}", f"{entropy:.4f}", role, loc])
+        rows.append([f"**{name}**", right, f"{probability:.3f}", digits(entropy), role, loc])
     header = ["prior", "right class", "its probability", "cross entropy", "role", "smooth L1 of the offsets"]
     n_positive = int((labels > 0).sum())
     conf, loc = float((entropies * counts).sum()), float(loc_losses.sum())
     criterion = MultiBoxLoss(scene.priors_cxcy, neg_pos_ratio=NEG_POS_RATIO)
-    predictions = (torch.tensor(scene.predictions[key])[None] for key in ("locs", "scores"))
-    total = float(criterion(*predictions, [scene.boxes_xy], [scene.labels]))
+    locs, scores = (torch.tensor(scene.predictions[key])[None] for key in ("locs", "scores"))
+    total = float(criterion(locs, scores, [scene.boxes_xy], [scene.labels]))
     if abs(total - (conf + loc) / n_positive) > 1e-3:
         raise ValueError(f"MultiBoxLoss gives {total}, the table {(conf + loc) / n_positive}")
     text = (
-        f"The confidence losses that count add up to {conf:.2f}, the localisation losses to {loc:.2f}. There are "
+        f"The cross entropies that count add up to {conf:.2f}, the localisation losses to {loc:.2f}. There are "
         f"{n_positive} positives, so the loss is ({conf:.2f} + {loc:.2f}) / {n_positive} = **{total:.2f}**. "
         "`MultiBoxLoss` returns the same number for these priors."
     )
@@ -253,34 +333,34 @@ def losses_table(scene):
 
 
 def candidates(scene):
-    """Boxes (5, 4), labels, scores of the five candidates, best first."""
-    scores = F.softmax(torch.tensor(scene.predictions["candidate_scores"]), dim=1)
-    priors = scene.all_priors_cxcy[scene.predictions["candidate_priors"]]
-    boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(torch.tensor(scene.predictions["candidate_locs"]), priors))
-    best, labels = scores[:, 1:].max(dim=1)
-    return boxes_xy, labels + 1, best
+    """Boxes (7, 4), labels, scores of the seven candidates, best first."""
+    labels = torch.tensor(scene.predictions["candidate_labels"])
+    probabilities = F.softmax(torch.tensor(scene.predictions["candidate_scores"]), dim=1)
+    priors_cxcy = scene.all_priors_cxcy[scene.predictions["candidate_priors"]]
+    boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(torch.tensor(scene.predictions["candidate_locs"]), priors_cxcy))
+    return boxes_xy, labels, probabilities.gather(1, labels[:, None])[:, 0]
 
 
 def candidates_table(scene):
     rows = []
-    for name, box, label, score in zip(CANDIDATE_NAMES, *candidates(scene), strict=True):
-        rows.append([f"**{name}**", CLASS_NAMES[int(label)], f"{float(score):.2f}", ", ".join(pixels(box))])
+    for i, (box, label, score) in enumerate(zip(*candidates(scene), strict=True), start=1):
+        rows.append([f"**{i}**", CLASS_NAMES[int(label)], f"{float(score):.2f}", ", ".join(pixels(box))])
     return table(["candidate", "class", "score", "box in pixels: x_min, y_min, x_max, y_max"], rows)
 
 
 def suppression_steps(scene):
-    """Suppression, one candidate after the other: list of (candidate, its suppressor or None, overlap with it)."""
+    """Suppression, one candidate after the other: list of (candidate, nearest kept rival or None, overlap, stays)."""
     boxes_xy, labels, _ = candidates(scene)
     overlaps = find_jaccard_overlap(boxes_xy, boxes_xy)
     kept, steps = [], []
     for i in range(len(labels)):
         rivals = [j for j in kept if labels[j] == labels[i]]
         nearest = max(rivals, key=lambda j: float(overlaps[i, j]), default=None)
-        if nearest is not None and overlaps[i, nearest] > MAX_OVERLAP:
-            steps.append((i, nearest, float(overlaps[i, nearest]), False))
-        else:
+        overlap = 0.0 if nearest is None else float(overlaps[i, nearest])
+        stays = overlap <= MAX_OVERLAP
+        if stays:
             kept.append(i)
-            steps.append((i, nearest, float(overlaps[i, nearest]) if nearest is not None else 0.0, True))
+        steps.append((i, nearest, overlap, stays))
     return steps
 
 
@@ -290,11 +370,11 @@ def suppression_table(scene):
     for i, rival, overlap, stays in suppression_steps(scene):
         name = CLASS_NAMES[int(labels[i])]
         if rival is None:
-            reason = f"no better {name} has been kept"
+            reason = f"no {name} has been kept so far"
         else:
-            reason = f"overlap with {CANDIDATE_NAMES[rival]}: {overlap:.2f}"
+            reason = f"overlap with {rival + 1}: {overlap:.2f}"
             reason += f", not above {MAX_OVERLAP}" if stays else f", above {MAX_OVERLAP}"
-        rows.append([f"**{CANDIDATE_NAMES[i]}**", name, reason, "kept" if stays else "dropped"])
+        rows.append([f"**{i + 1}**", name, reason, "kept" if stays else "dropped"])
     check_suppression(scene)
     return table(["candidate", "class", "compared with what has been kept", "result"], rows)
 
@@ -309,6 +389,7 @@ def check_suppression(scene):
 
 
 TABLES = {
+    "objects": objects_table,
     "overlaps": overlaps_table,
     "matches": matches_table,
     "offsets": offsets_table,
