@@ -298,14 +298,21 @@ def test_a_crop_shows_its_boxes_where_they_are(tmp_path):
     assert np.abs(np.array(extents[0][2:]) - (150, 112)).max() <= 4
     assert np.abs(np.array(extents[1][:2]) - (150, 112)).max() <= 4
     sizes = [(x_max - x_min, y_max - y_min) for x_min, y_min, x_max, y_max in extents]
-    assert sizes[0] == pytest.approx(sizes[1], abs=2) and sizes[0][0] > 80
+    assert sizes[0] == pytest.approx(sizes[1], abs=2) and sizes[0][0] > 60
 
 
 def test_worst_cases_at_the_edge_of_an_image(tmp_path):
-    """Boxes beyond the image, of no area, or as large as the image: a crop is drawn for each."""
+    """Boxes beyond the image, of no area, inverted, or as large as the image: a crop is drawn for each."""
     path = write_image(tmp_path / "a.png", (60, 40))
     dataset = make_dataset(tmp_path, [], paths=[str(path)], size=(60, 40))
-    for box in ([-30, -30, 5, 5], [10, 10, 10, 10], [0, 0, 60, 40], [59, 39, 200, 300], [200, 200, 210, 210]):
+    for box in (
+        [-30, -30, 5, 5],
+        [10, 10, 10, 10],
+        [20, 20, 9, 9],
+        [0, 0, 60, 40],
+        [59, 39, 200, 300],
+        [200, 200, 210, 210],
+    ):
         tile = analyze.draw_tile(analyze.Case(0, np.array(box, float), None, ""), dataset)
         assert tile.size == (analyze.TILE_WIDTH, analyze.TILE_HEIGHT)
 

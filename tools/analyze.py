@@ -417,7 +417,7 @@ def draw_log(columns):
             window = max(1, len(values) // 40)
             smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
             losses.plot(iterations[window - 1 :], smooth, color=color, label=label)
-            losses.set_ylabel(f"loss (bold: mean of {window} rows)")
+            losses.set_ylabel("loss" if window == 1 else f"loss (bold: mean of {window} rows)")
             highest = max(highest, np.quantile(values, 0.98))  # the first few may be far above the others
     if highest:
         losses.set_ylim(0, 1.1 * highest)
@@ -717,8 +717,8 @@ def draw_tile(case, dataset):
     shown = [box for box in (case.detection_xy, case.object_xy) if box is not None]
     x_min, y_min = np.min(shown, axis=0)[:2]
     x_max, y_max = np.max(shown, axis=0)[2:]
-    # The crop has the tile's shape where the image allows, and its boxes take two thirds of it.
-    width = 1.5 * max(x_max - x_min, (y_max - y_min) * TILE_WIDTH / TILE_HEIGHT, 20)
+    # The crop has the tile's shape where the image allows, and its boxes take half of it.
+    width = 2 * max(x_max - x_min, (y_max - y_min) * TILE_WIDTH / TILE_HEIGHT, 20)
     height = width * TILE_HEIGHT / TILE_WIDTH
     left = max(0, int((x_min + x_max - width) / 2))
     upper = max(0, int((y_min + y_max - height) / 2))
@@ -730,8 +730,8 @@ def draw_tile(case, dataset):
     draw = ImageDraw.Draw(crop)
     for box, color in ((case.object_xy, OBJECT_COLOR), (case.detection_xy, DETECTION_COLOR)):
         if box is not None:
-            x_0, y_0 = (box[:2] - (left, upper)) * scale
-            x_1, y_1 = (box[2:] - (left, upper)) * scale - 1
+            corners = (box.reshape(2, 2) - (left, upper)) * scale
+            (x_0, y_0), (x_1, y_1) = corners.clip(0, (crop.width - 1, crop.height - 1))  # some reach beyond the image
             draw.rectangle([x_0, y_0, max(x_0, x_1), max(y_0, y_1)], outline=color, width=3)
     tile = Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT), "white")
     tile.paste(crop, ((TILE_WIDTH - crop.width) // 2, (TILE_HEIGHT - crop.height) // 2))
