@@ -1,4 +1,4 @@
-"""Augmentations: every fast path against a plain float64 version of the same mathematics; distributions."""
+"""Images of every kind, and their augmentation: against a plain float64 version of the same; distributions."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 
 import datasets
-from datasets import AUGMENTATIONS, FILLER, MIN_OVERLAPS, NO_OBJECTS, Distortion, read_image, transform
+from datasets import AUGMENTATIONS, FILLER, MIN_OVERLAPS, NO_OBJECTS, Colors, read_image, transform
 
 
 def make_noise(height, width, seed=0):
@@ -29,14 +29,21 @@ def as_image(pixels):
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def plain_distort(pixels, distortion):
-    """The photometric steps in Caffe's order, in float64; returns float64 in [0, 255]."""
-    brightness, contrast, more_saturation, turn, contrast_first = distortion
-    before, after = (contrast / 256, 1) if contrast_first else (1, contrast / 256)
-    rgb = np.clip(np.clip(pixels.astype(np.float64) + brightness, 0, 255) * before, 0, 255)
+def plain_distort(pixels, colors):
+    """The photometric steps in float64; returns float64 in [0, 255]. S may exceed 1: the values then end at 0."""
+    rgb = np.clip(pixels.astype(np.float64) + colors.brightness, 0, 255)
+    if colors.contrast_first:
+        rgb = np.clip(rgb * colors.contrast, 0, 255)
+    highest = rgb.max(axis=-1, keepdims=True)
+    rgb = np.clip(highest + (rgb - highest) * colors.saturation, 0, 255)
     hue, saturation, value = np.moveaxis(rgb_to_hsv(rgb / 255), -1, 0)  # hue 1 is the whole circle
-    hue, saturation = (hue + turn / 256 / 6) % 1, np.clip(saturation * (more_saturation / 256), 0, 1)
-    return np.clip(255 * hsv_to_rgb(np.stack([hue, saturation, value], axis=-1)) * after, 0, 255)
+    rgb = 255 * hsv_to_rgb(np.stack([(hue + colors.hue / 360) % 1, saturation, value], axis=-1))
+    return rgb if colors.contrast_first else np.clip(rgb * colors.contrast, 0, 255)
+
+
+def distort(pixels, **colors):
+    """`datasets.distort()` for an (h, w, 3) array."""
+    return datasets.distort(as_image(pixels), Colors(**colors)).permute(1, 2, 0).numpy()
 
 
 def plain_resize(pixels, width, height, antialias=True):
@@ -103,57 +110,101 @@ def test_brightness_and_contrast_are_exact_for_every_value():
     values = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
     for brightness in range(-32, 33):
         expected = np.clip(values.astype(int) + brightness, 0, 255)
-        assert np.array_equal(datasets.distort(values, Distortion(brightness=brightness)), expected)
-    for contrast in range(128, 385):
-        expected = np.minimum(values * (contrast / 256), 255)
-        assert np.abs(datasets.distort(values, Distortion(contrast=contrast)) - expected).max() <= 0.5
+        assert np.array_equal(distort(values, brightness=brightness), expected)
+    for contrast in range(50, 151):
+        expected = np.minimum(values * (contrast / 100), 255)
+        assert np.abs(distort(values, contrast=contrast / 100) - expected).max() <= 0.5
 
 
 @pytest.mark.parametrize("rgb, parameters, expected", [
-    ((255, 0, 0), {"hue": 128}, (255, 127, 0)),  # red, half a sixth on: orange
-    ((255, 0, 0), {"hue": -128}, (255, 0, 127)), ((0, 255, 0), {"hue": 128}, (0, 255, 127)),  # next, 30 +- 30 degrees:
-    ((200, 150, 100), {"hue": 128}, (200, 200, 100)), ((200, 150, 100), {"hue": -128}, (200, 100, 100)),
-    ((200, 150, 100), {"saturation": 128}, (200, 175, 150)), ((200, 150, 100), {"saturation": 384}, (200, 125, 50)),
-    ((200, 110, 20), {"saturation": 384}, (200, 100, 0)),  # S ends at 1: the factor is 200 / 180
-    *(((grey,) * 3, {"saturation": 384, "hue": 100}, (grey,) * 3) for grey in (90, 0)),
-    ((200, 100, 20), {"brightness": -30, "contrast": 384}, (255, 105, 0)),
+    # 36 degrees are 25.5, rounded 26, of Pillow's 255 steps: 156 / 255 of the 60 degrees from red to yellow.
+    ((255, 0, 0), {"hue": 36}, (255, 156, 0)), ((255, 0, 0), {"hue": -36}, (255, 0, 156)),
+    ((0, 255, 0), {"hue": 36}, (0, 255, 156)), ((0, 0, 255), {"hue": 36}, (156, 0, 255)),
+    ((200, 200, 100), {"hue": 24}, (160, 200, 100)),  # yellow, 24 of the 60 degrees on to green
+    ((200, 150, 100), {"saturation": 0.5}, (200, 175, 150)), ((200, 150, 100), {"saturation": 1.5}, (200, 125, 50)),
+    ((200, 110, 20), {"saturation": 1.5}, (200, 65, 0)),  # 200 - 180 * 1.5 is below 0
+    *(((grey,) * 3, {"saturation": 1.5, "hue": 20}, (grey,) * 3) for grey in (90, 0)),
+    ((200, 100, 20), {"brightness": -30, "contrast": 1.5}, (255, 105, 0)),
     # 198 * 1.5 is cut to 255 before the saturation, 255 - (255 - 141) / 2; or (198 - 104 / 2) * 1.5 after it.
-    ((198, 94, 94), {"contrast": 384, "saturation": 128}, (255, 198, 198)),
-    ((198, 94, 94), {"contrast": 384, "saturation": 128, "contrast_first": False}, (255, 219, 219)),
+    ((198, 94, 94), {"contrast": 1.5, "saturation": 0.5}, (255, 198, 198)),
+    ((198, 94, 94), {"contrast": 1.5, "saturation": 0.5, "contrast_first": False}, (255, 219, 219)),
 ])  # fmt: skip
 def test_hand_computed_colors(rgb, parameters, expected):
-    assert datasets.distort(np.array([[rgb]], dtype=np.uint8), Distortion(**parameters)).tolist() == [[list(expected)]]
+    found = distort(np.array([[rgb]], dtype=np.uint8), **parameters)
+    assert np.abs(found[0, 0] - np.array(expected, dtype=int)).max() <= 1
 
 
-@pytest.mark.parametrize("saturation", [128, 180, 256, 257, 330, 384])
-@pytest.mark.parametrize("hue", [-153, -64, -1, 0, 1, 100, 153])
-def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
-    levels = *range(0, 256, 15), 1, 2, 127, 128, 254
-    colors = np.array([[*itertools.product(levels, repeat=3)]], dtype=np.uint8)
-    result = datasets.distort_color(colors, saturation, hue)
-    errors = np.abs(result - plain_distort(colors, Distortion(saturation=saturation, hue=hue)))
-    # One rounding to a level, of which the saturation can make one and a half before it rounds once more.
-    assert errors.max() < (0.501 if saturation == 256 else 1.76) and errors.mean() < 0.6
-    assert saturation == 256 == hue + 256 or not np.array_equal(result, colors)
+EVERY_COLOR = np.array([[*itertools.product((*range(0, 256, 15), 1, 2, 127, 128, 254), repeat=3)]], dtype=np.uint8)
 
 
-def test_distortions_are_drawn_as_in_the_design():
+@pytest.mark.parametrize("saturation", [0.5, 0.7, 1.0, 1.01, 1.3, 1.5])
+def test_saturation_is_that_of_hsv(saturation):
+    highest = EVERY_COLOR.max(axis=-1, keepdims=True).astype(int)
+    found = distort(EVERY_COLOR, saturation=saturation)
+    assert np.abs(found - plain_distort(EVERY_COLOR, Colors(saturation=saturation))).max() <= 1
+    hue, before, value = np.moveaxis(rgb_to_hsv(EVERY_COLOR / 255), -1, 0)
+    is_possible = before * saturation <= 1
+    expected = 255 * hsv_to_rgb(np.stack([hue, np.minimum(before * saturation, 1), value], axis=-1))
+    assert is_possible.mean() > 0.3 and np.abs(found - expected)[is_possible].max() <= 1
+    assert (found.max(axis=-1, keepdims=True) == highest).all()  # V stays
+
+
+@pytest.mark.parametrize("hue", [-36, -20, -1, 1, 25, 36])
+def test_hue_is_that_of_hsv_to_two_of_its_steps(hue):
+    """One of the steps is rounded off as Pillow finds the hue, half of one as the turn is rounded."""
+    found = distort(EVERY_COLOR, hue=hue).astype(int)
+    chroma = np.ptp(EVERY_COLOR.astype(int), axis=-1, keepdims=True)
+    errors = np.abs(found - plain_distort(EVERY_COLOR, Colors(hue=hue)))
+    assert (errors <= 1 + 1.6 * chroma * 6 / 255).all()
+    for of_all_channels in (np.max, np.min):
+        assert (of_all_channels(found, axis=-1) == of_all_channels(EVERY_COLOR, axis=-1)).all()
+    # Pillow's own way back from HSV gives the same, but for its rounding of S.
+    hues, saturations, values = Image.fromarray(EVERY_COLOR).convert("HSV").split()
+    hues = hues.point(lambda step: (step + round(hue / 360 * 255)) % 255)
+    of_pillow = np.asarray(Image.merge("HSV", (hues, saturations, values)).convert("RGB")).astype(int)
+    assert np.abs(found - of_pillow).max() <= 2
+
+
+def test_colors_change_neither_boxes_nor_their_input_and_by_default_nothing():
+    pixels = as_image(make_noise(50, 70))
+    before = pixels.clone()
+    assert torch.equal(datasets.distort(pixels, Colors()), pixels)
+    boxes = torch.tensor([[2.0, 5, 20, 18]])
+    objects = boxes, torch.tensor([1]), torch.tensor([0])
+    plain = transform(pixels, *objects, "TEST")
+    n_changed = 0
+    for seed in range(60):
+        image, *found = transform(pixels, *objects, "TRAIN", np.random.default_rng(seed), augment=("distort",))
+        assert image.dtype == torch.uint8 and image.shape == (3, 300, 300)
+        assert all(torch.equal(one, other) for one, other in zip(found, plain[1:], strict=True))
+        n_changed += not torch.equal(image, plain[0])
+    assert n_changed > 50  # all but 1/16
+    assert torch.equal(pixels, before)
+
+
+def test_colors_are_drawn_as_in_the_design():
     rng = np.random.default_rng(0)
-    drawn = np.array([datasets.sample_distortion(rng) for _ in range(8000)])
-    active = drawn[:, :4] != np.array(Distortion()[:4])
-    for column, (neutral, spread) in enumerate([(0, 32), (256, 128), (256, 128), (0, 153)]):
-        values = drawn[active[:, column], column]
-        assert abs(len(values) / len(drawn) - 0.5 * (1 - 1 / (2 * spread + 1))) < 3.9 * 0.5 / np.sqrt(len(drawn))
-        assert values.min() == neutral - spread and values.max() == neutral + spread
-        values = np.where(values > neutral, values - 1, values)  # the neutral level is missing: close the gap
-        assert is_uniform(values + rng.random(len(values)), neutral - spread, neutral + spread)
-    assert is_half(drawn[:, 4])
-    assert np.abs(np.bincount(active.sum(1)) / len(drawn) - np.array([1, 4, 6, 4, 1]) / 16).max() < 0.03
+    drawn = [datasets.draw_colors(rng) for _ in range(8000)]
+    n_active = np.zeros(len(drawn), dtype=int)
+    for name, low, high, step in [
+        ("brightness", -32, 32, 1), ("contrast", 0.5, 1.5, 0.01), ("saturation", 0.5, 1.5, 0.01), ("hue", -36, 36, 1),
+    ]:  # fmt: skip
+        values, neutral = np.array([getattr(colors, name) for colors in drawn]), getattr(Colors(), name)
+        n_levels = round((high - low) / step) + 1  # one of which changes nothing
+        is_active = values != neutral
+        n_active += is_active
+        assert abs(is_active.mean() - 0.5 * (1 - 1 / n_levels)) < 3.9 * 0.5 / np.sqrt(len(drawn))
+        values = values[is_active]
+        assert values.min() == low and values.max() == high
+        values = np.where(values > neutral, values - step, values)  # the neutral level is missing: close the gap
+        assert is_uniform(values + step * rng.random(len(values)), low, high)
+    assert is_half([colors.contrast_first for colors in drawn])
+    assert np.abs(np.bincount(n_active) / len(drawn) - np.array([1, 4, 6, 4, 1]) / 16).max() < 0.03
 
 
 def test_zoom_out_boxes_are_drawn_as_in_the_design():
     rng, size = np.random.default_rng(0), np.array([500, 375])
-    canvases = np.array([datasets.sample_zoom_out_box(*size, rng) for _ in range(6000)])
+    canvases = np.array([datasets.draw_canvas((0, 0, *size), rng) for _ in range(6000)])
     is_zoomed = (canvases != (0, 0, *size)).any(axis=1)
     assert is_half(is_zoomed)
     mins, maxs = canvases[is_zoomed, :2], canvases[is_zoomed, 2:]
@@ -165,7 +216,7 @@ def test_zoom_out_boxes_are_drawn_as_in_the_design():
 def test_crops_are_distributed_as_by_seven_samplers_one_try_at_a_time():
     canvas, n, rng = (-30, -40, 370, 260), 1500, np.random.default_rng(0)
     boxes = np.array([[10.0, 20, 120, 180], [150, 30, 350, 200], [5, 5, 25, 20]])
-    fast = np.array([datasets.sample_crop_box(canvas, (0, 0, 360, 250), boxes, rng) for _ in range(n)])
+    fast = np.array([datasets.draw_crop(canvas, (0, 0, 360, 250), boxes, rng) for _ in range(n)])
     plain = np.array([plain_crop(canvas, boxes.tolist(), rng) for _ in range(n)])
     whole = [(crops == canvas).all(axis=1) for crops in (fast, plain)]
     assert abs(whole[0].mean() - whole[1].mean()) < 4 * np.sqrt(2 * 0.15 * 0.85 / n)
@@ -183,7 +234,7 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
     monkeypatch.setattr(datasets, "MIN_OVERLAPS", (min_overlap,))
     canvas, rng = (-100, -50, 700, 500), np.random.default_rng(1)
     boxes = np.array([[-80.0, -40, 600, 460], [450, 300, 470, 330]])
-    crops = [datasets.sample_crop_box(canvas, (0, 0, 500, 375), boxes, rng) for _ in range(300)]
+    crops = [datasets.draw_crop(canvas, (0, 0, 500, 375), boxes, rng) for _ in range(300)]
     crops = [crop for crop in crops if crop != canvas]  # else the whole image was drawn, or no try succeeded
     assert len(crops) > 30
     for crop in crops:
@@ -195,24 +246,27 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
 
 def test_crops_without_objects_are_never_out_of_sight_of_the_photo():
     canvas, nothing, rng = (-600, -700, 1400, 800), np.zeros((0, 4)), np.random.default_rng(1)
-    crops = np.array([datasets.sample_crop_box(canvas, (0, 0, 500, 375), nothing, rng) for _ in range(500)])
+    crops = np.array([datasets.draw_crop(canvas, (0, 0, 500, 375), nothing, rng) for _ in range(500)])
     assert (crops[:, :2] < (500, 375)).all() and (crops[:, 2:] > 0).all()
     assert abs((crops == canvas).all(axis=1).mean() - 1 / 7) < 0.06  # the sampler of the whole image
 
 
-def replay(pixels, boxes, seed):
+def replay(pixels, boxes, seed, distorted):
     """What `transform()` makes of the same draws, step by step in float64, every step on all pixels."""
     rng = np.random.default_rng(seed)
     height, width = pixels.shape[:2]
-    distortion = datasets.sample_distortion(rng)
-    canvas = datasets.sample_zoom_out_box(width, height, rng)
+    colors = datasets.draw_colors(rng)
+    canvas = datasets.draw_canvas((0, 0, width, height), rng)
     flip = rng.random() < 0.5
-    crop = datasets.sample_crop_box(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
+    crop = datasets.draw_crop(canvas, (0, 0, width, height), boxes.numpy().astype(float), rng)
     source = max(crop[0], 0), max(crop[1], 0), min(crop[2], width), min(crop[3], height)
-    place = datasets.compute_place(crop, source, 300)
-    shown = plain_distort(pixels, distortion)[source[1] : source[3], source[0] : source[2]]
+    place = datasets.find_place(source, crop, 300)
+    shown = pixels[source[1] : source[3], source[0] : source[2]]
+    shown = plain_resize(shown, place[2] - place[0], place[3] - place[1])
+    if distorted:
+        shown = plain_distort(shown, colors)
     image = np.full((300, 300, 3), FILLER, dtype=np.float64)
-    image[place[1] : place[3], place[0] : place[2]] = plain_resize(shown, place[2] - place[0], place[3] - place[1])
+    image[place[1] : place[3], place[0] : place[2]] = shown
     kept, mapped = [], []
     for index, (x_min, y_min, x_max, y_max) in enumerate(boxes.tolist()):
         if crop[0] <= (x_min + x_max) / 2 < crop[2] and crop[1] <= (y_min + y_max) / 2 < crop[3]:
@@ -226,21 +280,24 @@ def replay(pixels, boxes, seed):
 def assert_transforms_as_plain(pixels, seed):
     height, width = pixels.shape[:2]
     boxes = torch.tensor([[10.0, 5, 60, 70], [40, 30, width, height], [0, 0, 30, 20]])
-    rng, numbers = np.random.default_rng(seed), torch.arange(3)
-    image, found, labels, difficulties = transform(as_image(pixels), boxes, numbers, 5 - numbers, "TRAIN", rng)
-    plain_image, plain_boxes, kept = replay(pixels, boxes, seed)
-    errors = np.abs(image.permute(1, 2, 0).numpy() - plain_image)
-    assert errors.max() <= 4 and errors.mean() < 1, f"seed {seed}: {errors.max()}, {errors.mean()}"
-    assert labels.tolist() == kept and (labels + difficulties == 5).all()
-    np.testing.assert_allclose(found.numpy(), plain_boxes, atol=1e-6)
+    # Colours: a hue is rounded off by up to 2 degrees, which a contrast of 1.5 multiplies.
+    for augment, most, mean in ((AUGMENTATIONS[1:], 1.01, 0.6), (AUGMENTATIONS, 20, 2.5)):
+        rng, numbers = np.random.default_rng(seed), torch.arange(3)
+        image, found, labels, difficulties = transform(
+            as_image(pixels), boxes, numbers, 5 - numbers, "TRAIN", rng, augment=augment
+        )
+        plain_image, plain_boxes, kept = replay(pixels, boxes, seed, "distort" in augment)
+        errors = np.abs(image.permute(1, 2, 0).numpy() - plain_image)
+        assert errors.max() <= most and errors.mean() < mean, f"seed {seed}: {errors.max()}, {errors.mean()}"
+        assert labels.tolist() == kept and (labels + difficulties == 5).all()
+        np.testing.assert_allclose(found.numpy(), plain_boxes, atol=1e-6)
     return kept
 
 
-def test_the_fast_transform_is_the_plain_one_to_within_rounding(monkeypatch):
-    monkeypatch.setattr(datasets, "DISTORTED_AT_ONCE", 10_000)  # some rows at a time
-    assert datasets.compute_place((10, 20, 110, 220), (10, 20, 110, 220), 300) == (0, 0, 300, 300)
-    assert datasets.compute_place((-100, -50, 500, 250), (0, 0, 300, 250), 300) == (50, 50, 200, 300)
-    assert datasets.compute_place((0, 0, 100_000, 100_000), (5, 99_999, 6, 100_000), 300) == (0, 299, 1, 300)
+def test_the_transform_is_the_plain_one_to_within_rounding():
+    assert datasets.find_place((10, 20, 110, 220), (10, 20, 110, 220), 300) == (0, 0, 300, 300)
+    assert datasets.find_place((0, 0, 300, 250), (-100, -50, 500, 250), 300) == (50, 50, 200, 300)
+    assert datasets.find_place((5, 99_999, 6, 100_000), (0, 0, 100_000, 100_000), 300) == (0, 299, 1, 300)
     sizes = (375, 500), (90, 120), (640, 480)
     kept = [assert_transforms_as_plain(make_noise(*size), seed) for size in sizes for seed in range(12)]
     assert {len(numbers) for numbers in kept} == {1, 2, 3}
@@ -264,7 +321,8 @@ def test_resize_is_exact_to_within_rounding_for_every_shape_and_layout(antialias
         planar = np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0)
         expected = plain_resize(pixels, new_width, new_height, antialias)
         for layout in (pixels, planar):
-            errors = np.abs(datasets.resize(layout, new_width, new_height, antialias) - expected)
+            resized = datasets.resize(as_image(layout), new_width, new_height, antialias)
+            errors = np.abs(resized.permute(1, 2, 0).numpy() - expected)
             assert errors.max() < 1.01, f"{width} x {height} to {new_width} x {new_height}"
 
 
@@ -306,6 +364,7 @@ def test_inputs_are_not_changed_and_seeds_decide():
     assert torch.equal(image, before[0]) and torch.equal(objects[0], before[1])
     copy = transform(first[0], *NO_OBJECTS, "TEST")[0]  # also where nothing is to be done
     assert torch.equal(copy, first[0]) and copy.zero_().sum() == 0 < first[0].sum()
+    assert torch.equal(transform(image, *NO_OBJECTS, "VAL")[0], transform(image, *NO_OBJECTS, "TEST")[0])
     with pytest.raises(ValueError, match="'train'"):
         transform(image, *NO_OBJECTS, "train")
 
@@ -381,3 +440,52 @@ def test_files_that_cannot_be_read_are_named_and_bombs_refused_before_they_are_d
                 read(tmp_path / name)
     Image.new("1", (1, 65_500)).save(tmp_path / "longest.png")
     assert transform(read_image(tmp_path / "longest.png"), *NO_OBJECTS, "TEST")[0].shape == (3, 300, 300)
+
+
+def test_float_images_are_scaled_by_what_holds_all_their_values(tmp_path):
+    levels = np.array([[0, 51, 102], [153, 204, 255]])
+    nothing, infinite = float("nan"), float("inf")
+    cases = [
+        (levels / 255, levels), (levels, levels), (levels * 257, levels), (np.zeros((2, 3)), np.zeros((2, 3))),
+        (np.array([[0.2, nothing], [-3, 1]]), [[51, 0], [0, 255]]), (np.array([[infinite, 51, 255]]), [[0, 51, 255]]),
+    ]  # fmt: skip
+    for values, expected in cases:
+        image = Image.fromarray(values.astype(np.float32))
+        image.save(tmp_path / "float.tif")
+        found = read_image(tmp_path / "float.tif")
+        assert found.tolist() == [np.asarray(expected).tolist()] * 3
+        prepared = datasets.prepare([image], FakeModel())  # as detect.py reads it
+        assert torch.equal(prepared[0], transform(found, *NO_OBJECTS, "TEST")[0].float())
+
+
+def test_images_that_are_nearly_black_are_reported(tmp_path):
+    twelve_bits = np.full((4, 5), 3685, dtype=np.uint16)
+    for brightest, values in ((14, twelve_bits), (0, np.full((4, 5), 255, dtype=np.uint16)), (230, twelve_bits * 16)):
+        Image.fromarray(values).save(tmp_path / "deep.png")
+        image = read_image(tmp_path / "deep.png")
+        assert image.max() == brightest
+        warning = datasets.darkness_warning(image)
+        if brightest == 230:
+            assert warning == ""
+        else:
+            assert f"{brightest} of 255" in warning and "by 16" in warning
+    image[:] = 0
+    image[1, 2, 3] = 255  # one bright pixel, of one channel, is enough
+    assert datasets.darkness_warning(image) == ""
+
+
+def test_jfif_files_are_read_and_heic_files_named_as_such(tmp_path):
+    (tmp_path / "photo.jfif").write_bytes(encode(PHOTO))
+    assert read_image(tmp_path / "photo.jfif").shape == (3, 60, 80)
+    (tmp_path / "photo.HEIC").write_bytes(encode(PHOTO))  # a JPEG by another name
+    assert read_image(tmp_path / "photo.HEIC").shape == (3, 60, 80)
+    heic = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(40)
+    for name, data in (("IMG_1.HEIC", heic), ("renamed.jpg", heic), ("IMG_2.heif", b"cut"), ("a.heic", b"")):
+        (tmp_path / name).write_bytes(data)
+        for read in (read_image, datasets.stored_size_and_orientation):
+            with pytest.raises(ValueError, match=rf"{name}.*HEIC.*JPEG"):
+                read(tmp_path / name)
+    (tmp_path / "text.jpg").write_bytes(b"this is not an image")
+    with pytest.raises(ValueError) as caught:
+        read_image(tmp_path / "text.jpg")
+    assert "HEIC" not in str(caught.value)

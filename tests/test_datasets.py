@@ -30,7 +30,7 @@ def make_entries():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A data folder with lists for both splits, of the same seven images."""
+    """A data folder with lists for TRAIN and TEST, of the same seven images."""
     paths = [str(tmp_path / f"image {index}.jpg") for index in range(N_IMAGES)]
     for path in paths:
         Image.effect_noise((60, 40), 50).save(path)
@@ -225,11 +225,22 @@ def test_boxes_at_the_image_edges_are_accepted_and_so_is_an_empty_split(folder):
     assert len(PascalVOCDataset(folder, "TEST")) == 0
 
 
-def test_images_of_another_size_and_missing_ones_are_errors_even_where_corrupt_ones_are_skipped(folder):
+def test_the_split_for_validation_is_read_like_the_others_and_its_missing_lists_are_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"VAL_images\.json.*create_data_lists\.py.*--val_fraction"):
+        PascalVOCDataset(folder, "VAL")
+    for name in ("images", "objects"):
+        (folder / f"VAL_{name}.json").write_bytes((folder / f"TEST_{name}.json").read_bytes())
+    validation, test = PascalVOCDataset(folder, "VAL"), PascalVOCDataset(folder, "TEST")
+    assert len(validation) == N_IMAGES and all(same(validation[i], test[i]) for i in range(N_IMAGES))
+    (folder / "VAL_objects.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"VAL_objects\.json.*--val_data"):
+        PascalVOCDataset(folder, "VAL")
+
+
+def test_images_of_another_size_are_errors_even_where_corrupt_ones_are_skipped(folder):
     Image.new("RGB", (40, 60)).save(folder / "image 5.jpg")
-    (folder / "image 0.jpg").unlink()
     dataset = PascalVOCDataset(folder, "TRAIN", skip_corrupt=True)
-    errors = [(5, ValueError, r"image 5\.jpg is 40 x 60 pixels.*60 x 40"), (0, FileNotFoundError, r"image 0\.jpg")]
+    errors = [(5, ValueError, r"image 5\.jpg is 40 x 60 pixels.*60 x 40")]
     errors += [(index, IndexError, "TRAIN has 7 images") for index in (N_IMAGES, -N_IMAGES - 1)]
     for index, error, message in errors:
         with pytest.raises(error, match=message):
@@ -237,12 +248,16 @@ def test_images_of_another_size_and_missing_ones_are_errors_even_where_corrupt_o
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
-def test_corrupt_images_are_skipped_and_listed_on_request(folder, n_workers):
+def test_damaged_and_missing_images_are_skipped_and_listed_on_request(folder, n_workers):
     dataset, sound = (PascalVOCDataset(folder, "TRAIN", skip_corrupt=True) for _ in range(2))
     batches = TrainingBatches(N_IMAGES, 7, 0, 0, 2)
     expected = load(sound, batches, n_workers)
-    for index in (2, 5):
-        (folder / f"image {index}.jpg").write_bytes(b"no image")
+    (folder / "image 2.jpg").write_bytes(b"no image")
+    (folder / "image 5.jpg").unlink()
+    strict = PascalVOCDataset(folder, "TRAIN")
+    for index, error in ((2, ValueError), (5, FileNotFoundError)):
+        with pytest.raises(error, match=rf"image {index}\.jpg.*--skip_corrupt=True"):
+            strict[index]
     found = load(dataset, batches, n_workers)
     assert sound.skipped_images() == []
     assert dataset.skipped_images() == [str(folder / "image 2.jpg"), str(folder / "image 5.jpg")]
