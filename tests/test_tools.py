@@ -199,5 +199,5 @@ def test_what_scripts_leave_behind_does_not_change_lint(tmp_path):
     for name in ("demo", "make_sample", "helpers", "data", "onnx", "torch", "env/lib/python3/site-packages/pytest"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "__init__.py").write_text("import sys, os\n")
-    (tmp_path / "train_log.csv").write_text("iteration\n")
+    (tmp_path / "checkpoint_ssd300.csv").write_text("iteration\n")
     assert lint() == before
