@@ -7,12 +7,12 @@ where the host would have to wait for the GPU's values is seen: MAY_WAIT lists t
 
 import contextlib
 import functools
-import itertools
 import signal
 import traceback
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import REPO, finish, run_script, script, start, training
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
-import eval as evaluation
+import model
 import train
 from datasets import PascalVOCDataset
 from model import NETWORKS, SSD300, MultiBoxLoss
@@ -34,15 +34,16 @@ aten = torch.ops.aten
 # Where the host may wait for the GPU (file, function), why, and the value that it is given there.
 MAY_WAIT = {
     ("train.py", "start_or_resume"): None,  # the model goes to the GPU
-    ("train.py", "main"): None,  # the loss's priors go there
     ("train.py", "flush"): 0.5,  # the losses, for the log and the check that they are finite: every `log_every`
     ("train.py", "save"): True,  # whether the weights are finite, before a checkpoint is written
-    ("train.py", "<genexpr>"): True,  # the same
     ("model.py", "model_state"): 0.5,  # mean and deviation of the input, for a checkpoint
-    # Once a round, how many objects each image has, and which rows go on: one object, and in every other round all.
-    # (A third of the numbers are of images: two for each, then one for each of its four rows.)
-    ("model.py", "_detect_among"): lambda n, turn: [1] * (n // 3) + [1 - turn % 2] * (n - n // 3),
-    ("eval.py", "detect_all"): None,  # the detections of a batch, for the metric
+    ("model.py", "__init__"): None,  # the priors, for the matching on the CPU
+    ("eval.py", "detect_all"): None,  # the detections of an image, for the metric
+    ("eval.py", "<listcomp>"): None,  # the same
+    # Detection, of each image: how many candidates there are, and how many of the best ones survive
+    ("model.py", "detect_objects"): None,
+    ("model.py", "find_best"): None,
+    ("model.py", "suppress_in_each_class"): None,
 }
 
 
@@ -52,10 +53,11 @@ class PretendedGPU(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.fake, self.waits = FakeTensorMode(allow_non_fake_inputs=True), []
+        self.float64_in = set()  # functions of the repo in which float64 gets to the GPU
 
     def wait(self, what):
         """Note a wait; returns the value that the host is given, None where it is not meant to wait."""
-        frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).parent == REPO]
+        frames = repo_frames()
         if not frames:  # a test puts something on the device
             return None
         site = Path(frames[-1].filename).name, frames[-1].name
@@ -94,12 +96,25 @@ class PretendedGPU(TorchDispatchMode):
             return None
         try:
             with self.fake:
-                return func(*args, **kwargs)
+                results = func(*args, **kwargs)
+            if any(isinstance(leaf, FakeTensor) and leaf.dtype == torch.float64 for leaf in tree_leaves(results)):
+                self.float64_in |= {frame.name for frame in repo_frames()[-1:]}
+            return results
         except (DataDependentOutputException, DynamicOutputShapeException):
             value = self.wait(str(func))
+            with self.fake:
+                if func is aten.nonzero.default:  # one is found
+                    return torch.zeros(1, args[0].ndim, dtype=torch.int64, device=CUDA)
+                if func is torch.ops.torchvision.nms.default:  # it survives
+                    return torch.zeros(1, dtype=torch.int64, device=CUDA)
             if value is None or func is not aten._local_scalar_dense.default:
                 raise
             return value
+
+
+def repo_frames():
+    """The calls of the repo's functions that led here, the last one last."""
+    return [frame for frame in traceback.extract_stack() if Path(frame.filename).parent == REPO]
 
 
 def pin(tensor):
@@ -137,11 +152,12 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
-    pretended, iterate, turns = PretendedGPU(), DataLoader.__iter__, itertools.count()
+    pretended = PretendedGPU()
+    iterate = DataLoader.__iter__
 
     def list_of(tensor):  # one wait; FakeTensor itself would ask for the values one by one
         value = pretended.wait("tolist")
-        return value(len(tensor), next(turns)) if callable(value) else [value] * len(tensor)
+        return np.full(tensor.shape, value).tolist()
 
     def batches(loader):
         return (tree_map(pin if loader.pin_memory else lambda part: part, batch) for batch in iterate(loader))
@@ -185,25 +201,24 @@ def test_a_wait_or_a_wrong_device_is_seen(gpu, monkeypatch, waits, action):
 def test_training_and_evaluation(gpu, run_main, monkeypatch, lists, tmp_path, network, bf16, optimizer_name):
     """train.py's own loop on the pretended GPU, with log, checkpoint and evaluation."""
     monkeypatch.setattr(train.utils, "save_checkpoint", lambda state, path: None)
-    monkeypatch.setattr(train, "start_process", lambda: CUDA)
-    monkeypatch.setattr(train.multiprocessing, "active_children", lambda: [])  # those of other tests
-    monkeypatch.setattr(evaluation, "bf16", bf16)
+    monkeypatch.setattr(train, "start_process", lambda device: CUDA)
     seen, normalize = [], SSD300.normalize
     monkeypatch.setattr(SSD300, "normalize", lambda *given: seen.append(given) or normalize(*given))
     run_main(train, network=network, data_folder=str(lists), pretrained="", bf16=bf16, optimizer_name=optimizer_name,
              batch_size=3, iterations=2, workers=0, log_every=2, evaluate_every=2, grad_clip=1.0, compile_model=False,
-             save_to=str(tmp_path / "c.pth.tar"), log_file="")  # fmt: skip
+             save_to=str(tmp_path / "c.pth.tar"))  # fmt: skip
     unexpected = [wait for wait in gpu.waits if wait[:2] not in MAY_WAIT]
     assert not unexpected, "the host waits for the GPU in\n" + "\n".join(map(str, unexpected))
-    places = [wait[1] for wait in gpu.waits if wait[3] in ("tolist", "copied to the CPU")]
+    places = [wait[1] for wait in gpu.waits]
     assert places.count("flush") == 1  # every `log_every`
-    assert places.count("_detect_among") == 4  # batches of the evaluation, two rounds each
-    assert places.count("detect_all") == 6  # boxes, labels, scores of each batch
-    size, model = NETWORKS[network].input_size, seen[0][0]
+    assert places.count("detect_objects") == places.count("suppress_in_each_class") == 4  # of each image
+    assert places.count("detect_all") + places.count("<listcomp>") == 12  # boxes, labels, scores of each image
+    assert gpu.float64_in <= {"suppress_in_each_class"}  # which MPS, without float64, leaves to the CPU
+    size, trained = NETWORKS[network].input_size, seen[0][0]
     assert [images.shape for _, images in seen] == [(n, 3, size, size) for n in (3, 3, 3, 1)]
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained.named_parameters():
         assert parameter.device == parameter.grad.device == CUDA and parameter.grad.dtype == torch.float32, name
-    assert next(model.base.parameters()).is_contiguous(memory_format=torch.channels_last)
+    assert next(trained.base.parameters()).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("n_objects", [(0, 0), (1, 3), (0, 5)])
@@ -219,6 +234,23 @@ def test_loss_never_waits(gpu, n_objects):
     assert locs.grad.shape == locs.shape and scores.grad.dtype == scores.dtype
 
 
+def test_detections_from_mps_are_made_on_the_cpu(monkeypatch):
+    """MPS has no float64."""
+
+    class Reached(Exception):
+        pass
+
+    def softmax(scores, dim):
+        raise Reached(scores.device.type)
+
+    monkeypatch.setattr(model.F, "softmax", softmax)
+    with FakeTensorMode():
+        shapes = ((1, 20, 4), (1, 20, 3), (20, 4))
+        predictions = [torch.zeros(shape, device="mps") for shape in shapes]
+        with pytest.raises(Reached, match=r"^cpu$"):
+            model.detect_objects(*predictions, 0.1, 0.45, 10)
+
+
 # --- Compilation ----------------------------------------------------------------------------------
 
 
@@ -227,15 +259,15 @@ def test_one_graph_for_the_whole_run(network):
     """As train.py compiles it, whose batches have one size: no break in the graph, none anew after an evaluation."""
     torch._dynamo.reset()  # on the device "meta", which has no values: nothing can depend on them
     counter, size = CompileCounterWithBackend("aot_eager"), NETWORKS[network].input_size
-    model = SSD300(5, network=network).to("meta")
-    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    ssd = SSD300(5, network=network).to("meta")
+    compiled = torch.compile(ssd, fullgraph=True, backend=counter)
     for _ in range(2):
-        model.train()
+        ssd.train()
         for _ in range(2):
             locs, scores = compiled(torch.zeros(2, 3, size, size, device="meta"))
             (locs.sum() + scores.sum()).backward()
         with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size, device="meta"))
+            ssd.eval()(torch.zeros(1, 3, size, size, device="meta"))
     assert counter.frame_count == 1
 
 
@@ -293,12 +325,12 @@ def test_a_short_run_of_each_network(lists, tmp_path, network):
 
 
 @real_gpu
-@pytest.mark.parametrize("settings", [{}, {"optimizer_name": "adamw"}, {"freeze_base": True, "iterations": 4}])
+@pytest.mark.parametrize("settings", [{}, {"optimizer_name": "adamw"}, {"freeze_up_to": "conv5_3", "iterations": 4}])
 def test_a_run_resumes(lists, tmp_path, settings):
     """On the GPU, as far as it goes, and then on the CPU; a base that was frozen has no momentum yet."""
     settings = {"compile_model": False, **settings}
     run_script(training(lists, **{"iterations": 8, **settings}), tmp_path)
-    again = {**settings, "checkpoint": "last.pth.tar", "freeze_base": False}
+    again = {**settings, "checkpoint": "last.pth.tar", "freeze_up_to": ""}
     run_script(training(lists, **{**again, "iterations": 10}), tmp_path)
     run_script(["env", "CUDA_VISIBLE_DEVICES=", *training(lists, **{**again, "iterations": 12})], tmp_path)
     assert load_checkpoint(tmp_path / "last.pth.tar")["iteration"] == 12
