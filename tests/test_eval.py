@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from benchmark_plain import plain_calculate_mAP
 from helpers import read_files, write
+from oracles import plain_calculate_mAP
 
 import eval as evaluation
 from annotations import parse_annotation

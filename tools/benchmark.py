@@ -1,14 +1,15 @@
-"""Time the repo's fast parts against plain versions and torchvision's, on the same inputs, in one run.
+"""Time the repo's parts beside torchvision's, and beside the floor, on the same inputs, in one run.
 
     python tools/benchmark.py                                    prints a table, writes benchmark.json
     python tools/benchmark.py --only=metric --repeats=15
     SSD_TEST_DATA=../shared/data python tools/benchmark.py       on real detections and photos
 
 Sections: data (JPEG to augmented image), loss, network (forward pass and training step of each network, SSDLite
-beside torchvision's own), training (train.py as a whole), detection, metric. Small operations are timed with one
-thread, the network with all cores. The versions of a case take turns, so that whatever else the machine does falls
-on all of them alike. The table gives medians, and how many times as long as this code each version takes: look at
-these ratios, not at the milliseconds, which are the machine's. Any parameter below can be overridden with --name=value.
+beside torchvision's own), training (train.py as a whole), detection, metric. Small operations are timed on one thread,
+as CPU time; networks with all cores, and all that a GPU does, as time on the clock. The versions of a case take turns,
+so that whatever else the machine does falls on all of them alike. The table gives medians, and how many times as long
+as this code each version takes: look at these ratios, not at the milliseconds, which are the machine's.
+Any parameter below can be overridden with --name=value.
 """
 
 import ctypes
@@ -31,7 +32,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from benchmark_plain import plain_calculate_mAP, plain_detect_objects, plain_multibox_loss, plain_transform
 from convert_weights import convert_state
 from make_sample import make_sample
 from PIL import Image
@@ -54,7 +54,7 @@ from model import NETWORKS, SSD300, MultiBoxLoss, detect_objects
 from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, make_label_map, override_parameters
 
 only = ""  # sections to run, such as "loss,metric"; "": all
-repeats = 9  # times that each version of a case runs; slow plain versions run once
+repeats = 9  # times that each version of a case runs
 network_repeats = 3  # the same, for the network on a CPU, where it takes seconds
 threads = 1  # of PyTorch, on the CPU; the network has one for each core
 n_photos = 20  # that the data section prepares
@@ -90,31 +90,32 @@ def main():
 # --- Measuring ------------------------------------------------------------------------------------
 
 
-def compare(case, versions, once=(), note="", per_call=1, n_times=None):
+def compare(case, versions, note="", per_call=1, n_times=None, clock=time.process_time):
     """Time versions of one computation in turns, and print a table of them.
 
     case: what is computed, on what. versions: dict of name to function without arguments; the first is this
-    code. once: names of versions too slow to repeat. note: printed below the title. per_call: how many images
-    a call handles, to state the time of one. n_times: how often each version runs, `repeats` by default.
+    code. note: printed below the title. per_call: how many images a call handles, to state the time of one.
+    n_times: how often each version runs, `repeats` by default. clock: a function that returns seconds; with a GPU
+    it is always the one on the wall.
     Returns a dict for the report: medians in milliseconds, and their ratios to the first version's.
     """
+    if torch.cuda.is_available():
+        clock = time.perf_counter
     times = {name: [] for name in versions}
     for turn in range((n_times or repeats) + 1):
         for name, function in versions.items():
-            if turn > 0 and name in once:
-                continue
-            started = time.perf_counter()
+            started = clock()
             function()
             synchronize()
-            if turn > 0 or name in once:  # turn 0 warms up
-                times[name].append(1000 * (time.perf_counter() - started) / per_call)
+            if turn > 0:  # turn 0 warms up
+                times[name].append(1000 * (clock() - started) / per_call)
     medians = {name: statistics.median(values) for name, values in times.items()}
     base = medians[next(iter(versions))]
     ratios = {name: median / base for name, median in medians.items()}
     print(f"\n{case}" + (f"\n({note})" if note else ""))
     width = max(map(len, versions))
     for name, median in medians.items():
-        print(f"  {name:<{width}} {median:12.2f} ms {ratios[name]:9.1f} x")
+        print(f"  {name:<{width}} {median:12.2f} ms {ratios[name]:9.2f} x")
     return {"case": case, "note": note, "median_ms": medians, "ratio": ratios, "all_ms": times}
 
 
@@ -181,11 +182,8 @@ def benchmark_data():
         versions = {
             "read_image() + transform()": lambda: ours(next(turns)),
             "torchvision v2": theirs,
-            "plain, step by step": lambda: [plain_transform(path, *objects[:2]) for path in paths],
             "floor: read_image() alone": lambda: [read_image(path) for path in paths],
-            "floor: read_image() + resize()": lambda: [
-                resize(read_image(path).permute(1, 2, 0).numpy(), 300, 300) for path in paths
-            ],
+            "floor: read_image() + resize()": lambda: [resize(read_image(path), 300, 300) for path in paths],
         }
         shares = time_parts(lambda: [ours(turn) for turn in range(5)])
         parts = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items())
@@ -252,28 +250,34 @@ def time_parts(function):
 
 
 def benchmark_loss():
-    """MultiBoxLoss forward and backward, batch of 32, beside torchvision's, a plain one and a log-softmax alone."""
+    """MultiBoxLoss forward and backward beside torchvision's matching and loss, and a log-softmax alone."""
     priors_cxcy = SSD300.create_prior_boxes()
+    locs, scores = trained_like_predictions(32, priors_cxcy)
     cases = []
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        locs, scores = (part.to(device).requires_grad_() for part in trained_like_predictions(32, priors_cxcy))
-        boxes, labels = make_up_objects(32)
-        criterion, theirs = MultiBoxLoss(priors_cxcy).to(device), TorchvisionLoss(priors_cxcy.to(device))
-
-        def run(loss_of, locs=locs, scores=scores):
-            locs.grad = scores.grad = None
-            loss_of().backward()
-
-        versions = {
-            "MultiBoxLoss": lambda: run(lambda: criterion(locs, scores, boxes, labels)),  # noqa: B023
-            "torchvision": lambda: run(lambda: theirs(locs, scores, boxes, labels)),  # noqa: B023
-            "plain, image by image": lambda: run(lambda: plain_multibox_loss(locs, scores, boxes, labels, priors_cxcy)),  # noqa: B023
-            "floor: log-softmax alone": lambda: F.log_softmax(scores.detach(), dim=2),  # noqa: B023
-        }
-        if device == "cuda":
-            del versions["plain, image by image"]  # it is written for the CPU
-        cases.append(compare(f"loss: forward and backward, batch of 32, {device}", versions))
+        for n_images, fewest, most in ((32, 1, 12), (8, 20, 20), (8, 100, 100)):
+            objects = make_up_objects(n_images, fewest, most)
+            predictions = [part[:n_images].to(device).requires_grad_() for part in (locs, scores)]
+            case = f"loss: forward and backward, {n_images} images of {fewest} to {most} objects, {device}"
+            cases.append(compare_losses(case, priors_cxcy, predictions, objects))
     return cases
+
+
+def compare_losses(case, priors_cxcy, predictions, objects):
+    locs, scores = predictions
+    criterion = MultiBoxLoss(priors_cxcy).to(locs.device)
+    theirs = TorchvisionLoss(priors_cxcy.to(locs.device))
+
+    def run(loss_of):
+        locs.grad = scores.grad = None
+        loss_of(locs, scores, *objects).backward()
+
+    versions = {
+        "MultiBoxLoss": lambda: run(criterion),
+        "torchvision": lambda: run(theirs),
+        "floor: log-softmax alone": lambda: F.log_softmax(scores.detach(), dim=2),
+    }
+    return compare(case, versions)
 
 
 class TorchvisionLoss:
@@ -293,12 +297,12 @@ class TorchvisionLoss:
         return sum(SSD.compute_loss(self, objects, outputs, [self.anchors] * len(boxes), matched).values())
 
 
-def make_up_objects(n_images, seed=0):
-    """Boxes (n, 4), boundary form, fractional, and labels (n,) of 1 to 6 objects an image: two lists."""
+def make_up_objects(n_images, fewest=1, most=6, seed=0):
+    """Boxes (n, 4), boundary form, fractional, and labels (n,) of `fewest` to `most` objects an image: two lists."""
     generator = torch.Generator().manual_seed(seed)
     boxes, labels = [], []
     for _ in range(n_images):
-        n = int(torch.randint(1, 7, (1,), generator=generator))
+        n = int(torch.randint(fewest, most + 1, (1,), generator=generator))
         sizes = 0.05 + 0.6 * torch.rand(n, 2, generator=generator)
         corners = torch.rand(n, 2, generator=generator) * (1 - sizes)
         boxes.append(torch.cat([corners, corners + sizes], dim=1))
@@ -327,7 +331,8 @@ def benchmark_network():
         first = steps["as train.py does it"]
         for what, passes in (("forward pass", 1), ("training step", 3)):
             versions = {form: step.predict if passes == 1 else step for form, step in steps.items()}
-            case = compare(f"network: {name}, {what}, batch of {n_images}, {device.type}", versions, n_times=n_times)
+            title = f"network: {name}, {what}, batch of {n_images}, {device.type}"
+            case = compare(title, versions, n_times=n_times, clock=time.perf_counter)
             n_flops, best = (
                 passes * count_flops_of_image(name) * n_images,
                 peak["bfloat16" if first.bf16 else "float32"],
@@ -426,7 +431,8 @@ def compare_ssdlite(device, n_images, n_times):
         difference = float((our - their).abs().max())
         assert difference <= 1e-3 * float(their.abs().max()) + 1e-6, difference
     versions = {"SSD300(network='ssdlite320...')": lambda: ours(images), "torchvision's": run_theirs}
-    case = compare(f"network: SSDLite and torchvision's, batch of {n_images}, {device.type}", versions, n_times=n_times)
+    title = f"network: SSDLite and torchvision's, batch of {n_images}, {device.type}"
+    case = compare(title, versions, n_times=n_times, clock=time.perf_counter)
     case["images_per_second"] = {name: 1000 * n_images / median for name, median in case["median_ms"].items()}
     print("  " + ", ".join(f"{name} {rate:.1f} img/s" for name, rate in case["images_per_second"].items()))
     return case
@@ -470,13 +476,13 @@ def benchmark_training():
         make_sample(Path(folder, "sample"), 40 if device.type == "cpu" else 1000, 10, seed=0)
         create_data_lists.create_data_lists(output_folder=folder, train_data=str(Path(folder, "sample")))
         parameters = {
-            "data_folder": folder, "save_to": f"{folder}/checkpoint", "log_file": f"{folder}/log.csv", "pretrained": "",
+            "data_folder": folder, "save_to": f"{folder}/checkpoint", "pretrained": "",
             "iterations": n_iterations, "batch_size": n_images, "workers": n_workers, "grad_clip": 10,
             "log_every": max(1, n_iterations // 6), "save_every": 0,
         }  # fmt: skip
         command = [sys.executable, train.__file__, *(f"--{name}={value}" for name, value in parameters.items())]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        rows = Path(folder, "log.csv").read_text().splitlines()
+        rows = Path(folder, "checkpoint.csv").read_text().splitlines()
     column = rows[0].split(",").index("images_per_second")
     rates = [float(row.split(",")[column]) for row in rows[3:]]  # the first two rows are the start
     rate = statistics.median(rates)
@@ -560,12 +566,12 @@ def benchmark_detection():
             "detect_objects()": lambda: detect_objects(locs, scores, priors_cxcy, MIN_SCORE, MAX_OVERLAP, TOP_K),  # noqa: B023
             "torchvision as shipped": lambda: capped(locs, scores),  # noqa: B023
             "torchvision uncapped": lambda: uncapped(locs, scores),  # noqa: B023
-            "plain loops": lambda: plain_detect_objects(locs, scores, priors_cxcy, MIN_SCORE, MAX_OVERLAP, TOP_K),  # noqa: B023
+            "floor: softmax alone": lambda: F.softmax(scores, dim=2),  # noqa: B023
         }
         share = float((scores.softmax(dim=2)[:, :, 1:] > MIN_SCORE).float().mean())
         note = f"{100 * share:.1f}% of the pairs above {MIN_SCORE}; {describe_loss(capped, uncapped, locs, scores)}; "
         note += f"peak memory of detect_objects() {peak_memory_mb(versions['detect_objects()'])} MB"
-        cases.append(compare(f"detection: {name}", versions, once=("plain loops",), note=note))
+        cases.append(compare(f"detection: {name}", versions, note=note))
     if torch.cuda.is_available():
         cases.append(benchmark_detection_on_gpu(priors_cxcy))
     return cases
@@ -613,11 +619,8 @@ def benchmark_metric():
         name, (detections, objects) = "as many made-up detections", make_up_case(101_139)
         print("\nSSD_TEST_DATA is not set: no real detections to score")
     label_map = make_label_map(utils.voc_labels)
-    versions = {
-        "calculate_mAP()": lambda: calculate_mAP(*detections, *objects, label_map=label_map),
-        "plain loop over detections": lambda: plain_calculate_mAP(*detections, *objects, n_classes=21),
-    }
-    cases = [compare(f"metric: {name}", versions, once=("plain loop over detections",))]
+    versions = {"calculate_mAP()": lambda: calculate_mAP(*detections, *objects, label_map=label_map)}
+    cases = [compare(f"metric: {name}", versions)]
     growth = {}
     for n in (100_000, 200_000, 500_000, 1_000_000):
         case = make_up_case(n)

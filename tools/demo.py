@@ -57,7 +57,7 @@ def main():
     run("create_data_lists.py", train_data=sample, output_folder=data)
     run(
         "train.py",
-        data_folder=data, save_to=checkpoint, log_file=out / "train_log.csv", pretrained="", overwrite=True, seed=seed,
+        data_folder=data, save_to=checkpoint, pretrained="", overwrite=True, seed=seed,
         grad_clip=10.0, save_every=0, **recipe,
     )  # fmt: skip
     run("eval.py", data_folder=data, checkpoint=checkpoint, batch_size=recipe["batch_size"], workers=1)
