@@ -1,10 +1,16 @@
 """Annotation files as people have them, turned into records: one for each image, boxes in one form.
 
-    description, records = read_annotations("path/to/my data", {"TRAIN": "trainval", "TEST": "test"}, notes)
+    splits = {"TRAIN": "trainval", "VAL": "val", "TEST": "test"}
+    description, records = read_annotations("path/to/my data", splits, notes)
 
-What is read stands in LAYOUTS, below. It is recognised by looking. Boxes are continuous, (x_min, y_min, x_max, y_max)
-in pixels, and else as written: they may be inverted, reach beyond the image, or not be finite. Only YOLO's stay
-fractions of width and height, until somebody has looked at the image.
+    1. Records       what is read, and what it becomes
+    2. Pascal VOC    XML files
+    3. COCO          JSON files
+    4. YOLO          text files
+
+layouts.py finds the files; what can be read is listed there. Boxes are continuous, (x_min, y_min, x_max, y_max) in
+pixels, and otherwise as written: they may be inverted, reach beyond the image, or not be finite. Only YOLO's stay
+fractions of width and height until the size of the image is known.
 """
 
 import functools
@@ -16,20 +22,26 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from utils import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, printable, read_json
+from layouts import (
+    SOUGHT_IMAGES,
+    VALIDATION_NAMES,
+    Files,
+    find_encoding,
+    find_parts,
+    is_label_name,
+    labels_folder_of,
+    name_classes,
+    read_bytes,
+    read_lines,
+    read_text,
+    split_lines,
+)
+from utils import MAX_IMAGE_PIXELS, printable, read_json
 
-LAYOUTS = """\
-  a folder in Pascal VOC's layout: Annotations/*.xml, images in JPEGImages or images, perhaps lists in ImageSets/Main
-  XML files beside their images (LabelImg)
-  YOLO text files in labels, images in images, or both side by side; class names in data.yaml or classes.txt
-  _annotations.coco.json beside its images (Roboflow)
-  folders train, valid (or val) and test, each as above, or with YOLO images/train, labels/train and so on
-  a COCO .json file, named itself; --image_folder says where its images are"""
+# Names that stand in for a split that is missing or empty.
+FALLBACKS = {"trainval": ("train",), "test": ("valid", "val", "validation"), "val": ("valid", "validation")}
 
-SPLIT_FOLDERS = ("train", "valid", "val", "test")
-FALLBACKS = {"trainval": ("train",), "test": ("valid", "val")}  # where a split of the first name is missing
-COCO_FILE = "_annotations.coco.json"  # what Roboflow calls it
-MAX_ANNOTATION_BYTES = 10_000_000  # VOC's largest annotation has 14 kB
+# --- 1. Records -----------------------------------------------------------------------------------
 
 
 class Annotated(NamedTuple):
@@ -53,6 +65,8 @@ class Record:
     declared_size: tuple | None = None  # (width, height) by the annotation
     image_id: int | str | None = None  # COCO's
     category_ids: dict | None = None  # COCO's: class name to id, one dict for all records of a file
+    image_folder: str = ""  # in which the image was looked for
+    guessed_from: str = ""  # the path that the annotation gives, where the image was found under another one
     first_pixel: int = 0  # 1: the file counts pixels from 1 and includes both ends
     split: str = ""
     size: tuple | None = None  # (width, height) of the image, once somebody has looked
@@ -62,46 +76,118 @@ class Record:
         self.real_path = os.path.realpath(self.image)
 
 
-class Part(NamedTuple):
-    """Where the files of one split are."""
-
-    form: str  # "VOC", "COCO" or "YOLO"
-    words: str  # what it looks like
-    annotations: str  # a folder, or a JSON file
-    images: str  # a folder
-    names: str = ""  # a file that lists the names; "": all
-
-
-def read_annotations(source, splits, notes, image_folder="", first_pixel=""):
+def read_annotations(source, splits, notes, image_folder="", first_pixel="", class_names=()):
     """Read the annotations of one data set.
 
-    source: path of a folder or COCO file. splits: {"TRAIN": name of its split, "TEST": name}, or one of the two.
-    notes: dict of kind to list; gets {"split", "file", "what"} for everything that was left out or made up.
-    image_folder, first_pixel: see the parameters of create_data_lists.py.
-    Returns what the data look like, in a line, and the records: a dict of "TRAIN" and "TEST" to lists of Record, or
-    {"": list} if the data are not split.
+    source: path of a folder, a COCO file or a data.yaml. splits: {"TRAIN": name of its split, "VAL": name,
+    "TEST": name}, or some of the three; beside TRAIN, VAL may be missing in the data.
+    notes: dict of kind to list; gets {"split", "file", "what"} for everything that was left out or guessed.
+    image_folder, first_pixel, class_names: see the parameters of create_data_lists.py.
+    Returns what the data look like, in a line, and the records: a dict of "TRAIN", "VAL" and "TEST" to lists of
+    Record, or {"": list} if the data are not split.
     Raises FileNotFoundError and ValueError, naming the files, if something is missing or cannot be read.
     """
     if str(first_pixel) not in ("", "0", "1"):
         raise ValueError(f'first_pixel is {first_pixel!r}; it must be "0", "1" or ""')
-    parts = find_parts(source)
-    chosen = {"": ""} if "" in parts else choose_splits(parts, splits, source)
-    readers = {"VOC": read_voc, "COCO": read_coco, "YOLO": read_yolo}
+    own_notes = {}  # of this source
+    parts = find_parts(source, functools.partial(add_note, own_notes, ""))
+    form = next(iter(parts.values()))[0].form
+    if image_folder:
+        folder = os.path.abspath(os.path.expanduser(image_folder))
+        parts = {name: [part._replace(images=folder) for part in group] for name, group in parts.items()}
+    if form == "YOLO":
+        parts = {name: [name_classes(part, source, class_names) for part in group] for name, group in parts.items()}
+
+    chosen, records = read_splits(parts, splits, source, own_notes)
+    description = describe_parts(parts, chosen)
+    every_record = [record for rows in records.values() for record in rows]
+    if form == "VOC":
+        description += f", pixels counted from {count_from(every_record, first_pixel)}"
+    elif form == "YOLO":
+        used_parts = [part for name in chosen.values() for part in parts[name]]
+        named_by = sorted({part.classes_from for part in used_parts})
+        description += f", classes named by {printable(', '.join(named_by), 1000)}"
+        make_yolo_boxes(every_record, used_parts, own_notes)
+    settle_guessed_images(every_record, own_notes)
+    records = {split: merge_repeats(rows, own_notes) for split, rows in records.items()}
+    for kind, rows in own_notes.items():
+        notes.setdefault(kind, []).extend(rows)
+    return description, records
+
+
+def read_splits(parts, splits, source, notes):
+    """Choose a part of the data for each split, and read it.
+
+    Returns two dicts: split to its name in `parts`, and split to its records. Both have "" if there are no splits.
+    """
+    chosen = {}
     records = {}
-    for split, name in chosen.items():
-        part = parts[name]
-        if image_folder:
-            part = part._replace(images=os.path.abspath(os.path.expanduser(image_folder)))
-        records[split] = readers[part.form](part, source, functools.partial(add_note, notes, split))
-        if not records[split]:
-            raise ValueError(f"{printable(part.names or part.annotations)}: has no images")
-    description = part.words + "".join(f", {printable(name)}: {split}" for split, name in chosen.items() if name)
-    unused = () if part.names else parts.keys() - chosen.values()  # of several lists some are always left
-    description += "".join(f", {printable(name)}: not used" for name in sorted(unused))
+    for split in [""] if "" in parts else ["TRAIN", "TEST", "VAL"]:
+        note = functools.partial(add_note, notes, split)
+        names = choose_names(split, parts, splits, chosen, source)
+        for name in names:
+            rows = [record for part in parts[name] for record in read_part(part, source, note)]
+            if rows:
+                chosen[split] = name
+                records[split] = rows
+                break
+            note("split_empty", where_is(parts[name][0]))
+        if names and split not in chosen and not is_optional(split, splits):
+            raise ValueError(f"{printable(where_is(parts[names[0]][0]), 1000)}: has no images")
+    return chosen, records
+
+
+def read_part(part, source, note):
+    """The records of a part, in the form in which its files have them."""
     if part.form == "VOC":
-        first = count_from([record for rows in records.values() for record in rows], first_pixel)
-        description += f", pixels counted from {first}"
-    return description, {split: merge_repeats(rows, notes) for split, rows in records.items()}
+        return read_voc(part, source, note)
+    if part.form == "COCO":
+        return read_coco(part, source, note)
+    return read_yolo(part, source, note)
+
+
+def is_optional(split, splits):
+    """Whether the data may lack a split: VAL, unless they were named for nothing else, or under another name."""
+    return split == "VAL" and "TRAIN" in splits and splits["VAL"].lower() in VALIDATION_NAMES
+
+
+def choose_names(split, parts, splits, chosen, source):
+    """The names in `parts` that can be a split, the best one first."""
+    if split not in splits:
+        return [""] if split == "" else []
+    wanted = splits[split]
+    names = [wanted, *FALLBACKS.get(wanted.lower(), ())]
+    if chosen.get("TRAIN", "").lower() == "trainval":
+        # VOC's val is a part of its trainval: it can neither stand in for test, nor be VAL.
+        names = [wanted] if split == "TEST" or wanted.lower() not in VALIDATION_NAMES else []
+    as_written = {name.lower(): name for name in parts}
+    found = [as_written[name.lower()] for name in names if name.lower() in as_written]
+    if split == "VAL":
+        found = [name for name in found if name not in chosen.values()]
+    if not found and not is_optional(split, splits):
+        known = printable(", ".join(sorted(parts, key=len)))
+        raise FileNotFoundError(
+            f"{printable(source)}: has no split {printable(repr(wanted))}. Name one of {known} as train_split, "
+            "val_split or test_split, or move ImageSets/Main away to have the images divided at random"
+        )
+    return found
+
+
+def where_is(part):
+    """The path that says best where a part is."""
+    return part.image_list or part.annotations or part.images
+
+
+def describe_parts(parts, chosen):
+    """What the data look like, and which part of them became which split."""
+    first = next(iter(parts.values()))[0]
+    pieces = [first.words]
+    for split in ("TRAIN", "VAL", "TEST"):
+        if split in chosen:
+            pieces.append(f"{printable(chosen[split])}: {split}")
+    if not first.image_list:  # of several lists some are always left
+        pieces += [f"{printable(name)}: not used" for name in sorted(parts.keys() - chosen.values())]
+    return ", ".join(pieces)
 
 
 def add_note(notes, split, kind, file="", what=""):
@@ -116,135 +202,105 @@ def merge_repeats(records, notes):
         groups.setdefault(record.real_path, []).append(record)
     for first, *others in groups.values():
         if others:
-            first.objects = list(dict.fromkeys(row for record in (first, *others) for row in record.objects))
+            objects = [row for record in (first, *others) for row in record.objects]
+            first.objects = list(dict.fromkeys(objects))  # without repeats
             first.declared_size = first.declared_size or others[0].declared_size
             add_note(notes, first.split, "image_repeated", first.file, f"{len(others) + 1} times")
     return [group[0] for group in groups.values()]
 
 
+def settle_guessed_images(records, notes):
+    """Note every image that was found under another name; take it back where two annotations claim it."""
+    claims = {}
+    for record in records:
+        claims.setdefault(record.real_path, set()).add(record.guessed_from or record.image)
+    for record in records:
+        if not record.guessed_from:
+            continue
+        if len(claims[record.real_path]) > 1:
+            record.image = record.guessed_from
+            record.real_path = os.path.realpath(record.image)
+        else:
+            add_note(notes, record.split, "image_guessed", record.file, f"{record.guessed_from} is {record.image}")
+
+
 def raise_if_any(problems, headline):
     """Raise one ValueError that lists the first problems, if there are any."""
-    if problems:
-        lines = [printable(problem, 400) for problem in problems[:10]]
-        more = [f"... and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []
-        raise ValueError("\n  ".join([headline, *lines, *more]))
+    if not problems:
+        return
+    lines = [printable(problem, 400) for problem in problems[:10]]
+    if len(problems) > len(lines):
+        lines.append(f"... and {len(problems) - len(lines)} more")
+    raise ValueError("\n  ".join([headline, *lines]))
 
 
-# --- Layouts --------------------------------------------------------------------------------------
-
-
-def find_parts(source):
-    """The parts of a data set: a dict of the names of its splits to Part; {"": part} if it has none."""
-    if os.path.isfile(source) and source.lower().endswith(".json"):
-        return {"": Part("COCO", "COCO file", source, "")}
-    if not os.path.isdir(source):
-        raise FileNotFoundError(f"{printable(source)}: not a folder or a .json file. Can be read:\n{LAYOUTS}")
-    part, parts = find_part(source), {}
-    if not part:
-        found = {name: find_part(os.path.join(source, name)) or find_yolo(source, name) for name in SPLIT_FOLDERS}
-        parts = {name: part for name, part in found.items() if part}
-    elif part.form == "VOC":
-        lists = find_files(os.path.join(source, "ImageSets", "Main"), (".txt",))
-        parts = {name: part._replace(words=f"{part.words}, ImageSets/Main", names=path) for name, path in lists.items()}
-    if len(parts) > 1:
-        return parts
-    return {"": next(iter(parts.values()), part) or refuse_layout(source)}  # one list, or folder, is of all images
-
-
-def find_part(folder):
-    """The annotations and images that lie in a folder itself; None if it is not like one of the layouts."""
-    for name in ("Annotations", "annotations"):
-        annotations = os.path.join(folder, name)
-        if find_files(annotations, (".xml",)):
-            images = "images" if os.path.isdir(os.path.join(folder, "images")) else "JPEGImages"
-            return Part("VOC", f"XML files in {name}, images in {images}", annotations, os.path.join(folder, images))
-    if os.path.isfile(os.path.join(folder, COCO_FILE)):
-        return Part("COCO", "COCO files beside their images", os.path.join(folder, COCO_FILE), folder)
-    if find_files(folder, (".xml",)):
-        return Part("VOC", "XML files beside their images", folder, folder)
-    beside = find_class_names(folder) and find_yolo(folder, names=("", ""))  # else they may be captions
-    return beside or find_yolo(folder)
-
-
-def find_yolo(folder, split="", names=("labels", "images")):
-    """YOLO's text files and images in folders of these names, or in those of a split within; None if not there."""
-    labels, images = (os.path.normpath(os.path.join(folder, name, split)) for name in names)
-    words = "YOLO text files beside their images" if labels == images else "YOLO text files in labels, images in images"
-    texts = [name.lower() for name in find_files(labels, (".txt",))]
-    are_labels = any(name != "classes" and not name.startswith("readme") for name in texts)  # exporters add READMEs
-    return Part("YOLO", words, labels, images) if are_labels and find_files(images, IMAGE_SUFFIXES) else None
-
-
-def refuse_layout(source):
-    """Raise the error for a folder that is not recognised: what was found, and what would be."""
-    _, folders, files = next(os.walk(source))
-    suffixes = Counter(os.path.splitext(name)[1] or "other" for name in sorted(files))
-    found = [f"{n} {suffix} files" for suffix, n in suffixes.items()]
-    found += [f"the folder {name}" for name in sorted(folders)]
-    shown = printable(", ".join(found), 500) or "nothing"
-    raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {shown}. Can be read:\n{LAYOUTS}")
-
-
-def choose_splits(parts, splits, source):
-    """Which part becomes which split: a dict of "TRAIN" and "TEST", as far as asked for, to names in `parts`."""
-    chosen = {}
-    for split, wanted in splits.items():
-        # Beside VOC's trainval its val, which is a part of it, cannot stand in for test.
-        others = () if chosen.get("TRAIN") == "trainval" else FALLBACKS.get(wanted, ())
-        names = [name for name in (wanted, *others) if name in parts]
-        if not names:
-            found = printable(", ".join(sorted(parts, key=len)))
-            hint = "or move ImageSets/Main away to have the images divided at random"
-            missing = f"{printable(source)}: has no split {printable(repr(wanted))}"
-            raise FileNotFoundError(f"{missing}. Name one of {found} as train_split or test_split, {hint}")
-        chosen[split] = names[0]
-    return chosen
-
-
-def find_files(folder, suffixes):
-    """Files with one of these suffixes: a dict of name without suffix to path; of several the first suffix counts."""
-    files = sorted(map(os.path.splitext, os.listdir(folder) if os.path.isdir(folder) else ()))
-    files = [(name, suffix) for name, suffix in files if suffix.lower() in suffixes]
-    files.sort(key=lambda file: (file[0], -suffixes.index(file[1].lower())))  # the last one stays
-    return {name: os.path.join(folder, name + suffix) for name, suffix in files}
-
-
-# --- Pascal VOC's XML, COCO's JSON, YOLO's text files ---------------------------------------------
+# --- 2. Pascal VOC --------------------------------------------------------------------------------
 
 
 def read_voc(part, source, note):
     """The records of XML files, with the corners as written: `count_from()` makes them continuous."""
-    images, files = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".xml",))
-    names = [line.strip() for line in read_lines(part.names)] if part.names else sorted(files, key=files.get)
-    for name in () if part.names else sorted(images.keys() - files.keys()):
-        note("image_unlabelled", images[name])
-    records, problems = [], []
-    for name in names:
-        file = files.get(name, os.path.join(part.annotations, name + ".xml"))
+    images = Files(part.images, SOUGHT_IMAGES)
+    files = Files(part.annotations, (".xml",))
+    if part.image_list:
+        names = read_lines(part.image_list)
+        paths = [files.find(name) or files.guess(name) or f"{name}.xml" for name in names]
+    else:
+        paths = files.paths
+    records = []
+    problems = []
+    for path in paths:
+        file = os.path.join(part.annotations, path)
         try:
             annotation = parse_annotation(file, first_pixel=0)
         except (ValueError, OSError) as error:
             problems.append(error)
             continue
-        rows = zip(annotation["names"], map(tuple, annotation["boxes"]), annotation["difficulties"], strict=True)
-        size = (annotation["width"], annotation["height"]) if annotation["width"] else None
-        image = images.get(name, os.path.join(part.images, name + ".jpg"))
-        records.append(Record(image, file, source, "VOC", [Annotated(*row) for row in rows], size))
-        if missing := annotation["difficult_missing"]:
+        records.append(make_voc_record(annotation, file, path.removesuffix(".xml"), part, images, source))
+        missing = annotation["difficult_missing"]
+        if missing:
             note("difficult_missing", file, f"{missing} object{'s' * (missing > 1)}")
-    raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(names)} annotations cannot be used:")
+    raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(paths)} annotations cannot be used:")
     return records
+
+
+def make_voc_record(annotation, file, stem, part, images, source):
+    """The record of a parsed annotation. stem: the path of its file below part.annotations, without suffix."""
+    rows = zip(annotation["names"], annotation["boxes"], annotation["difficulties"], strict=True)
+    objects = [Annotated(name, tuple(box), difficulty) for name, box, difficulty in rows]
+    size = (annotation["width"], annotation["height"]) if annotation["width"] else None
+    image, guessed_from = find_voc_image(images, stem, annotation["filename"])
+    return Record(
+        image, file, source, "VOC", objects, size, image_folder=part.images, guessed_from=guessed_from
+    )  # fmt: skip
+
+
+def find_voc_image(images, stem, filename):
+    """The image of an XML file, and the path that was expected if it is another one, else "".
+
+    It has the name of the XML file, whatever its suffix; of several the one that <filename> says. Without one of that
+    name, <filename> decides.
+    """
+    expected = os.path.join(images.folder, f"{stem}.jpg")
+    candidates = images.same_stem(stem)
+    named = [path for path in candidates if os.path.basename(path) == os.path.basename(filename)]
+    if candidates:
+        return os.path.join(images.folder, (named or candidates)[0]), ""
+    found = images.find(filename) or images.guess(stem) or images.guess(filename)
+    if found:
+        return os.path.join(images.folder, found), expected
+    return expected, ""
 
 
 def count_from(records, first_pixel):
     """Make boxes continuous that are written as the corners of VOC; returns what the files call the first pixel."""
     # VOC counts pixels from 1 and includes both ends, so 1 is taken off the minima. Tools that count from 0 write the
     # rectangle that was drawn, which is continuous already; a single minimum of 0, which VOC never has, tells them.
-    minima = (side for record in records for row in record.objects for side in row.box[:2])
-    first = int(first_pixel if first_pixel != "" else not any(0 <= side < 1 for side in minima))
+    minima = [side for record in records for row in record.objects for side in row.box[:2]]
+    counts_from_0 = any(0 <= side < 1 for side in minima)
+    first = int(first_pixel) if first_pixel != "" else int(not counts_from_0)
     for record in records:
         record.first_pixel = first
-        boxes = ((row.box[0] - first, row.box[1] - first, *row.box[2:]) for row in record.objects)
+        boxes = [(row.box[0] - first, row.box[1] - first, *row.box[2:]) for row in record.objects]
         record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
     return first
 
@@ -254,9 +310,9 @@ def parse_annotation(path, first_pixel=1):
 
     path: the XML file. first_pixel: what it calls the first pixel: 1 as in VOC, or 0.
     Returns a dict: boxes, a list of [xmin - first_pixel, ymin - first_pixel, xmax, ymax], floats, continuous, boundary
-    form, in pixels, and else as written; names and difficulties, for each box the class name and 0 or 1;
-    width and height, ints in pixels, both None if <size> is missing or absurd; difficult_missing, how many
-    objects lack <difficult>, which is then 0.
+    form, in pixels, and otherwise as written; names and difficulties, for each box the class name and 0 or 1;
+    width and height, ints in pixels, both None if <size> is missing or absurd; filename, "" if it is missing;
+    difficult_missing, how many objects have no <difficult>, or one that is not specified: it is then 0.
     Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is not an
     annotation, an object lacks its name or box, or entities are declared, which could expand without bounds.
     """
@@ -265,34 +321,44 @@ def parse_annotation(path, first_pixel=1):
     if root.tag != "annotation":
         raise ValueError(f"{shown}: not a VOC annotation: its root is <{printable(root.tag, 40)}>, not <annotation>")
     width, height = usable_size(root.findtext("size/width"), root.findtext("size/height")) or (None, None)
+    filename = (root.findtext("filename") or "").strip()
     annotation = {"boxes": [], "names": [], "difficulties": [], "difficult_missing": 0}
-    annotation |= {"width": width, "height": height}
+    annotation |= {"width": width, "height": height, "filename": filename}
     # Only the objects right below the root: the person layout challenge nests <part>s with boxes in them.
     for i, element in enumerate(root.findall("object"), start=1):
-        name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
+        name = (element.findtext("name") or "").strip()
+        box = element.find("bndbox")
         where = f"{shown}: object {i} ({printable(name, 60)})"
         if not name or box is None:
             raise ValueError(f"{where} has no {'<bndbox>' if name else '<name>'}")
         corners = [parse_number(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax")]
-        difficult = (element.findtext("difficult") or "").strip()
-        if difficult not in ("", "0", "1"):
-            raise ValueError(f"{where}: <difficult> is {printable(repr(difficult), 40)}, not 0 or 1")
+        difficulty = parse_difficulty(element, where)
         annotation["boxes"].append([corners[0] - first_pixel, corners[1] - first_pixel, *corners[2:]])
         annotation["names"].append(name)
-        annotation["difficulties"].append(int(difficult or 0))
-        annotation["difficult_missing"] += not difficult
+        annotation["difficulties"].append(difficulty or 0)
+        annotation["difficult_missing"] += difficulty is None
     return annotation
 
 
 def parse_xml(path, shown):
     """The root element of an XML file that declares no entities; ValueError, naming it, for any other."""
     content = read_bytes(path)
-    # No encoding that expat knows hides these bytes, except UTF-16, which has zero bytes.
-    if any(part in content for part in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
-        raise ValueError(f"{shown}: a document type, an entity or a zero byte (UTF-16?), which are refused; remove it")
+    declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["']""", content.lstrip())
+    encoding = find_encoding(content) or (declared[1].decode() if declared else "utf-8")
     try:
-        return ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        text = content.decode(encoding).lstrip("\ufeff")
+    except UnicodeDecodeError:
+        hint = "save it as UTF-8, or let its first line say its encoding"
+        raise ValueError(
+            f'{shown}: unreadable XML: its encoding is not {encoding}; {hint}: <?xml version="1.0" encoding="gbk"?>'
+        ) from None
+    except LookupError as error:
+        raise ValueError(f"{shown}: unreadable XML: {printable(error)}") from None
+    if any(part in text for part in ("<!DOCTYPE", "<!ENTITY", "\0")):
+        raise ValueError(f"{shown}: a document type, an entity or a zero byte, which are refused; remove it")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{shown}: unreadable XML: {printable(error)}") from error
 
 
@@ -306,6 +372,18 @@ def parse_number(parent, tag, where):
         raise ValueError(f"{where}: <{tag}> is {shown}") from None
 
 
+def parse_difficulty(element, where):
+    """An object's <difficult>, 0 or 1; None if it has none, or one that is not specified."""
+    text = (element.findtext("difficult") or "").strip()
+    if text.lower() in ("0", "false", "no"):
+        return 0
+    if text.lower() in ("1", "true", "yes"):
+        return 1
+    if text.lower() in ("", "unspecified", "unknown", "none", "null"):
+        return None
+    raise ValueError(f"{where}: <difficult> is {printable(repr(text), 40)}, not 0 or 1")
+
+
 def usable_size(width, height):
     """(width, height) as ints, or None if they cannot be those of an image that could be read."""
     try:
@@ -315,53 +393,57 @@ def usable_size(width, height):
     return (int(size[0]), int(size[1])) if all(1 <= side <= MAX_IMAGE_PIXELS for side in size) else None
 
 
+# --- 3. COCO --------------------------------------------------------------------------------------
+
+
 def read_coco(part, source, note):
     """The records of a COCO file: {"images": [...], "annotations": [...], "categories": [...]}."""
     path = part.annotations
-    content, shown = read_json(path, dict, object_hook=without_outline), printable(path, 1000)
+    content = read_json(path, dict)
+    for key in ("categories", "images", "annotations"):
+        if not isinstance(content.get(key), list):
+            raise ValueError(f"{printable(path, 1000)}: not a COCO file: it has no list of {key!r}")
+    images = CocoImages(path, part.images)
+    guesses = Counter()  # what was guessed, to how often
 
-    def usable(key, make):
-        """What make() returns of each entry of a list. The refused ones are noted; ValueError if all are."""
-        entries, made, problems = content.get(key), [], []
-        if not isinstance(entries, list):
-            raise ValueError(f"{shown}: not a COCO file: it has no list of {key!r}")
-        for i, entry in enumerate(entries):
-            try:
-                if not isinstance(entry, dict):
-                    raise ValueError(f"{printable(repr(entry), 60)} is not an object")
-                made.append(make(entry))
-            except ValueError as error:
-                problems.append(f"{key}[{i}]: {error}")
-        if not made:
-            raise_if_any(problems, f"{shown}: none of the {len(problems)} entries of {key!r} can be used:")
-        for problem in problems:
-            note("entry_unusable", path, problem)
-        return made
-
-    def by_id(key, make):
-        """What make() returns of each entry, by its id, without ids that stand for two things: which one is meant?"""
-        pairs = usable(key, lambda entry: (take_field(entry, "id", (int, str)), make(entry)))
-        values = dict(pairs)
-        for entry_id in {entry_id for entry_id, value in pairs if value != values[entry_id]}:
-            del values[entry_id]
-            note("entry_unusable", path, f"{key}: 'id' {printable(repr(entry_id), 60)} is given twice")
-        return values
-
-    folder, stem = os.path.split(path.removesuffix(".json"))
-    # COCO's own folders: annotations/instances_train2017.json and, beside `annotations`, train2017.
-    own = os.path.join(os.path.dirname(folder), stem.rpartition("_")[2])
-    folders = [part.images] if part.images else [folder, os.path.join(folder, "images"), own]
-    names = by_id("categories", lambda entry: take_field(entry, "name", str).strip())
-    category_ids = {name: category_id for category_id, name in names.items()}
-    records = by_id("images", lambda entry: make_coco_record(entry, folders, source, category_ids))
-    usable("annotations", lambda entry: add_coco_object(entry, records, names))
+    names = by_id(content, "categories", read_category, path, note)  # id as text: (id, name)
+    category_ids = {name: category_id for category_id, name in names.values()}
+    records = by_id(content, "images", lambda entry: make_coco_record(entry, images, source, category_ids), path, note)
+    convert(content, "annotations", lambda entry: add_coco_object(entry, records, names, guesses), path, note)
+    for guess, count in guesses.items():
+        note("entry_guessed", path, f"{count} objects: {guess}")
     return list(records.values())
 
 
-def without_outline(entry):
-    """An entry of a JSON file without the object's outline: outlines take most of the memory."""
-    entry.pop("segmentation", None)
-    return entry
+def convert(content, key, make, path, note):
+    """What make() returns of each entry of a list. The refused ones are noted; ValueError if all are."""
+    made = []
+    problems = []
+    for i, entry in enumerate(content[key]):
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError(f"{printable(repr(entry), 60)} is not an object")
+            made.append(make(entry))
+        except ValueError as error:
+            problems.append(f"{key}[{i}]: {error}")
+    if not made:
+        raise_if_any(problems, f"{printable(path, 1000)}: none of the {len(problems)} entries of {key!r} can be used:")
+    for problem in problems:
+        note("entry_unusable", path, problem)
+    return made
+
+
+def by_id(content, key, make, path, note):
+    """What make() returns of each entry, by its id as text, without ids that stand for two things."""
+    values = {}
+    repeated = set()
+    for entry_id, value in convert(content, key, lambda entry: (read_id(entry, "id"), make(entry)), path, note):
+        if values.setdefault(str(entry_id), value) != value:
+            repeated.add(entry_id)
+    for entry_id in repeated:
+        values.pop(str(entry_id), None)
+        note("entry_unusable", path, f"{key}: 'id' {printable(repr(entry_id), 60)} is given twice")
+    return values
 
 
 def take_field(entry, key, types):
@@ -372,27 +454,68 @@ def take_field(entry, key, types):
     return value
 
 
-def make_coco_record(entry, folders, source, category_ids):
+def read_id(entry, key):
+    """An id, a number or a text."""
+    value = take_field(entry, key, (int, str, float))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def read_category(entry):
+    """(id, name) of an entry of "categories"."""
+    return read_id(entry, "id"), take_field(entry, "name", str).strip()
+
+
+def make_coco_record(entry, images, source, category_ids):
     """The record, without objects, of an entry of "images"; ValueError for a name that no file can have."""
-    name, size = take_field(entry, "file_name", str), usable_size(entry.get("width"), entry.get("height"))
-    candidates = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
-    image = next(filter(os.path.isfile, candidates), candidates[0])
-    return Record(image, image, source, "COCO", [], size, entry["id"], category_ids)
+    name = take_field(entry, "file_name", str)
+    size = usable_size(entry.get("width"), entry.get("height"))
+    image, guessed_from = images.find(name)
+    return Record(
+        image, image, source, "COCO", [], size, read_id(entry, "id"), category_ids,
+        image_folder=os.path.dirname(image), guessed_from=guessed_from,
+    )  # fmt: skip
 
 
-def add_coco_object(entry, records, names):
+class CocoImages:
+    """The images of a COCO file, found by the names that it gives them."""
+
+    def __init__(self, path, image_folder):
+        folder, file = os.path.split(path)
+        is_own = os.path.basename(folder).lower() == "annotations"  # COCO's own folder, and CVAT's
+        root = os.path.dirname(folder) if is_own else folder
+        split = os.path.splitext(file)[0].rpartition("_")[2]  # instances_train2017.json: train2017
+        folders = [folder, os.path.join(folder, "images"), os.path.join(root, split), root]
+        folders += [os.path.join(root, "images", split), os.path.join(root, "images")]
+        self.folders = [image_folder] if image_folder else folders
+        self.files = Files(image_folder or root, SOUGHT_IMAGES)
+
+    def find(self, name):
+        """The path of an image, and the path that was expected if it is another one, else ""."""
+        candidates = [os.path.normpath(os.path.join(folder, name)) for folder in self.folders]
+        for path in candidates:
+            if os.path.isfile(path):
+                return path, ""
+        found = self.files.guess(name)
+        if found:
+            return os.path.join(self.files.folder, found), candidates[0]
+        return candidates[0], ""
+
+
+def add_coco_object(entry, records, names, guesses):
     """Give the object of an entry of "annotations" to the record of its image."""
-    record, name = look_up(entry, "image_id", records), look_up(entry, "category_id", names)
+    record = look_up(entry, "image_id", records)
+    category_id, name = look_up(entry, "category_id", names)
+    if type(entry["image_id"]) is not type(record.image_id) or type(entry["category_id"]) is not type(category_id):
+        guesses["ids as numbers here and as text there: taken as the same"] += 1
     if name in ("", "N/A"):  # what torchvision's list of COCO's classes has in place of ids that are not used
         raise ValueError(f"its category is called {name!r}")
-    box = take_field(entry, "bbox", list)
-    if len(box) != 4 or not all(type(value) in (int, float) for value in box):
-        raise ValueError(f"'bbox' is {printable(repr(box), 60)}, not four numbers")
     is_crowd = entry.get("iscrowd", 0)
+    if is_crowd is None:
+        guesses["'iscrowd' is null: taken as 0"] += 1
+        is_crowd = 0
     if is_crowd not in (0, 1):
         raise ValueError(f"'iscrowd' is {printable(repr(is_crowd), 60)}, not 0 or 1")
-    # An integer may be too large for a float.
-    x_min, y_min, width, height = (float(value) if abs(value) < 1e300 else math.inf for value in box)
+    x_min, y_min, width, height = read_coco_box(entry, guesses)
     area = entry.get("area")
     area = float(area) if type(area) in (int, float) and 0 <= area < 1e300 else width * height
     record.objects.append(Annotated(name, (x_min, y_min, x_min + width, y_min + height), int(is_crowd), area))
@@ -400,92 +523,234 @@ def add_coco_object(entry, records, names):
 
 def look_up(entry, key, table):
     """What an entry's id stands for; ValueError if the file does not have it."""
-    value = take_field(entry, key, (int, str))
-    if value not in table:
-        known = f", where ids are of type {type(next(iter(table))).__name__}" if table else ""
-        raise ValueError(f"{key} {printable(repr(value), 60)} ({type(value).__name__}) is not in the file{known}")
-    return table[value]
+    value = read_id(entry, key)
+    if str(value) not in table:
+        raise ValueError(f"{key} {printable(repr(value), 60)} ({type(value).__name__}) is not in the file")
+    return table[str(value)]
+
+
+def read_coco_box(entry, guesses):
+    """[x_min, y_min, width, height] of an object: its "bbox", or, if it has none, the box around its outline."""
+    box = entry.get("bbox")
+    outline = entry.get("segmentation")
+    if not box and outline:
+        box = box_of_mask(outline) if isinstance(outline, dict) else box_of_polygons(outline)
+        guesses["no 'bbox': the box around the outline taken"] += 1
+    if not box:
+        box = take_field(entry, "bbox", list)
+    if not isinstance(box, list) or len(box) != 4 or not are_numbers(box):
+        raise ValueError(f"'bbox' is {printable(repr(box), 60)}, not four numbers")
+    # An integer may be too large for a float.
+    return [float(value) if abs(value) < 1e300 else math.inf for value in box]
+
+
+def are_numbers(values):
+    """Whether all values of a JSON list are numbers."""
+    return all(type(value) in (int, float) for value in values)
+
+
+def box_of_polygons(polygons):
+    """The box around COCO's polygons: a list of [x, y, x, y, ...], or one such list."""
+    if isinstance(polygons, list) and are_numbers(polygons):
+        polygons = [polygons]
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        raise ValueError("'bbox' is missing, and 'segmentation' is not a list of polygons")
+    if not all(are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in polygons):
+        raise ValueError("'bbox' is missing, and a polygon of 'segmentation' is not [x, y, x, y, ...]")
+    xs = [x for polygon in polygons for x in polygon[::2]]
+    ys = [y for polygon in polygons for y in polygon[1::2]]
+    if not xs:
+        raise ValueError("'bbox' is missing, and 'segmentation' has no points")
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def box_of_mask(mask):
+    """The box around a mask in COCO's run-length code, {"size": [height, width], "counts": ...}, by pycocotools."""
+    try:
+        from pycocotools import mask as masks
+    except ImportError:
+        raise ValueError("'bbox' is missing; to read the mask, `pip install pycocotools`") from None
+    try:
+        height, width = mask["size"]
+        if not 1 <= height * width <= MAX_IMAGE_PIXELS:
+            raise ValueError("an image of this size cannot be")
+        if isinstance(mask["counts"], list):
+            mask = masks.frPyObjects(mask, height, width)
+        return [float(value) for value in masks.toBbox(mask)]
+    except Exception as error:  # pycocotools raises errors of many kinds for a mask that is not what it should be
+        raise ValueError(f"'bbox' is missing, and the mask cannot be read ({printable(error, 100)})") from None
+
+
+# --- 4. YOLO --------------------------------------------------------------------------------------
 
 
 def read_yolo(part, source, note):
-    """The records of YOLO's text files: on each line a class, then centre and size, or an outline, in fractions."""
-    folders = [source, os.path.dirname(source), part.annotations, os.path.dirname(part.annotations)]
-    names = next(filter(None, map(find_class_names, folders)), None)
-    if not names:
-        raise ValueError(f"{printable(source)}: the class names are missing: a data.yaml or classes.txt says them")
-    images, files, records = find_files(part.images, IMAGE_SUFFIXES), find_files(part.annotations, (".txt",)), []
-    files.pop("classes", None)
-    for name, image in images.items():
-        file, objects = files.get(name, os.path.join(part.annotations, name + ".txt")), []
-        if name not in files:
+    """The records of YOLO's text files: the boxes are the numbers as written, until `make_yolo_boxes()`."""
+    records = []
+    labels = set()  # all that were seen
+    for image, file in pair_listed(part) if part.image_list else pair_by_folder(part, note):
+        objects = []
+        if os.path.isfile(file):
+            objects = read_label_file(file, part.class_names, labels, note)
+        else:
             note("label_file_missing", image)
-        for i, line in enumerate(read_lines(file) if name in files else (), start=1):
-            try:
-                objects.append(parse_yolo_line(line.split(), names))
-            except ValueError as error:
-                note("entry_unusable", file, f"line {i}: {error}")
-        records.append(Record(image, file, source, "YOLO", objects))
-    for name in sorted(files.keys() - images.keys()):
-        note("image_not_found", files[name])
+        records.append(Record(image, file, source, "YOLO", objects, image_folder=part.images))
+    n_classes = max(part.class_names) + 1
+    if labels and min(labels) == 1 and max(labels) == n_classes:
+        note("classes_from_1", where_is(part), f"labels 1 to {n_classes}, names 0 to {n_classes - 1}")
     return records
 
 
-def read_bytes(path):
-    """The bytes of a file with annotations."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{printable(path, 1000)}: no such annotation")
-    with open(path, "rb") as file:
-        content = file.read(MAX_ANNOTATION_BYTES + 1)
-    if len(content) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"{printable(path, 1000)}: not an annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
-    return content
+def pair_by_folder(part, note):
+    """(image, label file) for each image, by the same path below the folders of both."""
+    images = Files(part.images, SOUGHT_IMAGES)
+    labels = Files(part.annotations, (".txt",))
+    pairs = []
+    for stem, paths in images.by_stem.items():
+        label = labels.by_stem.get(stem, [f"{os.path.splitext(paths[0])[0]}.txt"])[0]
+        pairs.append((os.path.join(part.images, paths[0]), os.path.join(part.annotations, label)))
+    for stem, paths in labels.by_stem.items():
+        if stem not in images.by_stem and is_label_name(os.path.basename(paths[0]).lower()):
+            note("image_not_found", os.path.join(part.annotations, paths[0]))
+    return pairs
 
 
-def read_lines(path):
-    """The lines of a text file that are not blank. Names in them may have bytes that are not UTF-8."""
-    lines = read_bytes(path).decode("utf-8-sig", "surrogateescape").split("\n")
-    return [line.rstrip() for line in lines if line.strip()]
+def pair_listed(part):
+    """(image, label file) for each line of a list of images."""
+    folder = os.path.dirname(part.image_list)
+    images = Files(part.images, SOUGHT_IMAGES)
+    find_labels = functools.cache(labels_folder_of)
+    pairs = []
+    for line in read_lines(part.image_list):
+        paths = [os.path.normpath(os.path.join(place, line)) for place in (part.images, folder)]
+        found = next(filter(os.path.isfile, paths), None)
+        guess = None if found else images.guess(line)
+        image = os.path.join(part.images, guess) if guess else found or paths[0]
+        stem = os.path.splitext(os.path.basename(image))[0]
+        pairs.append((image, os.path.join(find_labels(os.path.dirname(image)), f"{stem}.txt")))
+    return pairs
 
 
-def parse_yolo_line(fields, names):
-    """The object of a line: class, c_x, c_y, w, h, or class, x, y, x, y, x, y, ... in fractions of the image."""
-    shown = printable(" ".join(fields), 60)
+def read_label_file(path, class_names, labels, note):
+    """The objects of a label file; lines that cannot be used are noted. labels: a set, gets those in the file."""
+    objects = []
+    for i, line in enumerate(split_lines(read_text(path)), start=1):
+        if not line:
+            continue
+        try:
+            objects.append(parse_yolo_line(line, class_names, labels))
+        except ValueError as error:
+            note("entry_unusable", path, f"line {i}: {error}")
+    return objects
+
+
+def parse_yolo_line(line, class_names, labels):
+    """The object of a line, a class and numbers, which stand in the place of its box."""
+    shown = printable(line, 60)
     try:
-        label, *values = map(float, fields)
+        label, *numbers = [float(text) for text in (line.split(",") if "," in line else line.split())]
     except ValueError:
         raise ValueError(f"{shown!r} is not a line of numbers") from None
-    if label not in names:
-        raise ValueError(f"{shown!r}: class {fields[0]} is not one of the {len(names)} class names")
-    if len(values) == 4:
-        c_x, c_y, width, height = values
-        box = (c_x - width / 2, c_y - height / 2, c_x + width / 2, c_y + height / 2)
-    elif len(values) >= 6 and len(values) % 2 == 0:
-        box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
-    else:
-        raise ValueError(f"{shown!r}: a class and 4 numbers are expected, or an outline of 3 points or more")
-    return Annotated(names[label], box)
+    labels.add(label)
+    if label not in class_names:
+        raise ValueError(f"{shown!r}: class {label:g} is not one of the {len(class_names)} class names")
+    return Annotated(class_names[label], tuple(numbers))
 
 
-def find_class_names(folder):
-    """The class names that a folder's data.yaml (or another .yaml file) or classes.txt says, by index; or {}."""
-    files, classes = find_files(folder, (".yaml", ".yml")), os.path.join(folder, "classes.txt")
-    for name in sorted(files, key=lambda name: name != "data"):
-        if names := parse_yaml_names(read_lines(files[name])):
-            return names
-    return dict(enumerate(map(str.strip, read_lines(classes) if os.path.isfile(classes) else ())))
+def make_yolo_boxes(records, parts, notes):
+    """Put the boxes in place of the numbers of YOLO's label lines.
+
+    A line holds a class and 4 numbers: the box, center-size form. Behind it may follow a confidence (5 numbers), a
+    track (6), or keypoints. Other lines are outlines: x, y, x, y, and so on. How the long lines of a data set are
+    meant is decided for all of them together.
+    """
+    rows = [row.box for record in records for row in record.objects]
+    n_keypoints = count_keypoint_numbers(rows, parts)
+    has_outlines = not n_keypoints and any(len(row) > 6 for row in rows)
+    guesses = Counter()
+    for record in records:
+        objects = []
+        for row in record.objects:
+            try:
+                box, guess = yolo_box(row.box, n_keypoints, has_outlines)
+                objects.append(row._replace(box=box))
+                guesses[guess] += 1
+            except ValueError as error:
+                add_note(notes, record.split, "entry_unusable", record.file, str(error))
+        record.objects = objects
+    for guess, count in guesses.items():
+        if guess:
+            add_note(notes, "", "entry_guessed", parts[0].data_file, f"{count} label lines: {guess}")
+    unusable = notes.get("entry_unusable", [])
+    if unusable and not any(record.objects for record in records):
+        problems = [f"{row['file']}: {row['what']}" for row in unusable]
+        raise_if_any(problems, f"{printable(records[0].source)}: none of the {len(unusable)} label lines can be used:")
 
 
-def parse_yaml_names(lines):
-    """The list or dict `names` in a YAML file's lines, by index; {} if there is none. No other YAML is understood."""
-    text = "\n".join(filter(str.strip, (re.sub(r"(^|\s)#.*", "", line) for line in lines)))  # without comments
-    # From bracket to bracket, or up to a line that is neither indented nor an item.
-    entry = re.search(r"^names:(\s*[\[{](?s:.*?)[\]}]\s*$|.*(?:\n[ \t-].*)*)", text, re.MULTILINE)
-    items = entry[1].strip() if entry else ""
-    # A comma in quotation marks is part of a name.
-    separate = r"""(?:"[^"]*"|'[^']*'|[^,"'])+""" if items.startswith(("[", "{")) else ".+"
-    names = {}
-    for item in re.findall(separate, items.strip("[]{}")):
-        index, name = re.fullmatch(r"(?:(\d+)\s*:|- )?(.*)", item.strip(), re.DOTALL).groups()
-        if name := name.strip():
-            names[int(index) if index else len(names)] = name.strip("'\"")
-    return names
+def count_keypoint_numbers(rows, parts):
+    """How many numbers of a label line are keypoints, behind the box; 0: long lines are outlines.
+
+    rows: the numbers of each line. data.yaml's kpt_shape says it; else lines that can be nothing else.
+    """
+    for part in parts:
+        shape = (part.data or {}).get("kpt_shape")
+        if shape:
+            if not isinstance(shape, list) or not all(str(n).isdecimal() and len(n) < 4 for n in shape):
+                raise ValueError(f"{part.data_file}: kpt_shape is {printable(shape, 60)}, not such as [17, 3]")
+            return math.prod(int(n) for n in shape)
+    long_rows = [row for row in rows if len(row) > 6]
+    if len({len(row) for row in long_rows}) != 1:  # none, or outlines, which have as many points as they need
+        return 0
+    n_numbers = len(long_rows[0])
+    may_be_keypoints = any(all(fits_keypoints(row, size) for row in long_rows) for size in (2, 3))
+    may_be_outlines = n_numbers % 2 == 0 and all(0 <= number <= 1 for row in long_rows for number in row)
+    if may_be_keypoints and may_be_outlines:
+        raise ValueError(
+            f"{printable(where_is(parts[0]), 1000)}: label lines of {n_numbers} numbers may be outlines, or boxes "
+            "with keypoints. If they have keypoints, let data.yaml say so (kpt_shape: [17, 3], say); if not, leave "
+            "the first point of an outline out once, so that lines differ in length"
+        )
+    return n_numbers - 4 if may_be_keypoints else 0
+
+
+def fits_keypoints(row, size):
+    """Whether numbers can be a box, and keypoints of `size` numbers in it: x, y and perhaps visibility (0, 1 or 2)."""
+    c_x, c_y, width, height = row[:4]
+    points = row[4:]
+    if len(points) % size or (size == 3 and any(visibility not in (0, 1, 2) for visibility in points[2::3])):
+        return False
+    is_inside = abs(c_x - 0.5) + width / 2 <= 0.51 and abs(c_y - 0.5) + height / 2 <= 0.51
+    # A keypoint that cannot be seen is (0, 0). Some lie a little outside.
+    seen = [(x, y) for x, y in zip(points[::size], points[1::size], strict=True) if (x, y) != (0, 0)]
+    return is_inside and all(abs(x - c_x) <= 0.6 * width and abs(y - c_y) <= 0.6 * height for x, y in seen)
+
+
+def yolo_box(numbers, n_keypoints, has_outlines):
+    """The box, boundary form, in fractions, of a label line's numbers, and in words what was guessed, else "".
+
+    n_keypoints, has_outlines: how many of the numbers of long lines are keypoints; else, whether they are outlines.
+    """
+    n_more = len(numbers) - 4  # behind the box
+    if n_more == 0:
+        return boundary(numbers), ""
+    if n_keypoints and n_more in (n_keypoints, n_keypoints + 1, n_keypoints + 2):
+        return boundary(numbers), f"box and keypoints ({len(numbers)} numbers), the box taken"
+    if has_outlines and n_more >= 2 and n_more % 2 == 0:
+        xs = numbers[::2]
+        ys = numbers[1::2]
+        return (min(xs), min(ys), max(xs), max(ys)), ""
+    is_confidence = n_more in (1, 2) and 0 <= numbers[4] <= 1
+    if is_confidence and n_more == 1:
+        return boundary(numbers), "box and confidence (5 numbers), the box taken"
+    if is_confidence and numbers[5].is_integer():
+        return boundary(numbers), "box, confidence and track (6 numbers), the box taken"
+    raise ValueError(
+        f"{printable(' '.join(map('{:g}'.format, numbers)), 60)!r}: {len(numbers)} numbers; a class and 4 numbers "
+        "are expected (perhaps a confidence and a track, or keypoints), or an outline of 4 points or more"
+    )
+
+
+def boundary(numbers):
+    """Boundary form of a box whose center-size form is the first four numbers."""
+    c_x, c_y, width, height = numbers[:4]
+    return c_x - width / 2, c_y - height / 2, c_x + width / 2, c_y + height / 2

@@ -4,20 +4,23 @@
     python create_data_lists.py                               VOC2007 + VOC2012 that are already there
     python create_data_lists.py --train_data=/path/to/mine    data of your own, with classes of their own
 
-Reads VOC's XML, COCO's JSON and YOLO's text files, in the layouts that annotations.py lists. Writes into
-`output_folder` {TRAIN,TEST}_images.json, {TRAIN,TEST}_objects.json, label_map.json, and category_ids.json (empty but
-for COCO's files); data_report.txt, which counts and names what was dropped or mended; and contact_sheet.jpg, some
-images with their boxes. Any parameter below can be overridden on the command line with --name=value.
+Reads VOC's XML, COCO's JSON and YOLO's text files, in the layouts that layouts.py lists. Writes into `output_folder`
+{TRAIN,VAL,TEST}_images.json and {TRAIN,VAL,TEST}_objects.json (VAL only if there is a validation split);
+label_map.json, and category_ids.json (empty but for COCO's files); data_report.txt, which counts and names what was
+dropped or mended; and contact_sheet.jpg, some images with their boxes. Any parameter below can be overridden on the
+command line with --name=value.
 """
 
+import dataclasses
 import gc
-import inspect
 import json
 import math
 import os
 import random
 import sys
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +30,10 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 import utils
-from annotations import add_note, merge_repeats, raise_if_any, read_annotations, read_lines
+from annotations import add_note, merge_repeats, raise_if_any, read_annotations
 from datasets import read_image, stored_size_and_orientation
 from detect import draw_boxes
+from layouts import SOUGHT_IMAGES, SPLIT_NAMES, read_lines, walk_files
 from model import NETWORKS, SSD300
 from utils import printable
 
@@ -39,20 +43,25 @@ voc12_path = "data/VOCdevkit/VOC2012"  # "": train on VOC2007 alone
 download = False  # True: fetch what is missing of the two folders above
 
 # Data of your own, in place of VOC
-train_data = ""  # a folder or a COCO .json file; "": VOC
-test_data = ""  # another folder or file; "": the same as train_data
+train_data = ""  # a folder, a COCO .json file or a data.yaml, or several, separated by commas; "": VOC
+val_data = ""  # others, for validation; "": the split of train_data that val_split names, if it has one
+test_data = ""  # others, for the test; "": the same as train_data
 image_folder = ""  # where the images are; "": where the layout has them
 class_names = ()  # the classes in the order of their labels; (): VOC's 20, or all in your annotations
 skip_unknown = False  # True: leave out objects of classes not in class_names, instead of stopping
 first_pixel = ""  # "0" or "1": what XML files call the first pixel; "": seen from the data
 keep_crowds = False  # True: train on COCO's crowds (one box around many) as on difficult objects
 trust_boxes = False  # True: boxes are right though they look like corners, fractions or those of other images
+boxes_drawn_on = ""  # "upright" or "stored": photos as their EXIF data turn them, or as stored; "": seen from sizes
+skip_corrupt = False  # True: leave out images that are missing or damaged, instead of stopping
 
 # Splits
 train_split = "trainval"  # name of a list in ImageSets/Main, without .txt, or of a folder; if missing: train
-test_split = "test"  # if missing: valid or val
-test_fraction = 0.2  # share of the images that becomes TEST where the data are not split
-seed = 0  # of that division
+val_split = "val"  # if missing: valid; VOC's val, a part of its trainval, is no VAL beside it
+test_split = "test"  # if missing or empty: valid or val
+val_fraction = 0.0  # share of the images of TRAIN that becomes VAL; 0: none
+test_fraction = 0.2  # share of the images that becomes TEST where the data are not split; 0: TEST is TRAIN again
+seed = 0  # of these divisions
 
 # Output
 output_folder = "data"
@@ -63,16 +72,32 @@ n_sheet_images = 24  # images of TRAIN on the contact sheet, chosen by the seed;
 # Sizes of objects in the report, lower limit included: roots of their areas, in pixels of a 300 x 300 image
 SIZES = {"0-16": (0, 16), "16-32": (16, 32), "32-64": (32, 64), "64-128": (64, 128), "128-300": (128, math.inf)}
 
+# An image whose brightest value is lower is reported.
+DARKEST = 64
+HEIC_HINT = (
+    "a HEIC image, as iPhones write them, which cannot be read; convert it to JPEG "
+    "(ImageMagick: `magick mogrify -format jpg *.HEIC`)"
+)
+
 # What the data report can say of a file, in the order in which it says it.
 NOTES = {
+    "image_corrupt": "Images that are missing or damaged: left out, as told",
     "entry_unusable": "Entries of annotation files that cannot be used: left out",
+    "entry_guessed": "Entries of annotation files that could be meant in several ways: look at the boxes",
+    "classes_from_1": "Label files whose classes count from 1, not from 0: look at the classes",
+    "yaml_path_missing": "Images that a data.yaml names and that are not there: left out",
+    "split_same": "Splits for which a data.yaml names the same images as for train: left out",
+    "split_empty": "Splits without images: another one taken, or none",
     "image_not_found": "Label files without an image: left out",
-    "image_unlabelled": "Images without an annotation file: left out",
+    "image_guessed": "Images found under another name than the annotation's, or elsewhere: look at the boxes",
+    "image_unused": "Images that no annotation or list names: left out",
     "label_file_missing": "Images without a label file: taken to have no objects",
     "image_repeated": "Images listed more than once: kept once, with all their objects",
     "size_differs": "Annotations with another size than the image's: the image's taken; look at the boxes",
     "boxes_turned": "Boxes drawn on the image as rotated by its EXIF data: turned back to the stored pixels",
     "exif_unclear": "Images to be rotated by their EXIF data: boxes taken to be drawn without; look at them",
+    "image_dark": "Images that are nearly black (brightest value below 64 of 255): if they have 10 to 14 bits in 16, "
+    "multiply their values until they fill the 16 bits",
     "box_no_area": "Boxes of no area or inverted: dropped",
     "box_not_finite": "Boxes with a coordinate that is not a finite number: dropped",
     "box_outside": "Boxes that lie outside the image (or all but a sliver of them): dropped",
@@ -80,11 +105,12 @@ NOTES = {
     "crowd_skipped": "Crowds, one box around many, in TRAIN: left out (keep_crowds keeps them)",
     "crowd_kept": "Crowds, one box around many: kept as difficult objects",
     "class_skipped": "Objects of other classes: skipped, as told",
-    "difficult_missing": "Annotations with objects without <difficult>: taken as 0, not difficult",
+    "difficult_missing": "Annotations with objects whose <difficult> is missing or unspecified: taken as not difficult",
     "ids_left_out": "COCO's ids of images, which several images have, or some lack: left out",
-    "image_in_both": "Images in both TRAIN and TEST: the score will flatter",
+    "test_is_train": "TEST has the images of TRAIN: its score says what was learned, not what is recognised",
+    "image_in_both": "Images in two splits: the score will flatter",
     "class_not_trained": "Classes without an object in TRAIN: they cannot be learned",
-    "class_not_tested": "Classes without an object in TEST: they get no score",
+    "class_not_tested": "Classes without an object in VAL or TEST: they get no score there",
 }
 
 
@@ -92,57 +118,82 @@ def main():
     """Fetch VOC if asked to, then write the lists and look at them."""
     gc.disable()  # nothing here is circular, and looking for circles in COCO's million objects takes half the time
     if not train_data:
-        prepare_voc()
-    create_data_lists(**{name: globals()[name] for name in inspect.signature(create_data_lists).parameters})
+        prepare_voc(voc07_path, voc12_path, download)
+    create_data_lists(
+        voc07_path, voc12_path, output_folder, check_images, train_data=train_data, val_data=val_data,
+        test_data=test_data, image_folder=image_folder, class_names=class_names, skip_unknown=skip_unknown,
+        first_pixel=first_pixel, keep_crowds=keep_crowds, trust_boxes=trust_boxes, boxes_drawn_on=boxes_drawn_on,
+        skip_corrupt=skip_corrupt, train_split=train_split, val_split=val_split, test_split=test_split,
+        val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, report_overlap=report_overlap,
+    )  # fmt: skip
     if n_sheet_images and check_images:
-        draw_contact_sheet()
+        draw_contact_sheet(output_folder, n_sheet_images, seed)
     print(f"The lists are in {os.path.abspath(output_folder)}")
 
 
 def create_data_lists(
-    voc07_path="", voc12_path="", output_folder="data", check_images=True, *, train_data="", test_data="",
+    voc07_path="", voc12_path="", output_folder="data", check_images=True, *, train_data="", val_data="", test_data="",
     image_folder="", class_names=(), skip_unknown=False, first_pixel="", keep_crowds=False, trust_boxes=False,
-    train_split="trainval", test_split="test", test_fraction=0.2, seed=0, report_overlap=0.5,
+    boxes_drawn_on="", skip_corrupt=False, train_split="trainval", val_split="val", test_split="test",
+    val_fraction=0.0, test_fraction=0.2, seed=0, report_overlap=0.5,
 ):  # fmt: skip
     """Write the lists of images and objects that training and evaluation read, and print a report on the data.
 
-    VOC2007 + VOC2012 trainval become the TRAIN lists, VOC2007 test the TEST lists; or train_data and test_data do.
-    The parameters are those at the top of this file; train_data and test_data may be lists of paths, too. Sizes and
-    boxes in the lists are those of the pixels as stored, before any rotation that a photo's EXIF data ask for.
+    VOC2007 + VOC2012 trainval become the TRAIN lists, VOC2007 test the TEST lists; or the data named do.
+    The parameters are those at the top of this file; train_data, val_data and test_data may be lists of paths, too.
+    Sizes and boxes in the lists are those of the pixels as stored, before any rotation that EXIF data ask for.
 
-    Returns the report, a dict: "label_map"; "sources": a line on each; "splits": {"TRAIN": counts, "TEST": counts};
-    "notes": a dict of kind (those of NOTES) to a list of {"split", "file", "what"}; "overlaps": a text.
+    Returns the report, a dict: "label_map"; "sources": a line on each; "splits": {"TRAIN": counts, "TEST": counts},
+    and "VAL" if there is one; "notes": a dict of kind (those of NOTES) to a list of {"split", "file", "what"};
+    "overlaps": a text.
     Raises FileNotFoundError and ValueError, naming the files, for data that cannot be used.
     """
+    if boxes_drawn_on not in ("", "upright", "stored"):
+        raise ValueError(f'boxes_drawn_on is {boxes_drawn_on!r}; it must be "upright", "stored" or ""')
     if not train_data:
-        train_data, test_data = [voc07_path, voc12_path], test_data or voc07_path
+        train_data = [voc07_path, voc12_path]
+        test_data = test_data or voc07_path
         class_names = class_names or utils.voc_labels
-    train_sources = as_sources(train_data)
-    test_sources = as_sources(test_data) or train_sources
-    if not train_sources:
-        raise ValueError("No data: name the VOC folders, or data of your own as train_data")
 
     # 1. Read.
-    notes, source_lines, splits = {kind: [] for kind in NOTES}, [], {"TRAIN": [], "TEST": []}
-    for source in dict.fromkeys(train_sources + test_sources):
-        wanted = {"TRAIN": train_split} if source in train_sources else {}
-        wanted |= {"TEST": test_split} if source in test_sources else {}
-        line, records = read_annotations(source, wanted, notes, image_folder, first_pixel)
-        if "" in records and len(wanted) == 2:
-            records = split_at_random(records[""], test_fraction, seed)
-            counts = ", ".join(f"{len(rows)} images for {split}" for split, rows in records.items())
-            line += f"; divided at random: {counts} (seed {seed})"
-        source_lines.append(f"{printable(source)}: {line}")
-        print(source_lines[-1])
-        for split, rows in records.items():
-            for record in rows:
-                record.split = split or next(iter(wanted))
-                splits[record.split].append(record)
+    notes = {kind: [] for kind in NOTES}
+    names = {"TRAIN": train_split, "VAL": val_split, "TEST": test_split}
+    plan = plan_sources(train_data, val_data, test_data)
+    lines = {}  # source to what is said of it
+    found = {}  # source to its records by split
+    for source, wanted in plan.items():
+        wanted_names = {split: names[split] for split in wanted}
+        words, records = read_annotations(source, wanted_names, notes, image_folder, first_pixel, class_names)
+        lines[source] = f"{printable(source)}: {words}"
+        found[source] = records
+        print(lines[source])
 
-    # 2. Look at the images, and mend.
-    set_sizes(splits["TRAIN"] + splits["TEST"], check_images, notes)
+    # 2. Look at the images.
+    every_record = [record for by_split in found.values() for records in by_split.values() for record in records]
+    note_unused_images(every_record, notes)
+    set_sizes(every_record, check_images, skip_corrupt, boxes_drawn_on, notes)
+
+    # 3. Make the splits.
+    splits = {"TRAIN": [], "VAL": [], "TEST": []}
+    for source, wanted in plan.items():
+        by_split = {split: [record for record in rows if record.size] for split, rows in found[source].items()}
+        if "" in by_split:
+            by_split, words = divide(by_split[""], wanted, test_fraction, seed, notes)
+            lines[source] += words
+            print(f"{printable(source)}{words}")
+        for split, records in by_split.items():
+            add_to_split(splits[split], records, split)
     splits = {split: merge_repeats(records, notes) for split, records in splits.items()}
-    every_record = splits["TRAIN"] + splits["TEST"]
+    if val_fraction:
+        take_validation(splits, val_fraction, seed)
+    if not splits["VAL"]:
+        del splits["VAL"]
+    for split, records in splits.items():
+        if not records:
+            raise ValueError(f"all images of {split} are missing or damaged")
+
+    # 4. Mend.
+    every_record = [record for records in splits.values() for record in records]
     for source in () if trust_boxes else dict.fromkeys(record.source for record in every_record):
         check_conventions([record for record in every_record if record.source == source])
     for record in every_record:
@@ -150,8 +201,8 @@ def create_data_lists(
     label_map = number_classes(every_record, class_names, skip_unknown, notes)
     compare_splits(splits, label_map, notes)
 
-    # 3. Write and report.
-    report = {"label_map": label_map, "sources": source_lines, "notes": notes}
+    # 5. Write and report.
+    report = {"label_map": label_map, "sources": list(lines.values()), "notes": notes}
     report["splits"] = {split: count_objects(records) for split, records in splits.items()}
     report["overlaps"] = overlap_table(label_map, splits["TRAIN"], report_overlap) if report_overlap else ""
     write_lists(output_folder, splits, report)
@@ -159,75 +210,185 @@ def create_data_lists(
     return report
 
 
+def plan_sources(train_data, val_data, test_data):
+    """Which splits each source is read for: a dict of path to names of splits, in the order of the sources."""
+    sources = {"TRAIN": as_sources(train_data), "VAL": as_sources(val_data), "TEST": as_sources(test_data)}
+    if not sources["TRAIN"]:
+        raise ValueError("No data: name the VOC folders, or data of your own as train_data")
+    for split in ("VAL", "TEST"):
+        sources[split] = sources[split] or sources["TRAIN"]
+    plan = {}
+    for split in ("TRAIN", "TEST", "VAL"):
+        for source in sources[split]:
+            plan.setdefault(source, []).append(split)
+    return plan
+
+
 def as_sources(data):
-    """A path, or a list of paths with "" for none, as a list of absolute paths."""
-    paths = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    """A path, several separated by commas, or a list of paths with "" for none, as a list of absolute paths."""
+    if isinstance(data, str) and not os.path.exists(os.path.expanduser(data)):
+        data = data.split(",")
+    paths = [data] if isinstance(data, (str, os.PathLike)) else data
+    paths = [os.fspath(path).strip() for path in paths]
     return [os.path.abspath(os.path.expanduser(path)) for path in paths if path]
 
 
-def split_at_random(records, test_fraction, seed):
-    """Divide records at random into {"TRAIN": some, "TEST": the others}, both in their old order."""
-    n_test = round(len(records) * test_fraction)
-    if not 0 < n_test < len(records):
-        raise ValueError(f"test_fraction {test_fraction} of {len(records)} images leaves TRAIN or TEST empty")
-    test = set(random.Random(seed).sample(range(len(records)), n_test))
-    train = [record for i, record in enumerate(records) if i not in test]
-    return {"TRAIN": train, "TEST": [record for i, record in enumerate(records) if i in test]}
+def add_to_split(split_records, records, split):
+    """Add records to those of a split."""
+    for record in records:
+        record.split = split
+        split_records.append(record)
 
 
-def set_sizes(records, check_images, notes):
-    """Set each record's size to that of its image: of every one if check_images, else if it is not declared."""
+def divide(records, wanted, test_fraction, seed, notes):
+    """Divide the records of a source that has no splits among those that it is wanted for.
+
+    Returns a dict of split to records, and what was done, in words.
+    """
+    if wanted == ["TEST", "VAL"]:
+        raise ValueError(f"{printable(records[0].source)}: has no splits; name it as val_data, or as test_data")
+    if not records or "TRAIN" not in wanted or "TEST" not in wanted:
+        return {wanted[0]: records}, ""
+    if test_fraction == 0:
+        copies = [dataclasses.replace(record, objects=list(record.objects)) for record in records]
+        add_note(notes, "TEST", "test_is_train", records[0].source)
+        return {"TRAIN": records, "TEST": copies}, f"; {len(records)} images for TRAIN, and the same for TEST"
+    train, test = split_at_random(records, test_fraction, seed, "test_fraction")
+    counts = f"{len(train)} images for TRAIN, {len(test)} images for TEST"
+    return {"TRAIN": train, "TEST": test}, f"; divided at random: {counts} (seed {seed})"
+
+
+def split_at_random(records, fraction, seed, parameter):
+    """Take a share of the records out at random: (those left, those taken), both in their old order."""
+    n_taken = round(len(records) * fraction)
+    if not 0 < n_taken < len(records):
+        hint = " --test_fraction=0 makes TEST the same as TRAIN" if parameter == "test_fraction" else ""
+        raise ValueError(f"{parameter} {fraction} of {len(records)} images leaves a split empty.{hint}")
+    taken = set(random.Random(seed).sample(range(len(records)), n_taken))
+    left = [record for i, record in enumerate(records) if i not in taken]
+    return left, [record for i, record in enumerate(records) if i in taken]
+
+
+def take_validation(splits, val_fraction, seed):
+    """Move a share of TRAIN to VAL, at random."""
+    if splits["VAL"]:
+        raise ValueError(
+            f"val_fraction is {val_fraction}, and the data have a validation split of {len(splits['VAL'])} images: "
+            "leave val_fraction at 0 to use it"
+        )
+    splits["TRAIN"], validation = split_at_random(splits["TRAIN"], val_fraction, seed, "val_fraction")
+    add_to_split(splits["VAL"], validation, "VAL")
+
+
+def note_unused_images(records, notes):
+    """Note the images that lie in the folders of the others, or below, and belong to no record."""
+    used = {record.image for record in records} | {record.real_path for record in records}
+    folders = set()
+    for record in records:
+        above, name = os.path.split(record.image_folder)
+        is_split = name.lower() in SPLIT_NAMES and os.path.basename(above).lower() == "images"
+        folders.add(above if is_split else record.image_folder)
+    for folder in sorted(folders):
+        for name in walk_files(folder, SOUGHT_IMAGES):
+            path = os.path.join(folder, name)
+            if path not in used and os.path.realpath(path) not in used:
+                used.add(path)
+                add_note(notes, "", "image_unused", path)
+
+
+def set_sizes(records, check_images, skip_corrupt, boxes_drawn_on, notes):
+    """Set each record's size to that of its image: of every one if check_images, else if it is not declared.
+
+    An image that cannot be used is an error; with skip_corrupt its record keeps no size, and is noted.
+    """
     for record in records:
         record.size = record.declared_size
     chosen = [record for record in records if check_images or not record.size]
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # images are decoded outside Python's global lock
         work = pool.imap(lambda record: look_at_image(record.image, check_images), chosen, chunksize=8)
-        found = list(tqdm(work, "Checking images", len(chosen), disable=None if chosen else True))
-    problems = [problem for problem in found if isinstance(problem, str)]
-    hint = " (--image_folder=FOLDER says where they are)" if any(p.endswith("no such image") for p in problems) else ""
-    raise_if_any(problems, f"{len(problems)} of {len(records)} images cannot be used{hint}:")
-    for record, (size, orientation) in zip(chosen, found, strict=True):
-        set_size(record, size, orientation, notes)
+        looks = list(tqdm(work, "Checking images", len(chosen), disable=None if chosen else True))
+    problems = [look.problem for look in looks if look.problem]
+    if problems and (not skip_corrupt or len(problems) == len(records)):
+        hint = (
+            "--image_folder=FOLDER says where they are, " if any("no such image" in text for text in problems) else ""
+        )
+        hint += "--skip_corrupt=True leaves them out"
+        raise_if_any(problems, f"{len(problems)} of {len(records)} images cannot be used ({hint}):")
+    for record, look in zip(chosen, looks, strict=True):
+        if look.problem:
+            record.size = None
+            add_note(notes, record.split, "image_corrupt", record.file, look.problem)
+            continue
+        set_size(record, look.size, look.orientation, boxes_drawn_on, notes)
+        if look.is_dark:
+            add_note(notes, record.split, "image_dark", record.image)
+
+
+class Look(NamedTuple):
+    """What was seen of an image file."""
+
+    size: tuple | None = None  # (width, height) as stored
+    orientation: int = 1  # EXIF's
+    is_dark: bool = False
+    problem: str = ""  # why it cannot be used
 
 
 def look_at_image(path, decode):
-    """(size as stored, EXIF orientation) of an image file; or, a string, what is wrong with it."""
+    """Look at an image file, at its pixels only if `decode`."""
     if not os.path.isfile(path):
-        return f"{printable(path, 400)}: no such image"
+        return Look(problem=f"{printable(path, 400)}: no such image")
     try:
-        if decode:
-            read_image(path)
-        return stored_size_and_orientation(path)
+        is_dark = decode and int(read_image(path).max()) < DARKEST
+        size, orientation = stored_size_and_orientation(path)
     except (ValueError, OSError) as error:
-        return str(error)
+        return Look(problem=f"{printable(path, 400)}: {HEIC_HINT}" if is_heic(path) else str(error))
+    return Look(size, orientation, is_dark)
 
 
-def set_size(record, stored, orientation, notes):
+def is_heic(path):
+    """Whether an image is one of those that iPhones write, whatever its suffix."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc") or path.lower().endswith(
+        (".heic", ".heif")
+    )
+
+
+def set_size(record, stored, orientation, boxes_drawn_on, notes):
     """Give a record the size of its image as stored, and its boxes in these pixels, which training reads."""
-    declared, shown = record.declared_size, (stored[1], stored[0]) if orientation >= 5 else stored
-    record.size, boxes, exif = stored, [row.box for row in record.objects], f"EXIF orientation {orientation}"
-    if record.form == "YOLO":
-        boxes = [tuple(value * side for value, side in zip(box, stored * 2, strict=True)) for box in boxes]
-    elif declared and declared not in (stored, shown):
+    declared = record.declared_size
+    upright = (stored[1], stored[0]) if orientation >= 5 else stored
+    record.size = stored
+    if record.form != "YOLO" and declared and declared not in (stored, upright):
         add_note(notes, record.split, "size_differs", record.file, f"annotation {declared} image {stored}")
     # A photo's EXIF data may ask that it be rotated or mirrored before it is shown. Some labelling tools do so, others
     # do not; the size in the annotation tells which pixels the boxes were drawn on, if width and height change places.
-    if orientation > 1 and declared == shown != stored:
-        boxes, record.declared_size = [turn_back(box, shown, orientation) for box in boxes], stored
+    is_told_by_size = stored != upright and declared in (stored, upright)
+    turn = boxes_drawn_on == "upright" or (boxes_drawn_on == "" and is_told_by_size and declared == upright)
+    turn = turn and orientation > 1
+    drawn_on = upright if turn else stored
+    boxes = [row.box for row in record.objects]
+    if record.form == "YOLO":
+        boxes = [tuple(value * side for value, side in zip(box, drawn_on * 2, strict=True)) for box in boxes]
+    exif = f"EXIF orientation {orientation}"
+    if turn:
+        boxes = [turn_back(box, upright, orientation) for box in boxes]
+        record.declared_size = stored
         add_note(notes, record.split, "boxes_turned", record.file, f"{exif}, {len(boxes)} boxes")
-    elif orientation > 1 and (stored == shown or declared != stored):
+    elif orientation > 1 and not boxes_drawn_on and not is_told_by_size:
         add_note(notes, record.split, "exif_unclear", record.file, exif)
     record.objects = [row._replace(box=box) for row, box in zip(record.objects, boxes, strict=True)]
 
 
-def turn_back(box, shown, orientation):
-    """A box on an image as shown, of size `shown`, in its pixels as stored; orientations 5 to 8, which swap x and y."""
-    (x_min, y_min, x_max, y_max), (width, height) = box, shown
-    if orientation in (6, 7):  # mirrored left to right, besides
+def turn_back(box, upright, orientation):
+    """A box on a photo as its EXIF orientation shows it, of size `upright`, in its pixels as stored."""
+    x_min, y_min, x_max, y_max = box
+    width, height = upright
+    if orientation in (2, 3, 6, 7):  # shown mirrored left to right
         x_min, x_max = width - x_max, width - x_min
-    if orientation in (7, 8):  # and top to bottom
+    if orientation in (3, 4, 7, 8):  # and top to bottom
         y_min, y_max = height - y_max, height - y_min
-    return y_min, x_min, y_max, x_max
+    return (y_min, x_min, y_max, x_max) if orientation >= 5 else (x_min, y_min, x_max, y_max)
 
 
 def check_conventions(records):
@@ -264,7 +425,7 @@ def mend_objects(record, keep_crowds, notes):
     kept, first = [], record.first_pixel
     for row in record.objects:
         if record.form == "COCO" and row.difficulty:  # a crowd
-            kind = "crowd_kept" if keep_crowds or record.split == "TEST" else "crowd_skipped"
+            kind = "crowd_kept" if keep_crowds or record.split != "TRAIN" else "crowd_skipped"
             add_note(notes, record.split, kind, record.file, printable(row.name, 60))
             if kind == "crowd_skipped":
                 continue
@@ -296,43 +457,61 @@ def clip_box(box, size, first_pixel):
 
 def number_classes(records, class_names, skip_unknown, notes):
     """The label map; objects of a class that is not in it are refused, or left out if skip_unknown."""
-    # A class named "background" is left to be refused as unknown.
+    # No object can have the name of label 0: "background" is left to be refused as unknown.
     found = sorted({row.name for record in records for row in record.objects} - {"background"})
     if not found and not class_names:
-        raise ValueError("The annotations hold no object of any class: there is nothing to learn from")
+        raise_nothing_to_learn("The annotations hold no object of any class", notes)
     label_map = utils.make_label_map(class_names or found)
     unknown = {}
     for record in records:
-        for name in (row.name for row in record.objects if not label_map.get(row.name)):
-            unknown.setdefault(name, []).append(record.file)
-            add_note(notes, record.split, "class_skipped", record.file, printable(name, 60))
+        for row in record.objects:
+            if not label_map.get(row.name):
+                unknown.setdefault(row.name, []).append(record.file)
+                add_note(notes, record.split, "class_skipped", record.file, printable(row.name, 60))
         record.objects = [row for row in record.objects if label_map.get(row.name)]
-    if not skip_unknown:
+    if unknown and not skip_unknown:
         lines = [f"{printable(repr(x), 60)}: {len(files)} objects, first in {files[0]}" for x, files in unknown.items()]
-        hint = "add them to class_names, or leave their objects out with skip_unknown"
+        hint = "add them to class_names, or leave their objects out with --skip_unknown=True"
+        if "background" in unknown:
+            hint += " (no class can be called background, label 0: rename it in the annotations, or leave it out)"
         raise_if_any(lines, f"{len(unknown)} unknown classes (class_names has {len(label_map) - 1}); {hint}:")
     return label_map
 
 
+def raise_nothing_to_learn(headline, notes):
+    """Raise ValueError for data without objects: with what was left out, and the first reasons for it."""
+    lines = []
+    for kind, rows in notes.items():
+        if rows and kind != "image_unused":
+            lines.append(f"{len(rows):,} x {NOTES[kind]}: {rows[0]['file']} {rows[0]['what']}")
+    raise ValueError("\n  ".join([f"{headline}: there is nothing to learn from", *(printable(x, 400) for x in lines)]))
+
+
 def compare_splits(splits, label_map, notes):
-    """Note what makes TRAIN and TEST unfit for one another; ValueError if TRAIN has nothing to learn from."""
-    ids = [record.image_id for record in splits["TEST"]]
-    if set(ids) != {None} and (None in ids or len(set(ids)) < len(ids)):
-        add_note(notes, "TEST", "ids_left_out")
-        for record in splits["TEST"]:
-            record.image_id = None
-    training_images = {record.real_path for record in splits["TRAIN"]}
-    for record in splits["TEST"]:
-        if record.real_path in training_images:
-            add_note(notes, record.split, "image_in_both", record.file, record.image)
+    """Note what makes the splits unfit for one another; ValueError if TRAIN has nothing to learn from."""
+    for split in splits.keys() - {"TRAIN"}:
+        ids = [record.image_id for record in splits[split]]
+        if set(ids) != {None} and (None in ids or len(set(ids)) < len(ids)):
+            add_note(notes, split, "ids_left_out")
+            for record in splits[split]:
+                record.image_id = None
+    used = {}  # image to the split in which it came first
+    for split, records in splits.items():
+        for record in records if not notes["test_is_train"] else ():
+            if used.setdefault(record.real_path, split) != split:
+                add_note(
+                    notes, split, "image_in_both", record.file, f"{record.image} is in {used[record.real_path]}, too"
+                )
     found = {split: {row.name for record in splits[split] for row in record.objects} for split in splits}
     if not found["TRAIN"]:
-        raise ValueError("The training images hold no object: there is nothing to learn from")
+        raise_nothing_to_learn("The training images hold no object", notes)
     for name, label in label_map.items():
         if label and name not in found["TRAIN"]:
             add_note(notes, "TRAIN", "class_not_trained", what=name)
-        elif label and name not in found["TEST"]:
-            add_note(notes, "TEST", "class_not_tested", what=name)
+            continue
+        for split in splits:
+            if label and name not in found[split]:
+                add_note(notes, split, "class_not_tested", what=name)
 
 
 # --- Report and lists -----------------------------------------------------------------------------
@@ -362,11 +541,14 @@ def write_lists(output_folder, splits, report):
             entry |= {"difficulties": [row.difficulty for row in rows], "size": record.size}
             entry.update(image_id=record.image_id, areas=[row.area for row in rows] if record.form == "COCO" else None)
             entries.append({key: value for key, value in entry.items() if value is not None})
-            category_ids |= record.category_ids or {}  # of TEST, if they differ
+            category_ids |= record.category_ids or {}  # of TEST, the last split, if they differ
         texts[f"{split}_images.json"] = json.dumps([record.image for record in records])
         texts[f"{split}_objects.json"] = json.dumps(entries)
     texts["category_ids.json"] = json.dumps({name: category_ids[name] for name in label_map if name in category_ids})
     utils.write_files(output_folder, texts)
+    if "VAL" not in splits:
+        for name in ("VAL_images.json", "VAL_objects.json"):  # of an earlier run
+            Path(output_folder, name).unlink(missing_ok=True)
 
 
 def data_report_text(report, max_lines=5):
@@ -434,14 +616,18 @@ def best_overlaps(boxes_xy, priors_cxcy, sources):
     return best
 
 
-def draw_contact_sheet():
+def draw_contact_sheet(output_folder, n_images, seed):
     """Write contact_sheet.jpg: what the lists say, drawn on the images. Swapped coordinates and classes show."""
     label_map = utils.load_label_map(output_folder)
-    paths, objects = (utils.read_json(f"{output_folder}/TRAIN_{kind}.json", list) for kind in ("images", "objects"))
-    chosen = sorted(random.Random(seed).sample(range(len(paths)), min(n_sheet_images, len(paths))))
-    colors, names = utils.class_colors(label_map), utils.rev_label_map(label_map)
-    width, height, n_columns = 320, 240, min(6, len(chosen))  # of a cell, in pixels; cells in a row
-    sheet = Image.new("RGB", (n_columns * width, -(-len(chosen) // n_columns) * height), "white")
+    paths = utils.read_json(os.path.join(output_folder, "TRAIN_images.json"), list)
+    objects = utils.read_json(os.path.join(output_folder, "TRAIN_objects.json"), list)
+    chosen = sorted(random.Random(seed).sample(range(len(paths)), min(n_images, len(paths))))
+    colors = utils.class_colors(label_map)
+    names = utils.rev_label_map(label_map)
+    width, height = 320, 240  # of a cell, in pixels
+    n_columns = min(6, len(chosen))
+    n_rows = math.ceil(len(chosen) / n_columns)
+    sheet = Image.new("RGB", (n_columns * width, n_rows * height), "white")
     for place, i in enumerate(chosen):
         image = to_pil_image(read_image(paths[i]))
         scale = min((width - 8) / image.width, (height - 8) / image.height)
@@ -457,7 +643,7 @@ def draw_contact_sheet():
 # --- Pascal VOC -----------------------------------------------------------------------------------
 
 
-def prepare_voc():
+def prepare_voc(voc07_path, voc12_path, download):
     """Fetch what is missing of VOC2007 and VOC2012, through torchvision, if asked to; else say what can be done."""
     parts = [(voc07_path, "2007", "trainval"), (voc07_path, "2007", "test"), (voc12_path, "2012", "trainval")]
     for path, year, split in parts:

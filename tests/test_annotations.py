@@ -1,14 +1,16 @@
-"""annotations.py: files as people have them, in every layout, and what is refused."""
+"""annotations.py and layouts.py: files as people have them, in every layout, and what is refused."""
 
 import math
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from helpers import DIFFICULT, annotation_xml, object_xml, write, write_annotation, write_image
 
-from annotations import parse_annotation, parse_yaml_names, read_annotations
+from annotations import parse_annotation, read_annotations
+from layouts import class_names_of, find_data_yaml
 
 # --- One XML file ---------------------------------------------------------------------------------
 
@@ -18,7 +20,7 @@ def test_parse_annotation_makes_boxes_continuous(tmp_path):
     path = write_annotation(tmp_path, *objects)
     assert parse_annotation(path) == {
         "boxes": [[0, 0, 100, 80], [10, 20, 40, 60]], "names": ["dog", "cat"], "difficulties": [0, 1],
-        "difficult_missing": 0, "width": 100, "height": 80,
+        "difficult_missing": 0, "width": 100, "height": 80, "filename": "",
     }  # fmt: skip
     assert parse_annotation(path, first_pixel=0)["boxes"] == [[1, 1, 100, 80], [11, 21, 40, 60]]
 
@@ -50,7 +52,7 @@ def test_parse_annotation_without_usable_size(tmp_path, size):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "unreadable XML"), ("<annotation>", "unreadable XML"), ("<annotation>&nbsp;</annotation>", "unreadable XML"),
-    *((f'<?xml version="1.0" encoding="{name}"?><annotation/>', "unreadable XML") for name in ("klingon", "gbk")),
+    *((f'<?xml version="1.0" encoding="{name}"?><annotation/>', "unreadable XML") for name in ("klingon", "zlib")),
     ("<html/>", "<html>"), (annotation_xml(object_xml(name=" ")), r"object 1 \(\) has no <name>"),
     (annotation_xml("<object><name>dog</name></object>"), r"object 1 \(dog\) has no <bndbox>"),
     (annotation_xml(object_xml(), object_xml(box=("x1", 2, 3, 4))), r"object 2 \(dog\): <xmin> is 'x1'"),
@@ -172,7 +174,7 @@ def test_layouts_that_are_not_recognised_say_what_was_found(tmp_path):
     for words in ("Annotations", "data.yaml", "classes.txt", "_annotations.coco.json", "--image_folder", "train"):
         assert words in str(error.value)
     assert "\x1b" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"nowhere: not a folder or a \.json file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: not a folder or a \.json or \.yaml file"):
         read(tmp_path / "nowhere")
     write_yolo_layout(tmp_path / "yolo", "labels", "images")
     (tmp_path / "yolo" / "data.yaml").unlink()
@@ -184,7 +186,6 @@ def test_images_elsewhere_and_files_without_a_partner(tmp_path):
     write_xml_layout(tmp_path / "mine", "", "")
     write_image(tmp_path / "mine" / "unlabelled.jpg")
     assert len(read(tmp_path / "mine", notes := {})) == 2
-    assert [os.path.basename(row["file"]) for row in notes["image_unlabelled"]] == ["unlabelled.jpg"]
     os.rename(tmp_path / "mine" / "a.png", tmp_path / "a.png")
     assert read(tmp_path / "mine", image_folder=tmp_path)[0].image == str(tmp_path / "a.png")
     write_yolo_layout(tmp_path / "yolo", "labels", "images")
@@ -262,8 +263,8 @@ def test_entries_for_one_photo_are_merged(tmp_path):
 
 
 FAULTS = [
-    ({"image_id": 8}, "image_id 8 (int) is not in the file, where ids are of type int"),
-    ({"image_id": "7"}, "image_id '7' (str) is not in the file, where ids are of type int"),
+    ({"image_id": 8}, "image_id 8 (int) is not in the file"), ({"image_id": "x"}, "image_id 'x' (str) is not in"),
+    ({"image_id": 7.5}, "image_id 7.5 (float) is not in the file"), ({"image_id": None}, "'image_id' is None"),
     ({"image_id": [7]}, "'image_id' is [7]"), ({"category_id": 44}, "category_id 44 (int) is not in the file"),
     ({"category_id": 5}, "its category is called 'N/A'"), ({"bbox": []}, "'bbox' is [], not four numbers"),
     ({"bbox": [1, 2, 3, "4"]}, "'bbox' is [1, 2, 3, '4'], not four numbers"),
@@ -310,22 +311,184 @@ def test_coco_numbers_that_are_too_large_are_infinite(tmp_path):
 # --- YOLO -----------------------------------------------------------------------------------------
 
 
+BOX = "0.5 0.5 0.2 0.4"
+AROUND = (0.4, 0.3, 0.6, 0.7)  # the same box, boundary form
+POSE_3D = f"{BOX} 0.42 0.35 2 0.58 0.65 2 0 0 0"
+POSE_2D = f"{BOX} 0.42 0.35 0.58 0.65 0 0"
+
+
+def read_lines(folder, *lines, yaml="names: [cat, dog]"):
+    """The boxes of one label file with these lines, the notes, and the unusable lines among them."""
+    write_image(folder / "images" / "a.jpg")
+    write(folder / "labels" / "a.txt", "\n".join(lines))
+    write(folder / "data.yaml", yaml)
+    (record,) = read(folder, notes := {})
+    return [row.box for row in record.objects], notes, [row["what"] for row in notes.get("entry_unusable", [])]
+
+
 def test_yolo_lines(tmp_path):
-    write_yolo_layout(tmp_path, "labels", "images")
-    lines = ["0 0.5 0.5 1 1", "1 0.1 0.2 0.3 0.2 0.3 0.4", "7 0.5 0.5 1 1", "0 0.5 0.5 1", "dog 1 2 3 4", "0.5 1 1 1 1"]
-    write(tmp_path / "labels" / "a.txt", "\n\n".join(lines))
-    first = read(tmp_path, notes := {})[0]
-    assert [(row.name, row.box) for row in first.objects] == [("cat", (0, 0, 1, 1)), ("dog", (0.1, 0.2, 0.3, 0.4))]
-    found = [row["what"] for row in notes["entry_unusable"]]
-    assert len(found) == 4 and "class 7 is not one of the 2 class names" in found[0]
+    lines = [
+        "0 0.5 0.5 1 1",
+        "1 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4",
+        "7 0.5 0.5 1 1",
+        "0 0.5 0.5 1",
+        "dog 1 2 3 4",
+        "0.5 1 1 1 1",
+    ]
+    boxes, notes, unusable = read_lines(tmp_path, *lines, "", "1 0.1 0.2 0.3 0.2 0.3 0.4")
+    assert boxes == [(0, 0, 1, 1), (0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)]  # among outlines, 6 numbers are one
+    assert len(unusable) == 4 and "line 3: '7 0.5 0.5 1 1': class 7 is not one of the 2 class names" in unusable[0]
+    assert notes.keys() == {"entry_unusable"}
+
+
+@pytest.mark.parametrize(("line", "yaml", "words"), [
+    (f"0 {BOX}", "", ""), (f"0,{BOX.replace(' ', ',')}", "", ""), (f"0\t{BOX}", "", ""),
+    (f"0, {BOX.replace(' ', ', ')}", "", ""), (f"0.0 {BOX}", "", ""),
+    (f"0 {BOX} 0.93", "", "confidence"), (f"0 {BOX} 0.5 12", "", "confidence and track"),
+    (f"0 {BOX} 0.5 0", "", "confidence and track"), (f"0 {POSE_3D}", "", "keypoints"),
+    (f"0 {POSE_3D}", "kpt_shape: [3, 3]", "keypoints"), (f"0 {POSE_2D}", "kpt_shape: [3, 2]", "keypoints"),
+    (f"0 {POSE_3D} 0.8", "kpt_shape: [3, 3]", "keypoints"), (f"0 {POSE_3D} 0.8 4", "kpt_shape: [3, 3]", "keypoints"),
+    (f"0 {BOX} 0.9 0.9 2", "kpt_shape: [1, 3]", "keypoints"), (f"0 {BOX} 0.9 0.9", "kpt_shape: [1, 2]", "keypoints"),
+])  # fmt: skip
+def test_the_box_of_a_label_line_with_more_behind_it(tmp_path, line, yaml, words):
+    boxes, notes, _ = read_lines(tmp_path, line, line, yaml=f"names: [cat]\n{yaml}")
+    assert boxes == [pytest.approx(AROUND)] * 2
+    guessed = [row["what"] for row in notes.get("entry_guessed", [])]
+    assert len(guessed) == (words != "") and all(what.startswith("2 label lines: box") for what in guessed)
+    assert words in str(guessed)
+
+
+@pytest.mark.parametrize("outline", [
+    "0.7 0.3 0.9 0.3 0.9 0.5 0.7 0.5", "0.8 0.3 0.9 0.4 0.8 0.5 0.7 0.4", "0.7 0.3 0.9 0.3 0.9 0.5 0.7 0.5 0.7 0.4",
+])  # fmt: skip
+def test_outlines_of_one_length_are_no_keypoints(tmp_path, outline):
+    boxes, notes, _ = read_lines(tmp_path, f"0 {outline}", f"1 {outline}")
+    assert boxes == [pytest.approx((0.7, 0.3, 0.9, 0.5))] * 2 and notes == {}
+
+
+def test_lines_that_may_be_outlines_or_keypoints_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"10 numbers may be outlines, or boxes with keypoints.*kpt_shape"):
+        read_lines(tmp_path, f"0 {POSE_2D}", f"1 {POSE_2D}")
+    with pytest.raises(ValueError, match=r"data\.yaml: kpt_shape is many"):
+        read_lines(tmp_path, f"0 {POSE_2D}", yaml="names: [cat]\nkpt_shape: many")
+
+
+def test_label_files_without_a_usable_line_say_why(tmp_path):
+    lines = [f"0 {BOX} 3.5", f"0 {BOX} 0.5 0.5", "0 0,5 0,5 0,2 0,4", "0", f"5 {BOX}"]
+    with pytest.raises(ValueError, match="none of the 5 label lines can be used:") as error:
+        read_lines(tmp_path, *lines)
+    for words in (
+        "line 3: '0 0,5 0,5 0,2 0,4' is not",
+        "class 5 is not one",
+        "': 5 numbers;",
+        "': 6 numbers;",
+        "': 0 num",
+    ):
+        assert words in str(error.value)
+
+
+def test_classes_that_count_from_1_are_noted(tmp_path):
+    _, notes, unusable = read_lines(tmp_path, f"1 {BOX}", f"2 {BOX}")
+    assert notes["classes_from_1"][0]["what"] == "labels 1 to 2, names 0 to 1" and len(unusable) == 1
+    assert "classes_from_1" not in read_lines(tmp_path, f"0 {BOX}", f"2 {BOX}")[1]
+
+
+# --- Names of classes -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [
-    "names: ['cat', 'big dog']", "names: [cat, big dog]  # two", "names: {0: cat, 1: 'big dog'}",
-    "names: [cat, big dog]  # two\nnc: 2", 'names: ["cat",\n  "big dog"]',
+    "names: ['cat', 'big dog']", "names: {0: cat, 1: 'big dog'}", "names: [cat, big dog]  # two\nnc: 2",
     "path: .\nnames: [\n'cat',\n  'big dog'\n]\nnc: 2", "names:\n- cat\n- big dog\nnc: 2",
-    "names:\n  - 'cat'\n  - \"big dog\"", "names:\n  0: cat\n  1: big dog  # a\n\ntrain: x",
+    "names:\n  0: cat\n  1: big dog  # a\n\ntrain: x",
 ])  # fmt: skip
-def test_names_of_yaml_files(text):
-    assert parse_yaml_names([line for line in text.splitlines() if line.strip()]) == {0: "cat", 1: "big dog"}
-    assert parse_yaml_names(["nc: 2", "train: names:"]) == {}
+def test_names_of_yaml_files(tmp_path, text):
+    write(tmp_path / "data.yaml", text)
+    assert class_names_of(find_data_yaml(str(tmp_path))[1]) == {0: "cat", 1: "big dog"}
+
+
+@pytest.mark.parametrize(("text", "names"), [
+    ("names: [no, 1, 2.50, null]", {0: "no", 1: "1", 2: "2.50", 3: "null"}), ("names: best", {}), ("nc: 2", {}),
+    ("names: {cat: 0}", {}), ("names: [[a]]", {}), ("names: {7: x}", {7: "x"}), ("- names", {}), ("", {}),
+])  # fmt: skip
+def test_odd_names_of_yaml_files(tmp_path, text, names):
+    write(tmp_path / "data.yaml", text)
+    assert class_names_of(find_data_yaml(str(tmp_path))[1]) == names
+
+
+def named(folder, **options):
+    """The classes of the first image, and what the line on the source says of their names."""
+    description, records = read_annotations(str(folder), WANTED, {}, **options)
+    first = next(iter(records.values()))[0]
+    return [row.name for row in first.objects], description.rpartition("classes named by ")[2]
+
+
+def write_labels(folder, *classes):
+    write_image(folder / "images" / "a.jpg")
+    write(folder / "labels" / "a.txt", "\n".join(f"{label} {BOX}" for label in classes))
+    return folder
+
+
+def test_class_names_come_from_the_own_files_first(tmp_path):
+    mine = write_labels(tmp_path / "mine", 0, 1)
+    write(tmp_path / "data.yaml", "names: [wolf, fox]\ntrain: elsewhere")
+    with pytest.raises(ValueError, match=r"mine: the class names are missing.*--class_names"):
+        named(mine)
+    assert named(mine, class_names=("a", "b")) == (["a", "b"], "--class_names")
+    write(mine / "a_training.yaml", "names: yolo\nlr: 0.1")
+    write(mine / "labels" / "classes.txt", "cat\ndog\n")
+    assert named(mine) == (["cat", "dog"], str(mine / "labels" / "classes.txt"))
+    write(mine / "mine.yaml", "names: [cow, hen]")
+    assert named(mine) == (["cow", "hen"], str(mine / "mine.yaml"))
+    write(mine / "data.yaml", "names: [ox, ass]")
+    assert named(mine) == (["ox", "ass"], str(mine / "data.yaml"))
+    write(mine / "data.yaml", "nc: 2")
+    assert named(mine) == (["cat", "dog"], str(mine / "labels" / "classes.txt"))
+
+
+def test_a_yaml_file_above_counts_if_it_names_the_folder(tmp_path):
+    train = write_labels(tmp_path / "train", 0, 1)
+    write(tmp_path / "data.yaml", "names: [wolf, fox]\ntrain: ../other/images")
+    with pytest.raises(ValueError, match="class names are missing"):
+        named(train)
+    write(tmp_path / "data.yaml", "names: [cat, dog]\ntrain: ../train/images")
+    assert named(train) == (["cat", "dog"], str(tmp_path / "data.yaml"))
+
+
+@pytest.mark.parametrize(("content", "names"), [
+    ("cat\n\n\ndog\n\n", ["cat", "dog"]), ("cat\r\n\r\n \r\ndog", ["cat", "dog"]), ("cat\r\r\rdog\r", ["cat", "dog"]),
+    ("\ufeffcat\n\n\n犬", ["cat", "犬"]),
+])  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+def test_classes_are_numbered_by_their_lines_in_every_encoding(tmp_path, content, names, encoding):
+    write_labels(tmp_path, 0, 3)
+    (tmp_path / "classes.txt").write_bytes(content.encode(encoding))
+    assert named(tmp_path)[0] == names
+    (tmp_path / "classes.txt").write_bytes("cat\nchien d'été".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes\.txt: line 2: its encoding is not UTF-8"):
+        named(tmp_path)
+
+
+def test_a_number_of_classes_without_names(tmp_path):
+    write(write_labels(tmp_path, 0, 2) / "data.yaml", "nc: 3\ntrain: images")
+    names, words = named(tmp_path)
+    assert names == ["0", "2"] and words.startswith("their numbers") and "data.yaml" in words
+    assert named(tmp_path, class_names=("x", "y", "z")) == (["x", "z"], "--class_names")
+
+
+def test_pyyaml_is_asked_for_by_name_where_a_yaml_file_has_to_be_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    write(write_labels(tmp_path, 0) / "some.yaml", "names: [cat]")
+    with pytest.raises(ValueError, match=r"some\.yaml: .*pip install pyyaml"):
+        named(tmp_path)
+    write(tmp_path / "classes.txt", "cat")
+    assert named(tmp_path)[0] == ["cat"]
+    write(tmp_path / "data.yaml", "names: [cat]")
+    with pytest.raises(ValueError, match=r"data\.yaml: .*pip install pyyaml"):
+        named(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["names: [cat", "names: cat: dog", "a:\n\t- b", "x: " + "[" * 5000])
+def test_yaml_that_cannot_be_read(tmp_path, text):
+    write(write_labels(tmp_path, 0) / "data.yaml", text)
+    with pytest.raises(ValueError, match=r"data\.yaml: cannot be read as YAML"):
+        named(tmp_path)

@@ -439,17 +439,16 @@ def test_script_says_what_to_do_without_voc(tmp_path, monkeypatch):
 def test_script_downloads_what_is_missing_only(tmp_path, monkeypatch):
     voc07 = write_voc(tmp_path / "VOCdevkit" / "VOC2007", {"a": [object_xml()]})
     (voc07 / "JPEGImages" / "t.jpg").unlink()  # as after an unpacking that was cut off
-    fetch, voc12 = Mock(side_effect=[None, None, RuntimeError("no network")]), str(voc07.with_name("VOC2012"))
-    for name, value in {"voc07_path": str(voc07), "voc12_path": voc12, "VOCDetection": fetch, "download": True}.items():
-        monkeypatch.setattr(module, name, value)
-    module.prepare_voc()
+    fetch = Mock(side_effect=[None, None, RuntimeError("no network")])
+    monkeypatch.setattr(module, "VOCDetection", fetch)
+    voc12 = str(voc07.with_name("VOC2012"))
+    module.prepare_voc(str(voc07), voc12, download=True)
     wanted = ("2007", "test"), ("2012", "trainval")
     assert fetch.mock_calls == [call(f"{tmp_path}/", year=y, image_set=split, download=True) for y, split in wanted]
     with pytest.raises(OSError, match="could not download VOC2007 test: no network"):
-        module.prepare_voc()
-    monkeypatch.setattr(module, "voc07_path", str(tmp_path / "voc"))
+        module.prepare_voc(str(voc07), voc12, download=True)
     with pytest.raises(ValueError, match=r"must end in VOCdevkit.VOC2007"):
-        module.prepare_voc()
+        module.prepare_voc(str(tmp_path / "voc"), voc12, download=True)
 
 
 # --- A look at the data: the table of overlaps, the contact sheet ---------------------------------
@@ -479,13 +478,12 @@ def test_best_overlaps_are_those_of_the_full_table(network):
     assert torch.allclose(module.best_overlaps(boxes, priors, NETWORKS[network].sources), expected, atol=1e-6)
 
 
-def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path, monkeypatch, capsys):
+def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path, capsys):
     folder = write_voc(tmp_path / "data", {f"a{i}": [object_xml(box=(31, 41, 60, 70))] for i in range(3)} | {"t": []})
     for path in (folder / "JPEGImages").iterdir():
         Image.new("RGB", (100, 80)).save(path)
     make_lists(folder)
-    monkeypatch.setattr(module, "output_folder", str(tmp_path / "lists"))
-    module.draw_contact_sheet()
+    module.draw_contact_sheet(tmp_path / "lists", n_images=24, seed=0)
     assert "contact_sheet.jpg: 3 images of TRAIN" in capsys.readouterr().out
     sheet = np.asarray(Image.open(tmp_path / "lists" / "contact_sheet.jpg").convert("RGB")).astype(int)
     assert sheet.shape == (240, 960, 3)
