@@ -43,9 +43,8 @@ except ImportError:
 
 # What Pillow may open, whatever a file's name says: for an EPS file it would start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
-# How a HEIC file begins, from its fifth byte on; AVIF, which Pillow reads, can begin like the last two.
+# How a HEIC file begins, from its fifth byte on. (AVIF files, which Pillow reads, may begin like the last two.)
 HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
-HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 # As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
 MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
 # The longest side that a JPEG can have. (`resize()` makes an image S pixels wide at its full height first.)
@@ -88,11 +87,7 @@ def stored_size_and_orientation(path):
 
 
 def darkness_warning(image):
-    """What to tell the user about an image that is nearly black, as 12-bit values in a 16-bit file are.
-
-    image: (3, H, W) uint8 tensor, from `read_image()`.
-    Returns one line of text; "" if the image is bright enough.
-    """
+    """What to tell the user, in one line, about a (3, H, W) uint8 image that is nearly black; "" if it is not."""
     brightest = int(image.max())
     if brightest >= NEARLY_BLACK:
         return ""
@@ -116,19 +111,18 @@ def open_image_file(path):
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except Exception as error:
-        reason = explain_unreadable(path, data, error)
-        raise ValueError(f"{path}: not an image that can be read ({reason})") from None
+        raise ValueError(f"{path}: not an image that can be read ({explain_unreadable(path, error)})") from None
     check_image_size(*image.size, path)
     return data, image
 
 
-def explain_unreadable(path, data, error):
-    """Why Pillow raised an error when it opened an image file. data: the file's first bytes, 12 or more."""
-    if data[4:12] in HEIC_STARTS or Path(path).suffix.lower() in HEIC_SUFFIXES:
-        return (
-            "a HEIC photo, as iPhones take them, which Pillow cannot read; convert it to JPEG: on a Mac by "
-            "`sips -s format jpeg IMG.HEIC --out IMG.jpg`, elsewhere by `heif-convert IMG.HEIC IMG.jpg`"
-        )
+def explain_unreadable(path, error):
+    """Why Pillow raised an error when it opened an image file, in words."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    if start[4:] in HEIC_STARTS or Path(path).suffix.lower() in (".heic", ".heif"):
+        convert = "on a Mac by `sips -s format jpeg A.HEIC --out A.jpg`, elsewhere by `heif-convert A.HEIC A.jpg`"
+        return f"a HEIC photo, as iPhones take them, which Pillow cannot read; convert it to JPEG, {convert}"
     return printable(error)
 
 
@@ -153,58 +147,52 @@ def read_orientation(image):
 
     TIFF files count as having none: Pillow states their size, and decodes them, as they are shown.
     """
-    if image.format == "TIFF":
-        return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF data: the pixels are fine
         return 1
-    return orientation if orientation in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) and image.format != "TIFF" else 1
 
 
 def pil_to_rgb(image):
-    """A PIL image of any mode as RGB (itself, if it is RGB).
-
-    Of 16 bits the upper eight count; floats become bytes as `scale_floats()` does it; transparency is laid on white.
-    """
-    if image.mode.startswith("I"):  # 16-bit grey; "I" holds the same values in 32 bits
-        levels = np.clip(np.asarray(image), 0, 65535) // 256
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        levels = scale_floats(np.asarray(image))
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    """A PIL image of any mode as RGB (itself, if it is RGB); transparency is laid on white."""
+    if image.mode.startswith(("I", "F")):  # grey, of 16-bit integers ("I" holds them in 32 bits) or of floats
+        levels = scale_to_bytes(np.asarray(image))
+        return Image.fromarray(levels).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def scale_floats(values):
-    """Float pixels in [0, 255]. Their file does not say which value is white: it is 1 if none is higher, else 255,
-    or, if some are higher than that, 65535. NaN and what is below 0 are black.
+def scale_to_bytes(values):
+    """An array of 16-bit integers or of floats as bytes.
+
+    Of 16 bits the upper eight count. Float files do not say which value is white: it is 1 if no value is higher; if
+    some are, 255; if some are higher than that, 65535. NaN and what is below 0 are black.
     """
+    if values.dtype.kind != "f":
+        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)
     values = np.nan_to_num(values, posinf=0)
     brightest = values.max()
     if brightest <= 1:
         values = values * 255
     elif brightest > 255:
         values = values / 257
-    return np.clip(np.rint(values), 0, 255)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 # --- 2. The data set ------------------------------------------------------------------------------
 
 SPLITS = ("TRAIN", "VAL", "TEST")
-# What `transform()` may do to a training image. Each is drawn in this order; the colours are changed last but one.
+# What `transform()` may do to a training image, in the order in which it is drawn.
 AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
 # Boxes, labels and difficulties of an image without objects.
 NO_OBJECTS = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8))
 
 
 class PascalVOCDataset(Dataset):
-    """Images and objects of one split of any data set for which create_data_lists.py wrote lists.
-
-    (The name is the tutorial's. COCO's images, and your own, are read by the same class.)
+    """Images and objects of one split of any data set, not only VOC, for which create_data_lists.py wrote lists.
 
     data_folder: with the lists. split: "TRAIN", "VAL" or "TEST". keep_difficult: whether items hold difficult objects.
     seed: with the epoch and the index it decides how an image is augmented.
@@ -247,15 +235,12 @@ class PascalVOCDataset(Dataset):
             if split == "VAL":
                 advice += ", with --val_data or --val_fraction if the data set has no validation split of its own"
             raise type(error)(f"{error} ({advice})") from None
-        # Which images were skipped: memory that all workers share.
-        self.skipped = torch.zeros(len(self.image_paths), dtype=torch.uint8).share_memory_()
+        self.skipped = torch.zeros(len(self.image_paths), dtype=torch.uint8).share_memory_()  # by all workers
 
     def read_lists(self):
-        """Read label_map.json and the split's two lists.
-
-        They are kept in a few large arrays, not as a Python object for each path and box: a forked worker that only
-        reads a Python object still writes its reference count, and so would copy every page of a long list.
-        """
+        """Read label_map.json and the split's two lists, into a few large arrays."""
+        # A Python object for each path and box would be copied by every worker: to read an object is to write its
+        # reference count, and a forked process copies each page of memory that it writes to.
         self.label_map = load_label_map(self.data_folder)
         images_path = self.data_folder / f"{self.split}_images.json"
         images = read_json(images_path, list)
@@ -267,16 +252,14 @@ class PascalVOCDataset(Dataset):
         if not self.keep_difficult:
             entries = [without_difficult(entry) for entry in entries]
         counts = [len(entry["boxes"]) for entry in entries]
-        boxes = np.array(join_lists(entry["boxes"] for entry in entries), dtype=np.float32).reshape(-1, 4)
-        labels = np.array(join_lists(entry["labels"] for entry in entries), dtype=np.int64)
-        difficulties = np.array(join_lists(entry["difficulties"] for entry in entries), dtype=np.uint8)
-        areas = np.array(join_lists(get_areas(entry) for entry in entries), dtype=np.float64)
+        boxes = np.array(join(entries, "boxes"), dtype=np.float32).reshape(-1, 4)
+        areas = np.array(join(entries, "areas"), dtype=np.float64)
         image_ids = [entry.get("image_id") for entry in entries]
         self.sizes = np.array([entry["size"] for entry in entries], dtype=np.int64).reshape(-1, 2)
         self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
         self.boxes_xy_pixels = torch.from_numpy(boxes)
-        self.labels = torch.from_numpy(labels)
-        self.difficulties = torch.from_numpy(difficulties)
+        self.labels = torch.tensor(join(entries, "labels"), dtype=torch.int64)
+        self.difficulties = torch.tensor(join(entries, "difficulties"), dtype=torch.uint8)
         self.areas = areas if len(areas) == len(boxes) else None
         self.image_ids = None if None in image_ids else image_ids
 
@@ -299,24 +282,19 @@ class PascalVOCDataset(Dataset):
                 raise type(error)(f"{error}; --skip_corrupt=True goes on without such images") from None
             self.skipped[index] = 1
             return blank_image(self.size).clone(), *NO_OBJECTS
-        self.check_size(image, index)
-
-        start, end = self.starts[index], self.starts[index + 1]
-        rng = np.random.default_rng((self.seed, epoch, index))
-        return transform(
-            image, self.boxes_xy_pixels[start:end], self.labels[start:end], self.difficulties[start:end],
-            "TRAIN" if self.augment else self.split, rng, self.size, self.antialias, self.augment,
-        )  # fmt: skip
-
-    def check_size(self, image, index):
-        """The boxes were checked against the image's size in the lists: has it changed since?"""
         _, height, width = image.shape
-        listed_width, listed_height = self.sizes[index]
+        listed_width, listed_height = self.sizes[index]  # against which the boxes were checked
         if (width, height) != (listed_width, listed_height):
             raise ValueError(
-                f"{self.image_paths[index]} is {width} x {height} pixels, the lists in {self.data_folder} say "
-                f"{listed_width} x {listed_height}; run create_data_lists.py again with check_images on"
+                f"{path} is {width} x {height} pixels, the lists in {self.data_folder} say {listed_width} x "
+                f"{listed_height}; run create_data_lists.py again with check_images on"
             )
+
+        objects = slice(self.starts[index], self.starts[index + 1])
+        boxes, labels, difficulties = self.boxes_xy_pixels[objects], self.labels[objects], self.difficulties[objects]
+        split = "TRAIN" if self.augment else "TEST"
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return transform(image, boxes, labels, difficulties, split, rng, self.size, self.antialias, self.augment)
 
     def image_names(self):
         """Names of the images as Pascal VOC's files have them: without folder and extension."""
@@ -340,9 +318,8 @@ class PascalVOCDataset(Dataset):
 
 
 def join_and_split(tensors):
-    """The same list of tensors, in one block of memory: a worker passes each block on as an open file, and a file for
-    each image of a batch can exceed the number that a system allows (1024 usually).
-    """
+    """The same list of tensors, in one block of memory."""
+    # A worker passes each block on as an open file. One for each image would exceed the number that a system allows.
     joined = torch.cat(tensors)
     # A worker would move it to shared memory later, in a thread whose errors are lost (no space, too many open files),
     # and the run would wait for this batch for ever. Here they reach it.
@@ -390,16 +367,12 @@ class TrainingBatches:
         for position in range(first, first + self.batch_size):
             epoch, place = divmod(position, self.n_images)
             if epoch != self.epoch:
-                self.order = self.permutation(epoch)
+                # The spawn key keeps this stream apart from those of the augmentation, seeded with three numbers.
+                seeds = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
+                self.order = np.random.default_rng(seeds).permutation(self.n_images)
                 self.epoch = epoch
             keys.append((epoch, int(self.order[place])))
         return keys
-
-    def permutation(self, epoch):
-        """The order in which an epoch reads the images: an (n_images,) array of indices."""
-        # The spawn key keeps this stream apart from those of the augmentation, seeded with three numbers.
-        seeds = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
-        return np.random.default_rng(seeds).permutation(self.n_images)
 
 
 def read_objects(path, images, n_classes):
@@ -407,7 +380,7 @@ def read_objects(path, images, n_classes):
 
     path: file with a list of {"boxes", "labels", "difficulties", "size"} and perhaps "areas" and "image_id", one
     for each image, as create_data_lists.py writes it. images: list of paths. n_classes: background included.
-    Returns this list.
+    Returns this list; "areas" is [] where there are none.
     Raises FileNotFoundError, or ValueError, naming the image, for what is missing or breaks a rule of `check_entry()`.
     """
     entries = read_json(path, list)
@@ -415,8 +388,9 @@ def read_objects(path, images, n_classes):
         raise ValueError(f"{path}: describes {len(entries)} of {len(images)} images")
     for image, entry in zip(images, entries, strict=True):
         try:
+            entry["areas"] = entry.get("areas") or []
             check_entry(entry, n_classes)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             problem = f"wrong boxes, labels, difficulties, areas or size: {printable(error, 500)}"
             raise ValueError(f"{path}: {printable(image, 1000)}: {problem}") from None
     return entries
@@ -439,31 +413,27 @@ def check_entry(entry, n_classes):
     for difficulty in entry["difficulties"]:
         if difficulty not in (0, 1):
             raise ValueError(f"{difficulty} in its difficulties is neither 0 nor 1")
-    for area in get_areas(entry):
+    for area in entry["areas"]:
         if not math.isfinite(area):
             raise ValueError(f"{area} in its areas is not a finite number")
-    lengths = {len(entry["labels"]), len(entry["difficulties"]), len(get_areas(entry) or entry["boxes"])}
+    lengths = {len(entry["labels"]), len(entry["difficulties"]), len(entry["areas"] or entry["boxes"])}
     if lengths != {len(entry["boxes"])}:
         raise ValueError("they are of unequal length")
 
 
-def get_areas(entry):
-    """The areas of an image's objects, in COCO's data; [] elsewhere."""
-    return entry.get("areas") or []
-
-
 def without_difficult(entry):
     """What a list says of one image, without its difficult objects."""
-    easy = [i for i, difficulty in enumerate(entry["difficulties"]) if not difficulty]
+    easy = [i for i, difficulty in enumerate(entry["difficulties"]) if difficulty == 0]
     result = dict(entry)
     for key in ("boxes", "labels", "difficulties", "areas"):
-        if entry.get(key):
+        if entry[key]:
             result[key] = [entry[key][i] for i in easy]
     return result
 
 
-def join_lists(lists):
-    return [value for values in lists for value in values]
+def join(entries, key):
+    """A list of the boxes, labels, ... of all images, one image's after another's."""
+    return [value for entry in entries for value in entry[key]]
 
 
 # --- 3. Transform ---------------------------------------------------------------------------------
@@ -471,25 +441,24 @@ def join_lists(lists):
 # Zoom out, crop and resize are one step. Four boxes say which pixels of the photo are left and where they come to lie;
 # only these are read, and resized, once.
 #
-#     canvas                                            image
-#     +-----------------------------------+             +-------+-----------+
-#     |          photo                    |             |       |           |
-#     |          +------------------+     |             |       |           |
-#     |    crop  |                  |     |             |       |           |
-#     |    +-----+----------+       |     |             |       |   place   |  S
-#     |    |     |  source  |       |     |   becomes   |       |           |
-#     |    |     |          |       |     |             |       |           |
-#     |    +-----+----------+       |     |             |       |           |
-#     |          +------------------+     |             +-------+-----------+
-#     +-----------------------------------+                     S
+#     canvas                                          image
+#     +-----------------------------------+           +-------+-----------+
+#     |          photo                    |           |       |           |
+#     |          +------------------+     |           |       |           |
+#     |    crop  |                  |     |           |       |   place   |  S
+#     |    +-----+----------+       |     |  becomes  |       |           |
+#     |    |     |  source  |       |     |           |       |           |
+#     |    +-----+----------+       |     |           +-------+-----------+
+#     |          +------------------+     |                   S
+#     +-----------------------------------+
 #
-#   canvas   the photo after zooming out, with what surrounds it
+#   canvas   the photo after zooming out, and what surrounds it
 #   crop     the part of the canvas that becomes the whole image of S x S pixels
 #   source   the part of the crop that shows the photo, at least one pixel wide and high
-#   place    where the source comes to lie on the image; the rest is filled with FILLER
+#   place    where the source comes to lie on the image; the rest of it is filled with FILLER
 #
-# Each is (x_min, y_min, x_max, y_max) in whole pixels: of the photo, whose upper left corner is (0, 0), for canvas,
-# crop and source; of the image for place.
+# Each is (x_min, y_min, x_max, y_max), in whole pixels of the photo, whose upper left corner is (0, 0); place, of the
+# image.
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
@@ -509,8 +478,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     Returns the image as a (3, S, S) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
     fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
 
-    To add a step of your own, write one function that takes and returns the resized image and its boxes, as `flip()`
-    does, and call it where the comment "Your own step" stands.
+    To add a step of your own, write one function that takes and returns the image and its boxes, as `flip()` does,
+    and call it at the end, where the comment "Your own step" stands. What is random in it, it draws from rng.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
@@ -521,7 +490,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     steps = augment if split == "TRAIN" else ()
 
     # Draw what is random, also for steps that are left out: leaving one out changes no other draw.
-    if steps:
+    if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
         colors = draw_colors(rng)
         canvas = draw_canvas(photo, rng)
@@ -536,14 +505,14 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     boxes, kept = move_boxes(boxes, crop, source, place, size)
 
     # Resize, colours, flip. (Caffe changes the colours first. After resizing there are far fewer pixels to change.)
-    image = resize(cut_out(image, source), place[2] - place[0], place[3] - place[1], antialias)
+    image = image[:, source[1] : source[3], source[0] : source[2]]
+    image = resize(image, place[2] - place[0], place[3] - place[1], antialias)
     if "distort" in steps:
         image = distort(image, colors)
     image = put_on_filler(image, place, size)
     if "flip" in steps and is_flipped:
         image, boxes = flip(image, boxes)
-    # Your own step: here `image` is a (3, S, S) uint8 tensor, `boxes` an (m, 4) array of fractions in [0, 1]. Draw
-    # from `rng`, for training only:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
+    # Your own step:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
 
     boxes = boxes.astype(np.float32)
     # The rounding to float32 can leave a box of less than a millionth of the image without area.
@@ -553,9 +522,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
 
 
 def prepare(images, model):
-    """PIL images, or (3, H, W) uint8 RGB tensors, as a model's input: an (N, 3, S, S) float32 tensor on its device,
-    resized as its weights want it, and normalised.
-    """
+    """PIL images, or (3, H, W) uint8 tensors, as a model's input: (N, 3, S, S) float32, normalised, on its device."""
     resized = [transform(image, *NO_OBJECTS, "TEST", None, model.input_size, model.antialias)[0] for image in images]
     return model.normalize(torch.stack(resized))
 
@@ -654,12 +621,6 @@ def move_boxes(boxes, crop, source, place, size):
     return corners.reshape(-1, 4), is_kept.nonzero()[0]
 
 
-def cut_out(image, box):
-    """The pixels of a (3, H, W) image in a box; a view, not a copy."""
-    x_min, y_min, x_max, y_max = box
-    return image[:, y_min:y_max, x_min:x_max]
-
-
 def resize(image, width, height, antialias=True):
     """Bilinear resize of a (3, h, w) uint8 tensor to (3, height, width).
 
@@ -679,8 +640,9 @@ def put_on_filler(image, place, size):
     """Put an image in its place on an S x S image of the colour FILLER; returns the image itself if it fills it."""
     if place == (0, 0, size, size):
         return image
+    x_min, y_min, x_max, y_max = place
     filled = blank_image(size).clone()
-    cut_out(filled, place).copy_(image)
+    filled[:, y_min:y_max, x_min:x_max] = image
     return filled
 
 
@@ -697,6 +659,8 @@ def flip(image, boxes):
 
 
 # --- 4. Colours -----------------------------------------------------------------------------------
+
+HUE_STEPS = 255  # in which Pillow's H goes once round the colour circle
 
 
 class Colors(NamedTuple):
@@ -748,8 +712,8 @@ def multiply_contrast(image, contrast):
 def multiply_saturation(image, saturation):
     """Multiply S of a PIL image in HSV by a factor.
 
-    V is the highest of a pixel's three values, and S the distance of the lowest from it, as a fraction of V. So each
-    value's distance from V is multiplied: blend() returns V + (value - V) * saturation.
+    V is the highest of a pixel's three values, S the distance of the lowest from it, as a fraction of V. So each
+    value's distance from V is multiplied; blend() returns V + (value - V) * saturation.
     """
     _, highest = find_lowest_and_highest(image)
     return Image.blend(Image.merge("RGB", [highest, highest, highest]), image, saturation)
@@ -759,17 +723,23 @@ def turn_hue(image, degrees):
     """Turn H of a PIL image in HSV.
 
     S and V stay, and so do the lowest and the highest of a pixel's three values. H says which channel has which, and
-    where the third one is between them. (Pillow's own way back from HSV takes three times as long: 1.6 ms for
-    300 x 300 pixels, more than all the rest of `transform()`.)
+    where the third one is between them. (Pillow's own way back from HSV takes three times as long, 1.6 ms for
+    300 x 300 pixels.)
     """
     turn = round(degrees / 360 * HUE_STEPS)
-    hues = image.convert("HSV").getchannel("H").point(lambda step: (step + turn) % HUE_STEPS)
+    hues = image.convert("HSV").getchannel("H").point(lambda hue: (hue + turn) % HUE_STEPS)
     lowest, highest = find_lowest_and_highest(image)
-    channels = []
-    for table in (RED_OF_HUE, GREEN_OF_HUE, BLUE_OF_HUE):
-        mask = hues.point(table)  # 255: the highest value, 0: the lowest
-        channels.append(Image.composite(highest, lowest, mask))
-    return Image.merge("RGB", channels)
+    masks = [hues.point(table) for table in make_hue_tables()]  # of R, G and B; 0: the lowest value, 255: the highest
+    return Image.merge("RGB", [Image.composite(highest, lowest, mask) for mask in masks])
+
+
+@functools.cache
+def make_hue_tables():
+    """The values of R, G and B, three lists, of the pure colours of Pillow's 256 hues, whose S and V are 255."""
+    hues = np.arange(256)
+    hsv = np.stack([hues, np.full(256, 255), np.full(256, 255)], axis=1).astype(np.uint8)  # (256, 3)
+    rgb = Image.frombytes("HSV", (256, 1), hsv.tobytes()).convert("RGB")
+    return [list(rgb.getchannel(channel).tobytes()) for channel in "RGB"]
 
 
 def find_lowest_and_highest(image):
@@ -778,24 +748,3 @@ def find_lowest_and_highest(image):
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
     highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     return lowest, highest
-
-
-HUE_STEPS = 255  # in which Pillow's H goes round the colour circle
-
-
-def make_channel_table(own_hue):
-    """How far a channel is on the way from the lowest value to the highest, of 255, for each of 256 hues.
-
-    At the highest up to 60 degrees from its own hue, at the lowest from 120 degrees on, and in between in proportion.
-    """
-    table = []
-    for step in range(256):
-        degrees = abs(step / HUE_STEPS * 360 - own_hue)
-        degrees = min(degrees, 360 - degrees)  # the shorter way round
-        table.append(255 * min(max(2 - degrees / 60, 0), 1))
-    return table
-
-
-RED_OF_HUE = make_channel_table(0)
-GREEN_OF_HUE = make_channel_table(120)
-BLUE_OF_HUE = make_channel_table(240)
