@@ -149,8 +149,8 @@ def test_the_scene_tells_what_the_text_says():
     assert roles["A"] == (0, 1) and roles["B"] == (0, 2) and roles["C"] == (1, 1) and roles["E"] == (2, 1)
     assert roles["G"] == (3, 1) and {roles[name] for name in "DFH"} == {(None, 2)}
     width, height = ((triangle[2:] - triangle[:2]) * 300).round().int().tolist()
-    assert f"{width} × {height} pixels" in README
-    assert f"more than {float(here.all_overlaps[scene.TINY].max()):.2f}" in README
+    assert f"{width} × {height} pixels" in WORDS
+    assert f"more than {float(here.all_overlaps[scene.TINY].max()):.2f}" in WORDS
 
 
 def test_matching_of_the_scene_is_the_code_s():

@@ -39,7 +39,7 @@ from scene import (
 from datasets import transform
 from detect import draw_boxes, find_objects
 from model import detect_objects, match_priors
-from utils import cxcy_to_gcxgcy, cxcy_to_xy, gcxgcy_to_cxcy, xy_to_cxcy
+from utils import class_colors, cxcy_to_gcxgcy, cxcy_to_xy, gcxgcy_to_cxcy, xy_to_cxcy
 
 LABEL_PLACES = ("top", "bottom right", "bottom right", "right")  # of the scene's four objects
 
@@ -367,19 +367,16 @@ def draw_augmentation(_model):
 
 
 def draw_photos(model, images):
-    """A strip of photos with what a network finds in them, all of one height. images: list of PIL images."""
-    height, gap = 420, 10
-    cells = []
-    for image in images:
-        annotated = draw_boxes(image, *find_objects(image, min_score=0.3, model=model))
-        cells.append(annotated.resize((round(height * image.width / image.height), height)))
-    width = sum(cell.width for cell in cells) + gap * (len(cells) - 1)
-    strip = Image.new("RGB", (width, height), "white")
+    """A strip of photos of one height with what a network finds in them. images: list of PIL images."""
+    height, gap = 370, 10
+    photos = [image.resize((round(height * image.width / image.height), height)) for image in images]
+    strip = Image.new("RGB", (sum(photo.width + gap for photo in photos) - gap, height), "white")
     left = 0
-    for cell in cells:
-        strip.paste(cell, (left, 0))
-        left += cell.width + gap
-    return strip.resize((1240, round(height * 1240 / width)))
+    for photo in photos:
+        found = find_objects(photo, min_score=0.3, model=model)
+        strip.paste(draw_boxes(photo, *found, class_colors(model.label_map)), (left, 0))
+        left += photo.width + gap
+    return strip
 
 
 FIGURES = {
