@@ -27,6 +27,7 @@ from layouts import (
     VALIDATION_NAMES,
     Files,
     find_encoding,
+    find_image,
     find_parts,
     is_label_name,
     labels_folder_of,
@@ -120,13 +121,14 @@ def read_splits(parts, splits, source, notes):
 
     Returns two dicts: split to its name in `parts`, and split to its records. Both have "" if there are no splits.
     """
+    readers = {"VOC": read_voc, "COCO": read_coco, "YOLO": read_yolo}
     chosen = {}
     records = {}
     for split in [""] if "" in parts else ["TRAIN", "TEST", "VAL"]:
         note = functools.partial(add_note, notes, split)
         names = choose_names(split, parts, splits, chosen, source)
         for name in names:
-            rows = [record for part in parts[name] for record in read_part(part, source, note)]
+            rows = [record for part in parts[name] for record in readers[part.form](part, source, note)]
             if rows:
                 chosen[split] = name
                 records[split] = rows
@@ -135,15 +137,6 @@ def read_splits(parts, splits, source, notes):
         if names and split not in chosen and not is_optional(split, splits):
             raise ValueError(f"{printable(where_is(parts[names[0]][0]), 1000)}: has no images")
     return chosen, records
-
-
-def read_part(part, source, note):
-    """The records of a part, in the form in which its files have them."""
-    if part.form == "VOC":
-        return read_voc(part, source, note)
-    if part.form == "COCO":
-        return read_coco(part, source, note)
-    return read_yolo(part, source, note)
 
 
 def is_optional(split, splits):
@@ -255,7 +248,7 @@ def read_voc(part, source, note):
         except (ValueError, OSError) as error:
             problems.append(error)
             continue
-        records.append(make_voc_record(annotation, file, path.removesuffix(".xml"), part, images, source))
+        records.append(make_voc_record(annotation, file, os.path.splitext(path)[0], images, source))
         missing = annotation["difficult_missing"]
         if missing:
             note("difficult_missing", file, f"{missing} object{'s' * (missing > 1)}")
@@ -263,15 +256,13 @@ def read_voc(part, source, note):
     return records
 
 
-def make_voc_record(annotation, file, stem, part, images, source):
-    """The record of a parsed annotation. stem: the path of its file below part.annotations, without suffix."""
+def make_voc_record(annotation, file, stem, images, source):
+    """The record of a parsed annotation. stem: the path of its file below the annotations, without suffix."""
     rows = zip(annotation["names"], annotation["boxes"], annotation["difficulties"], strict=True)
     objects = [Annotated(name, tuple(box), difficulty) for name, box, difficulty in rows]
     size = (annotation["width"], annotation["height"]) if annotation["width"] else None
     image, guessed_from = find_voc_image(images, stem, annotation["filename"])
-    return Record(
-        image, file, source, "VOC", objects, size, image_folder=part.images, guessed_from=guessed_from
-    )  # fmt: skip
+    return Record(image, file, source, "VOC", objects, size, image_folder=images.folder, guessed_from=guessed_from)
 
 
 def find_voc_image(images, stem, filename):
@@ -403,12 +394,14 @@ def read_coco(part, source, note):
     for key in ("categories", "images", "annotations"):
         if not isinstance(content.get(key), list):
             raise ValueError(f"{printable(path, 1000)}: not a COCO file: it has no list of {key!r}")
-    images = CocoImages(path, part.images)
+    folders, root = ([part.images], part.images) if part.images else coco_image_folders(path)
+    files = Files(root, SOUGHT_IMAGES)
     guesses = Counter()  # what was guessed, to how often
 
     names = by_id(content, "categories", read_category, path, note)  # id as text: (id, name)
     category_ids = {name: category_id for category_id, name in names.values()}
-    records = by_id(content, "images", lambda entry: make_coco_record(entry, images, source, category_ids), path, note)
+    make_record = functools.partial(make_coco_record, folders, files, source, category_ids)
+    records = by_id(content, "images", make_record, path, note)
     convert(content, "annotations", lambda entry: add_coco_object(entry, records, names, guesses), path, note)
     for guess, count in guesses.items():
         note("entry_guessed", path, f"{count} objects: {guess}")
@@ -465,40 +458,26 @@ def read_category(entry):
     return read_id(entry, "id"), take_field(entry, "name", str).strip()
 
 
-def make_coco_record(entry, images, source, category_ids):
+def make_coco_record(folders, files, source, category_ids, entry):
     """The record, without objects, of an entry of "images"; ValueError for a name that no file can have."""
     name = take_field(entry, "file_name", str)
     size = usable_size(entry.get("width"), entry.get("height"))
-    image, guessed_from = images.find(name)
-    return Record(
-        image, image, source, "COCO", [], size, read_id(entry, "id"), category_ids,
-        image_folder=os.path.dirname(image), guessed_from=guessed_from,
-    )  # fmt: skip
+    image, guessed_from = find_image(name, folders, files)
+    record = Record(image, image, source, "COCO", [], size, image_folder=os.path.dirname(image))
+    record.image_id = read_id(entry, "id")
+    record.category_ids = category_ids
+    record.guessed_from = guessed_from
+    return record
 
 
-class CocoImages:
-    """The images of a COCO file, found by the names that it gives them."""
-
-    def __init__(self, path, image_folder):
-        folder, file = os.path.split(path)
-        is_own = os.path.basename(folder).lower() == "annotations"  # COCO's own folder, and CVAT's
-        root = os.path.dirname(folder) if is_own else folder
-        split = os.path.splitext(file)[0].rpartition("_")[2]  # instances_train2017.json: train2017
-        folders = [folder, os.path.join(folder, "images"), os.path.join(root, split), root]
-        folders += [os.path.join(root, "images", split), os.path.join(root, "images")]
-        self.folders = [image_folder] if image_folder else folders
-        self.files = Files(image_folder or root, SOUGHT_IMAGES)
-
-    def find(self, name):
-        """The path of an image, and the path that was expected if it is another one, else ""."""
-        candidates = [os.path.normpath(os.path.join(folder, name)) for folder in self.folders]
-        for path in candidates:
-            if os.path.isfile(path):
-                return path, ""
-        found = self.files.guess(name)
-        if found:
-            return os.path.join(self.files.folder, found), candidates[0]
-        return candidates[0], ""
+def coco_image_folders(path):
+    """Where the images of a COCO file may be, and the folder that holds all of these."""
+    folder, file = os.path.split(path)
+    is_own = os.path.basename(folder).lower() == "annotations"  # COCO's own folder, and CVAT's
+    root = os.path.dirname(folder) if is_own else folder
+    split = os.path.splitext(file)[0].rpartition("_")[2]  # instances_train2017.json: train2017
+    inner = ("images", split, os.path.join("images", split))
+    return [folder, os.path.join(folder, "images"), root, *[os.path.join(root, name) for name in inner]], root
 
 
 def add_coco_object(entry, records, names, guesses):
@@ -588,13 +567,14 @@ def read_yolo(part, source, note):
     """The records of YOLO's text files: the boxes are the numbers as written, until `make_yolo_boxes()`."""
     records = []
     labels = set()  # all that were seen
-    for image, file in pair_listed(part) if part.image_list else pair_by_folder(part, note):
+    for image, file, guessed_from in pair_listed(part) if part.image_list else pair_by_folder(part, note):
         objects = []
         if os.path.isfile(file):
             objects = read_label_file(file, part.class_names, labels, note)
         else:
             note("label_file_missing", image)
-        records.append(Record(image, file, source, "YOLO", objects, image_folder=part.images))
+        record = Record(image, file, source, "YOLO", objects, image_folder=part.images, guessed_from=guessed_from)
+        records.append(record)
     n_classes = max(part.class_names) + 1
     if labels and min(labels) == 1 and max(labels) == n_classes:
         note("classes_from_1", where_is(part), f"labels 1 to {n_classes}, names 0 to {n_classes - 1}")
@@ -602,13 +582,13 @@ def read_yolo(part, source, note):
 
 
 def pair_by_folder(part, note):
-    """(image, label file) for each image, by the same path below the folders of both."""
+    """(image, label file, "") for each image, by the same path below the folders of both."""
     images = Files(part.images, SOUGHT_IMAGES)
     labels = Files(part.annotations, (".txt",))
     pairs = []
     for stem, paths in images.by_stem.items():
         label = labels.by_stem.get(stem, [f"{os.path.splitext(paths[0])[0]}.txt"])[0]
-        pairs.append((os.path.join(part.images, paths[0]), os.path.join(part.annotations, label)))
+        pairs.append((os.path.join(part.images, paths[0]), os.path.join(part.annotations, label), ""))
     for stem, paths in labels.by_stem.items():
         if stem not in images.by_stem and is_label_name(os.path.basename(paths[0]).lower()):
             note("image_not_found", os.path.join(part.annotations, paths[0]))
@@ -616,18 +596,15 @@ def pair_by_folder(part, note):
 
 
 def pair_listed(part):
-    """(image, label file) for each line of a list of images."""
-    folder = os.path.dirname(part.image_list)
+    """(image, label file, what the list says if the image was guessed from it, else "") for each line of a list."""
     images = Files(part.images, SOUGHT_IMAGES)
     find_labels = functools.cache(labels_folder_of)
     pairs = []
     for line in read_lines(part.image_list):
-        paths = [os.path.normpath(os.path.join(place, line)) for place in (part.images, folder)]
-        found = next(filter(os.path.isfile, paths), None)
-        guess = None if found else images.guess(line)
-        image = os.path.join(part.images, guess) if guess else found or paths[0]
-        stem = os.path.splitext(os.path.basename(image))[0]
-        pairs.append((image, os.path.join(find_labels(os.path.dirname(image)), f"{stem}.txt")))
+        image, guessed_from = find_image(line, [part.images, os.path.dirname(part.image_list)], images)
+        folder, name = os.path.split(image)
+        label = os.path.join(find_labels(folder), f"{os.path.splitext(name)[0]}.txt")
+        pairs.append((image, label, guessed_from))
     return pairs
 
 
@@ -707,8 +684,8 @@ def count_keypoint_numbers(rows, parts):
     if may_be_keypoints and may_be_outlines:
         raise ValueError(
             f"{printable(where_is(parts[0]), 1000)}: label lines of {n_numbers} numbers may be outlines, or boxes "
-            "with keypoints. If they have keypoints, let data.yaml say so (kpt_shape: [17, 3], say); if not, leave "
-            "the first point of an outline out once, so that lines differ in length"
+            "with keypoints: data.yaml has to say which (kpt_shape: [17, 3] for 17 keypoints of 3 numbers, [0, 0] for "
+            "outlines)"
         )
     return n_numbers - 4 if may_be_keypoints else 0
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import utils
 from annotations import add_note, merge_repeats, raise_if_any, read_annotations
-from datasets import read_image, stored_size_and_orientation
+from datasets import darkness_warning, read_image, stored_size_and_orientation
 from detect import draw_boxes
 from layouts import SOUGHT_IMAGES, SPLIT_NAMES, read_lines, walk_files
 from model import NETWORKS, SSD300
@@ -72,13 +72,6 @@ n_sheet_images = 24  # images of TRAIN on the contact sheet, chosen by the seed;
 # Sizes of objects in the report, lower limit included: roots of their areas, in pixels of a 300 x 300 image
 SIZES = {"0-16": (0, 16), "16-32": (16, 32), "32-64": (32, 64), "64-128": (64, 128), "128-300": (128, math.inf)}
 
-# An image whose brightest value is lower is reported.
-DARKEST = 64
-HEIC_HINT = (
-    "a HEIC image, as iPhones write them, which cannot be read; convert it to JPEG "
-    "(ImageMagick: `magick mogrify -format jpg *.HEIC`)"
-)
-
 # What the data report can say of a file, in the order in which it says it.
 NOTES = {
     "image_corrupt": "Images that are missing or damaged: left out, as told",
@@ -96,8 +89,7 @@ NOTES = {
     "size_differs": "Annotations with another size than the image's: the image's taken; look at the boxes",
     "boxes_turned": "Boxes drawn on the image as rotated by its EXIF data: turned back to the stored pixels",
     "exif_unclear": "Images to be rotated by their EXIF data: boxes taken to be drawn without; look at them",
-    "image_dark": "Images that are nearly black (brightest value below 64 of 255): if they have 10 to 14 bits in 16, "
-    "multiply their values until they fill the 16 bits",
+    "image_dark": "Images that are nearly black: look at them",
     "box_no_area": "Boxes of no area or inverted: dropped",
     "box_not_finite": "Boxes with a coordinate that is not a finite number: dropped",
     "box_outside": "Boxes that lie outside the image (or all but a sliver of them): dropped",
@@ -320,8 +312,8 @@ def set_sizes(records, check_images, skip_corrupt, boxes_drawn_on, notes):
             add_note(notes, record.split, "image_corrupt", record.file, look.problem)
             continue
         set_size(record, look.size, look.orientation, boxes_drawn_on, notes)
-        if look.is_dark:
-            add_note(notes, record.split, "image_dark", record.image)
+        if look.warning:
+            add_note(notes, record.split, "image_dark", record.image, look.warning)
 
 
 class Look(NamedTuple):
@@ -329,7 +321,7 @@ class Look(NamedTuple):
 
     size: tuple | None = None  # (width, height) as stored
     orientation: int = 1  # EXIF's
-    is_dark: bool = False
+    warning: str = ""  # that it is nearly black
     problem: str = ""  # why it cannot be used
 
 
@@ -338,20 +330,11 @@ def look_at_image(path, decode):
     if not os.path.isfile(path):
         return Look(problem=f"{printable(path, 400)}: no such image")
     try:
-        is_dark = decode and int(read_image(path).max()) < DARKEST
+        warning = darkness_warning(read_image(path)) if decode else ""
         size, orientation = stored_size_and_orientation(path)
     except (ValueError, OSError) as error:
-        return Look(problem=f"{printable(path, 400)}: {HEIC_HINT}" if is_heic(path) else str(error))
-    return Look(size, orientation, is_dark)
-
-
-def is_heic(path):
-    """Whether an image is one of those that iPhones write, whatever its suffix."""
-    with open(path, "rb") as file:
-        start = file.read(12)
-    return start[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc") or path.lower().endswith(
-        (".heic", ".heif")
-    )
+        return Look(problem=str(error))
+    return Look(size, orientation, warning)
 
 
 def set_size(record, stored, orientation, boxes_drawn_on, notes):

@@ -370,21 +370,21 @@ def name_classes(part, source, class_names):
     """
     folder = source if os.path.isdir(source) else os.path.dirname(source)
     above = os.path.dirname(folder)
-    names = class_names_of(part.data or {})
-    if names:
-        return part._replace(class_names=names, classes_from=part.data_file)
+    if class_names_of(part.data or {}):
+        return part._replace(class_names=class_names_of(part.data), classes_from=part.data_file)
     places = [folder, part.annotations, os.path.dirname(part.annotations)]
     places += [above] if split_in_name(folder) else []
     for place in places:
         file = find_class_file(place)
-        if file:
-            return part._replace(class_names=read_class_file(file), classes_from=file)
+        names = read_class_file(file) if file else {}
+        if names:
+            return part._replace(class_names=names, classes_from=file)
     data_file, data = find_data_yaml(above) if split_in_name(folder) else ("", None)
     if data and class_names_of(data) and speaks_of(data_file, data, folder):
         return part._replace(class_names=class_names_of(data), classes_from=data_file)
     if class_names:
         return part._replace(class_names=dict(enumerate(class_names)), classes_from="--class_names")
-    n_classes = (part.data or {}).get("nc", "")
+    n_classes = str((part.data or {}).get("nc"))
     if n_classes.isdecimal() and len(n_classes) < 6:
         names = {i: str(i) for i in range(int(n_classes))}
         words = f"their numbers ({part.data_file} has nc and no names; --class_names gives them)"
@@ -547,6 +547,18 @@ class Files:
         if not agreements or agreements.count(max(agreements)) > 1:
             return None
         return candidates[agreements.index(max(agreements))]
+
+
+def find_image(name, folders, files):
+    """The path of an image in one of these folders, or guessed among the Files: (path, "") or (path, expected path)."""
+    expected = [os.path.normpath(os.path.join(folder, name)) for folder in folders]
+    for path in expected:
+        if os.path.isfile(path):
+            return path, ""
+    guess = files.guess(name)
+    if guess:
+        return os.path.join(files.folder, guess), expected[0]
+    return expected[0], ""
 
 
 def count_common_folders(parts, others):
