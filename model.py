@@ -95,7 +95,8 @@ SSD512_SOURCES = (  # the Caffe code's ssd_pascal_512.py
 )
 SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large
     SourceMap("c4", 672, 20, FIVE_RATIOS),
-    SourceMap("c5", 480, 10, FIVE_RATIOS),  # 960 channels with ImageNet's weights: see fit_to()
+    # torchvision halves the 960 channels of c5, unless ImageNet's weights are loaded: then fit_to() changes this row.
+    SourceMap("c5", 480, 10, FIVE_RATIOS),
     SourceMap("extra1_2", 512, 5, FIVE_RATIOS, reduced_channels=256),
     SourceMap("extra2_2", 256, 3, FIVE_RATIOS, reduced_channels=128),
     SourceMap("extra3_2", 256, 2, FIVE_RATIOS, reduced_channels=128),
@@ -217,20 +218,20 @@ class VGGBase(nn.Module):
 class MobileNetBase(nn.Module):
     """MobileNetV3-Large without its classifier, as torchvision builds it and names its layers.
 
-    Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), inside the block that goes to stride
-    32, and c5 (N, 480, 10, 10). Source: Howard et al., "Searching for MobileNetV3", 2019, section 6.3.
+    Takes images, (N, 3, 320, 320) float, normalised. Returns c4 (N, 672, 20, 20), from inside the block that halves the
+    map, and c5 (N, 480, 10, 10). Source: Howard et al., "Searching for MobileNetV3", 2019, section 6.3.
     """
 
     def __init__(self, architecture):
         super().__init__()
-        # The tail is the last few layers. Ours has half its channels (c5: 480); ImageNet's weights have all (960).
-        has_half_tail = architecture.sources[1].channels == 480
-        self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=has_half_tail).features
+        is_halved = architecture.sources[1].channels == 480  # c5; it is 960 for ImageNet's weights, see SSDLITE_SOURCES
+        self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features
         init_convolutions(self, LITE_INIT_STD)
 
     def forward(self, x):  # images, (N, 3, 320, 320)
         blocks = list(self.features)
-        # Block 13 halves the map, so it has no shortcut around it. Its first layer, a 1 x 1 convolution, makes c4.
+        # c4 is made by the first layer of block 13. This block has no shortcut, because it halves the map: its layers can
+        # be called one after the other like all others.
         expand, *others = blocks[13].block
         for layer in (*blocks[:13], expand, *others, *blocks[14:]):
             x = layer(x)
@@ -294,7 +295,7 @@ class AuxiliaryConvolutions(nn.Module):
             self.add_module(source.name[:-1] + "1", first)  # conv8_1
             self.add_module(source.name, second)  # conv8_2
             channels = source.channels
-        # In place of the start that each convolution has given itself
+        # This replaces the initial weights from Convolution.__init__().
         init_convolutions(self, LITE_INIT_STD if architecture.is_lite else None)
 
     def forward(self, x):
@@ -356,7 +357,9 @@ class SSD300(nn.Module):
     mean, std: of the input's three channels, in [0, 1]; they belong to the weights. None: the network's own.
     max_size_offset: predicted offsets of width and height are not taken above it; torchvision's weights were trained
         with such a limit. None: no limit.
-    antialias: whether images are resized with antialiasing, as the weights want it. All weights start at random.
+    antialias: whether the weights were trained on images that were resized with antialiasing; it is kept here for those
+        who prepare images, see `transform()`.
+    All weights start at random; `load_pretrained()` and `load_model()` read others.
     """
 
     def __init__(self, n_classes, network="ssd300_vgg16", mean=None, std=None, max_size_offset=None, antialias=True):
@@ -457,7 +460,7 @@ class SSD300(nn.Module):
             raise ValueError(f"the base of {self.network} has no layer {up_to!r}; its layers are {', '.join(names)}")
         for name in names[: names.index(up_to) + 1]:
             getattr(self.base, name).requires_grad_(False)
-        self.train(self.training)  # frozen layers go into evaluation mode: see below
+        self.train(self.training)  # our own train(), below, puts the frozen layers into evaluation mode
 
     def train(self, mode=True):
         """As `nn.Module.train()`, but frozen layers of the base stay in evaluation mode, so that statistics stay."""
@@ -490,18 +493,22 @@ class SSD300(nn.Module):
 
 @torch.no_grad()
 def copy_class_rows(parameter, old_parameter, label_map, old_label_map):
-    """Copy the rows of a class head's weights or biases, (n_priors * C, ...), for classes that have the same name."""
-    rows = parameter.unflatten(0, (-1, len(label_map)))  # (n_priors, C, ...), a view: writing to it changes parameter
-    old_rows = old_parameter.unflatten(0, (-1, len(old_label_map)))
+    """Copy from one class head's weights or biases, (n_priors * C, ...), to another's what belongs to classes that have
+    the same name."""
+    by_class = parameter.unflatten(
+        0, (-1, len(label_map))
+    )  # (n_priors, C, ...), a view: writing to it changes parameter
+    old_by_class = old_parameter.unflatten(0, (-1, len(old_label_map)))
     for name, label in label_map.items():
         if name in old_label_map:
-            rows[:, label] = old_rows[:, old_label_map[name]]
+            by_class[:, label] = old_by_class[:, old_label_map[name]]
 
 
 def l2_normalize(features, eps=1e-10):
     """Scale the channels of every cell of features, (N, channels, G, G), to a Euclidean length of 1, as float32."""
-    features = features.float()  # half precision's squares may overflow; eps, inside the root as in Caffe, is for zeros
-    return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + eps)
+    features = features.float()  # in half precision the squares may overflow
+    squared_length = features.square().sum(dim=1, keepdim=True)  # (N, 1, G, G)
+    return features / torch.sqrt(squared_length + eps)  # eps: a cell of zeros must not give 0 / 0
 
 
 # --- Detection ------------------------------------------------------------------------------------
@@ -572,8 +579,8 @@ def check_predictions(predicted_locs, predicted_scores, priors_cxcy):
 def keep_best_of_each_class(class_scores, n):
     """Scores (P, C - 1) of an image. In each column all but the n highest are replaced by 0: no candidates."""
     order = class_scores.argsort(dim=0, descending=True, stable=True)  # (P, C - 1): of each column, the best row first
-    others = order[n:]  # (P - n, C - 1)
-    return class_scores.scatter(dim=0, index=others, value=0.0)
+    others = order[n:]  # (P - n, C - 1): in each column, the rows after the best n
+    return class_scores.scatter(dim=0, index=others, value=0.0)  # 0 in these rows
 
 
 def suppress(boxes_xy, labels, scores, max_overlap, top_k):
@@ -582,12 +589,12 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
     boxes_xy: (K, 4) float32, boundary form. labels: (K,) int64. scores: (K,) float32.
     Returns the (n,) int64 indices of the best top_k survivors, by falling score.
     """
-    # Only a better candidate can suppress a candidate. So what survives among the best few survives among all: look at
-    # these first, and at twice as many if fewer than top_k of them survive.
+    # Only better candidates can suppress a candidate; worse ones change nothing for it. So look at the best few first,
+    # and at twice as many if fewer than top_k of them survive.
     n_best = min(FIRST_CANDIDATES * top_k, len(scores))
     while True:
-        best = find_best(scores, n_best)  # (n_best,), or a few more
-        survivors = suppress_in_each_class(boxes_xy[best], labels[best], scores[best], max_overlap)  # places in best
+        best = find_best(scores, n_best)  # (n_best,) indices, and more if some scores are equal
+        survivors = suppress_in_each_class(boxes_xy[best], labels[best], scores[best], max_overlap)  # indices of `best`
         kept = best[survivors]
         if len(kept) >= top_k or n_best == len(scores):
             return kept[:top_k]
@@ -604,10 +611,10 @@ def find_best(scores, n):
 
 
 def suppress_in_each_class(boxes_xy, labels, scores, max_overlap):
-    """Indices of the boxes that survive, by falling score, those of equal scores in their order: torchvision's nms().
+    """Indices of the boxes that survive, by falling score; of equal scores the first box comes first.
 
-    Boxes of different classes are moved apart, so that they do not overlap and one call serves all classes. In float64
-    the moved boxes keep their precision.
+    torchvision's nms() knows no classes. So boxes of different classes are moved apart, where they do not overlap, and
+    one call serves all classes. In float64 the moved boxes keep their precision. (nms() wants scores of the same type.)
     """
     if len(boxes_xy) == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes_xy.device)
@@ -697,8 +704,9 @@ class MultiBoxLoss(nn.Module):
         boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
         labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on the CPU, or they are copied there.
         """
-        # What the network should have said, on the CPU: (N, P), (T,), (T, 4); see make_targets().
-        true_labels, positive_indices, true_locs = self.make_targets(boxes, labels)
+        # What the network should have said: the label of each prior, (N, P); which of the N * P priors have an object,
+        # (T,); and the offsets of these objects, (T, 4).
+        true_labels, positive_indices, true_locs = self.make_targets(boxes, labels)  # on the CPU
         n_positives = (true_labels > 0).sum(dim=1, keepdim=True)  # (N, 1)
         n_negatives = (self.neg_pos_ratio * n_positives).ceil()  # (N, 1), rounded up if the ratio is a fraction
         n_negatives[n_positives == 0] = self.n_negatives_without_objects
@@ -711,7 +719,8 @@ class MultiBoxLoss(nn.Module):
         n_negatives = copy_to(device, n_negatives)
         with torch.autocast(device.type, enabled=False):  # sums of thousands of numbers need float32
             # Localisation: smooth L1, of the positive priors only.
-            positive_locs = predicted_locs.flatten(0, 1)[positive_indices].float()  # (T, 4)
+            all_locs = predicted_locs.flatten(0, 1)  # (N * P, 4)
+            positive_locs = all_locs[positive_indices].float()  # (T, 4)
             loc_loss = F.smooth_l1_loss(positive_locs, true_locs, reduction="sum") / divisor
 
             # Confidence: cross entropy, of the positives and the hardest negatives.
@@ -748,11 +757,12 @@ class MultiBoxLoss(nn.Module):
         return true_labels, torch.cat(positive_indices), torch.cat(true_locs)
 
     def compute_divisor(self, n_positives, device):
-        """What the loss is divided by: the number of positives in the batch, at least 1. A float32 scalar.
+        """What the loss of a batch is divided by, a float32 scalar: the number of positives, at least 1.
 
         n_positives: (N, 1) int64, of each image, on the CPU.
-        Negatives of images without objects (there are none by default) have no positives beside them. They are not to
-        weigh more than others: with 3 negatives per positive, 60 of them count like 20 positives.
+        With n_negatives_without_objects (0 by default), a batch may have many negatives and hardly any positives. Then
+        the divisor is the number of positives that so many negatives usually come with, if that is larger: 5 positives,
+        and 60 negatives in images without objects, 3 per positive, give max(5, 60 / 3) = 20.
         """
         n_images_without = (n_positives == 0).sum()
         n_negatives_without = n_images_without * min(self.n_negatives_without_objects, len(self.priors_cxcy))
@@ -765,7 +775,8 @@ class MultiBoxLoss(nn.Module):
             torch.distributed.all_reduce(counts)
             n_processes = torch.distributed.get_world_size()
         n_positives_of_all, n_negatives_of_all = counts
-        divisor = torch.maximum(n_positives_of_all, n_negatives_of_all / max(self.neg_pos_ratio, 1))
+        ratio = self.neg_pos_ratio or 1  # 0: positives come without negatives
+        divisor = torch.maximum(n_positives_of_all, n_negatives_of_all / ratio)
         return divisor.clamp(min=1) / n_processes
 
 
@@ -790,8 +801,11 @@ def load_pretrained(model, weights):
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
     known_weights = BASES[architecture.base][1].__members__  # name -> torchvision's weights
     state = utils.read_state_dict(weights, known_weights)
-    # Caffe's weights may come by their name, or as torchvision's file of them, which has NaN in place of fc6.
-    is_caffe = weights == "IMAGENET1K_FEATURES" or bool(state.get("classifier.0.bias", torch.zeros(1)).isnan().any())
+    # Caffe's weights have a mean and std of their own. They may come by name, or as a file: torchvision's file of them
+    # has NaN in place of fc6.
+    is_caffe = weights == "IMAGENET1K_FEATURES"
+    if "classifier.0.bias" in state and state["classifier.0.bias"].isnan().any():
+        is_caffe = True
     mean = CAFFE_MEAN if is_caffe else IMAGENET_MEAN
     std = CAFFE_STD if is_caffe else IMAGENET_STD
     try:
@@ -811,7 +825,8 @@ def load_pretrained(model, weights):
 def vgg16_entries(base, state):
     """A VGG-16's entries under the names of our base; conv6 and conv7 from fc6 and fc7 if they are usable."""
     features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-    # torchvision numbers the layers: features.28.bias. Ours have names, in the same order; conv6 and conv7 come last.
+    # torchvision numbers the layers, and ours have names, in the same order: features.0 is conv1_1, features.2 is
+    # conv1_2, features.5 is conv2_1, ... Ours go on with conv6 and conv7, which zip() leaves out.
     numbers = sorted({int(name.split(".")[1]) for name in features})
     own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
     own_name_of = dict(zip(numbers, own_names, strict=False))
@@ -829,12 +844,12 @@ def vgg16_entries(base, state):
         entries["conv6.bias"] = decimate(fc6_bias, steps=(4,))
         entries["conv7.weight"] = decimate(fc7_weight.view(4096, 4096, 1, 1), steps=(4, 4, None, None))
         entries["conv7.bias"] = decimate(fc7_bias, steps=(4,))
-    else:
+    else:  # as all layers that SSD adds to VGG
         init_convolutions(base.conv6)
         init_convolutions(base.conv7)
     for name, tensor in base.state_dict().items():
-        if name.startswith(("conv6.", "conv7.")):
-            entries.setdefault(name, tensor)  # what VGG-16 does not have stays as it is
+        if name.startswith(("conv6.", "conv7.")) and name not in entries:
+            entries[name] = tensor  # what VGG-16 does not have, such as their batch normalisation, stays as it is
     return entries
 
 
@@ -844,14 +859,16 @@ def decimate(tensor, steps):
 
 
 def fit_to(model, entries, mean, std):
-    """Prepare a model for weights: their mean and std and, for SSDLite, as many channels of c5 as they have."""
+    """Prepare a model for weights that are to be loaded: take over their mean and std, and rebuild an SSDLite if their
+    c5 has another number of channels than its own (see SSDLITE_SOURCES)."""
     if not 0 < min(std) <= max(std) < math.inf:
         raise ValueError(f"its std is {std}; the input is divided by it, so it must be more than 0")
     model.mean.copy_(torch.tensor(mean).view_as(model.mean))
     model.std.copy_(torch.tensor(std).view_as(model.std))
     if not model.architecture.is_lite:
         return
-    for name in ("features.16.0.weight", "base.features.16.0.weight"):  # in ImageNet's weights, in checkpoints of ours
+    # The convolution that makes c5, by its name in ImageNet's weights, and in checkpoints of ours
+    for name in ("features.16.0.weight", "base.features.16.0.weight"):
         if name in entries:
             n_channels = len(entries[name])
             c4, c5, *others = model.architecture.sources
@@ -901,10 +918,10 @@ def model_from_checkpoint(saved, name, label_map=None):
 
 
 def check_number_of_classes(state, n_classes):
-    """ValueError if a state dict's class heads are not for so many classes. (A damaged label map may claim a million
-    classes; a model for them would fill the memory.)"""
+    """ValueError if a state dict's class heads cannot be for so many classes. (A damaged label map may claim a million
+    classes, and a model for them would fill the memory. load_state_dict() checks the exact number later.)"""
     biases = [tensor for name, tensor in state.items() if name.startswith("pred_convs.cl_") and name.endswith("bias")]
-    n_scores = biases[-1].numel()  # n_priors * C, of the last head
+    n_scores = biases[-1].numel()  # of the last head's last layer: n_priors * C
     if n_classes < 2 or n_scores % n_classes != 0:
         raise ValueError(f"its label map has {n_classes} classes, its weights are for another number")
 
@@ -934,8 +951,9 @@ def fuse_batch_norm(model):
             module.weight = fused.weight
             module.bias = fused.bias
             module.norm = None
+        # torchvision's layers: bn1 comes after conv1, and so on. An Identity takes its place, for it will be called.
         children = list(module.named_children())
-        for (name, layer), (norm_name, norm) in pairwise(children):  # torchvision's: one is called after the other
-            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(layer, norm))
-                setattr(module, norm_name, nn.Identity())
+        for (name, layer), (next_name, next_layer) in pairwise(children):
+            if isinstance(layer, nn.Conv2d) and isinstance(next_layer, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(layer, next_layer))
+                setattr(module, next_name, nn.Identity())
