@@ -3,6 +3,7 @@
     python tools/make_figures.py                                       all of it; or: make figures
     python tools/make_figures.py --only=network.png,priors.jpg         some of the figures
     python tools/make_figures.py --only=photos.jpg --photos_checkpoint=checkpoint_ssd300.pth.tar
+    python tools/make_figures.py --pages_only=True                     no figures: tables, code and line numbers
 
 Most figures need a trained network: `checkpoint`, which the demo makes. If it is missing, the demo's own command makes
 it first (five minutes on a CPU). Boxes, priors, matches, losses and detections are computed by the scripts of the
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import matplotlib
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
@@ -38,9 +40,11 @@ output_folder = "img"
 checkpoint = "demo/checkpoint_ssd300.pth.tar"  # of the demo; the log of the same run lies beside it
 photos_checkpoint = ""  # of a network for real photos: draws photos.jpg; "": that picture stays as it is
 only = ()  # names of figures, such as mining.jpg; (): all
+pages_only = False  # True: draw nothing, bring only the pages up to date (after a change of the code)
 
 PAGES = ("README.md", "docs/manual.md", "docs/experiments.md", "docs/measurements.md", "docs/differences.md")
 MAX_BYTES = 150_000  # of a figure
+MADE_BY = "made by: python tools/make_figures.py"
 FIGURES = {**figures_scene.FIGURES, **figures_theory.FIGURES}
 NAMES = (*FIGURES, "training.png", "photos.jpg")
 
@@ -51,9 +55,9 @@ def main():
         raise SystemExit(f"error: there is no figure {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     folder = REPO / output_folder
     folder.mkdir(parents=True, exist_ok=True)
-    if photos_checkpoint and (not only or "photos.jpg" in only):
+    if photos_checkpoint and not pages_only and (not only or "photos.jpg" in only):
         save(figures_scene.draw_photos(load_model(photos_checkpoint), load_photos()), folder / "photos.jpg")
-    if only != ("photos.jpg",):
+    if not pages_only and only != ("photos.jpg",):
         draw_figures(folder)
     for page in PAGES:
         path = REPO / page
@@ -87,9 +91,11 @@ def save(figure, path):
         figure.savefig(buffer, dpi=120, bbox_inches="tight", pad_inches=0.12)
         image = Image.open(buffer).convert("RGB")
     if path.suffix == ".jpg":
-        image.save(path, quality=80, optimize=True, comment=b"made by: python tools/make_figures.py")
+        image.save(path, quality=80, optimize=True, comment=MADE_BY.encode())
     else:
-        image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+        text = PngInfo()
+        text.add_text("Comment", MADE_BY)
+        image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True, pnginfo=text)
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes, more than {MAX_BYTES}")
