@@ -16,6 +16,7 @@ import csv
 import datetime
 import io
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -103,7 +104,8 @@ def main():
     label_map = utils.load_label_map(data_folder)
     model, optimizer, start = start_or_resume(label_map, torch_device)
     if start.iteration >= iterations or 0 < 60 * minutes <= start.seconds:
-        print_once(f"nothing to do: {checkpoint} is at iteration {start.iteration} of {iterations}")
+        end = f"of {iterations}" if start.iteration >= iterations else f"and its {minutes:g} minutes are over"
+        print_once(f"nothing to do: {checkpoint} is at iteration {start.iteration} {end}")
         return
     average = start_average(model, start.averaged_weights) if ema_decay else None
     dataset = PascalVOCDataset(
@@ -118,9 +120,12 @@ def main():
     describe_run(model, dataset, evaluation_loader, start)
     log = TrainingLog(log_path(save_to), dataset, batches, start, minutes)
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
-    # Twice: when a worker dies, torch's signal handler raises its error wherever the program is, also in the first one.
-    with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
-        train(model, average, criterion.to(torch_device), optimizer, batches, evaluation_loader, log, start)
+    try:
+        # Twice: when a worker dies, torch's signal handler raises its error anywhere, so perhaps within the first one.
+        with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
+            train(model, average, criterion.to(torch_device), optimizer, batches, evaluation_loader, log, start)
+    finally:
+        end_workers()
     if N_PROCESSES > 1:
         torch.distributed.destroy_process_group()
 
@@ -199,18 +204,13 @@ def set_parameters(arguments):
     if "pretrained" in given and pretrained not in ("", its_pretrained):
         raise ValueError(f"--pretrained={pretrained} does not go with {path}, which brings all weights: leave it out")
     if checkpoint:
-        set_again = {name: value for name, value in settings.items() if name not in ("checkpoint", "overwrite")}
-        set_again["save_to"] = own_file(checkpoint, str(settings.get("save_to")))
-        for note in utils.restore_parameters(globals(), set_again, given):
+        own_file = Path(checkpoint)
+        last_name = Path(str(settings.get("save_to"))).name
+        if own_file.name == f"best_{last_name}":
+            own_file = own_file.with_name(last_name)
+        settings = {**settings, "save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite}
+        for note in utils.restore_parameters(globals(), settings, given):
             print_once(f"note: {note}")
-
-
-def own_file(path, saved_to):
-    """Where a run that is resumed from `path` saves: there; but to X, if it is the best_X of a run that saved to X."""
-    path = Path(path)
-    if path.name == f"best_{Path(saved_to).name}":
-        path = path.with_name(Path(saved_to).name)
-    return str(path)
 
 
 def check_parameters():
@@ -471,6 +471,13 @@ def ignore_signals(_worker):
     """Ctrl-C, and a cluster's SIGTERM, may reach the workers too; it is the main process that decides to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_workers():
+    """Kill what an error may have left over: Python sends its processes SIGTERM, which these ignore, and waits."""
+    utils.stop_watching_workers()
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def wrap_model(model, compile_model):

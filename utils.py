@@ -407,8 +407,7 @@ def exit_with_message(hint=""):
     try:
         yield
     except (FloatingPointError, OSError, EOFError, ValueError, RuntimeError, MemoryError) as error:
-        if hasattr(signal, "SIGCHLD"):  # else torch's handler may raise here that a worker died
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        stop_watching_workers()  # a worker's death would raise another error here
         advice = advice_for(error)
         if advice:
             text = f"{advice}\n{str(error) or type(error).__name__}"
@@ -417,6 +416,12 @@ def exit_with_message(hint=""):
         else:
             raise
         raise SystemExit(f"error: {text}\n{hint}".strip()) from error
+
+
+def stop_watching_workers():
+    """Take out the handler by which torch raises an error, wherever the program is, when a loader's worker dies."""
+    if hasattr(signal, "SIGCHLD"):  # Windows has none
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def advice_for(error):
@@ -544,20 +549,22 @@ def restore_parameters(namespace, saved, given):
     """Set parameters to saved values, but for those that were given on the command line.
 
     namespace: the script's `globals()`. saved: dict of name to value. given: what `override_parameters()` returned.
-    Returns a list of notes in words: what is now different from what was saved.
+    Returns notes, a list of strings: what is now different from what was saved, and from what stands in the file.
     """
-    notes = []
     parameters = script_parameters(namespace)
+    notes = []
+    restored = []
     for name, value in saved.items():
+        was = f"{printable(name)} was {printable(repr(value))} when the checkpoint was saved"
         if type(value) is not type(parameters.get(name)):
-            notes.append(
-                f"{printable(name)} was {printable(repr(value))} when the checkpoint was saved; it is unknown now"
-            )
-        elif name not in given:
-            namespace[name] = value
+            notes.append(f"{was}; there is no such parameter now")
+        elif name in given and value != parameters[name]:
+            notes.append(f"{was}; now it is {parameters[name]!r}, as given")
         elif value != parameters[name]:
-            was = printable(repr(value))
-            notes.append(f"{name} was {was} when the checkpoint was saved; now it is {parameters[name]!r}, as given")
+            namespace[name] = value
+            restored.append(f"--{name}={printable(value)}")
+    if restored:
+        notes.append(f"as in the checkpoint, not as in the file: {' '.join(restored)}")
     return notes
 
 

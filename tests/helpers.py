@@ -29,10 +29,10 @@ def script(name, **parameters):
 
 
 def training(lists, **parameters):
-    """The command of a short run of train.py, 12 iterations of 2 images; `parameters` override its settings."""
+    """The command of a short run of train.py, 8 iterations of 2 images; `parameters` override its settings."""
     settings = {
-        "network": "ssd300_tiny", "data_folder": lists, "pretrained": "", "batch_size": 2, "iterations": 12,
-        "lr": 1e-4, "warmup": 2, "decay_lr_at": (8, 10), "workers": 1, "save_every": 2, "log_every": 1,
+        "network": "ssd300_tiny", "data_folder": lists, "pretrained": "", "batch_size": 2, "iterations": 8,
+        "lr": 1e-4, "warmup": 2, "decay_lr_at": (5, 7), "workers": 1, "save_every": 2, "log_every": 1,
         "save_to": "last.pth.tar", **parameters,
     }  # fmt: skip
     return script("train.py", **settings)

@@ -1,10 +1,11 @@
 """utils.py: boxes, label maps and colours, files and checkpoints, messages, parameters."""
 
 import colorsys
+import io
 import math
 import os
 import resource
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,26 +139,45 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, contents):
     assert path.read_text(encoding="utf-8") == "café" and list(tmp_path.iterdir()) == [path]
 
 
-def test_leftovers_go_when_they_are_an_hour_old(tmp_path):
-    """Two runs may write the same file; one that is killed leaves half of it. Files of others stay."""
-    pid, ages = f".{os.getpid()}.", {}
+def test_half_a_file_of_a_killed_writer_is_written_over(tmp_path):
+    def write_and_stop(file):
+        copies.append(Path(file.name))
+        copies[0].with_suffix(".kept").write_bytes(b"half")
 
-    def note(file):
-        ages.update({Path(file.name.replace(pid, ".1.")): 3700, Path(file.name.replace(pid, ".2.")): 3500})
+    copies, path = [], tmp_path / "file"
+    utils.write_file(path, write_and_stop)
+    copies[0].with_suffix(".kept").rename(copies[0])  # as a kill would have left it
+    utils.write_file(path, b"whole")
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"whole"
 
-    utils.write_file(tmp_path / "c.tar", note)
-    ages |= {tmp_path / f"{name}.tmp": 9999 for name in ("c.tar.elsewhere.1", "other.tar.1", "c.tar.before")}
-    for clean, *rest in ((utils.remove_leftovers,), (utils.write_file, b"new")):
-        for path, age in ages.items():
-            path.write_bytes(b"half")
-            os.utime(path, (time.time() - age,) * 2)
-        clean(tmp_path / "c.tar", *rest)
-        assert set(tmp_path.iterdir()) == {tmp_path / "c.tar", *list(ages)[1:]}
+
+@pytest.mark.parametrize("n_refusals", [0, 1, 3, 4])
+def test_a_file_that_is_locked_for_a_moment_is_replaced(tmp_path, monkeypatch, n_refusals):
+    """As on Windows, where a virus scanner may have it open."""
+    replace, refusals = os.replace, [PermissionError(13, "used by another process")] * n_refusals
+    monkeypatch.setattr(os, "replace", lambda *paths: replace(*paths) if not refusals else raise_it(refusals.pop()))
+    monkeypatch.setattr(utils.time, "sleep", lambda seconds: None)
+
+    def raise_it(error):
+        raise error
+
+    path = tmp_path / "c.pth.tar"
+    path.write_bytes(b"old")
+    if n_refusals < 4:
+        utils.save_checkpoint(CONTENTS, path)
+        assert utils.load_checkpoint(path)["iteration"] == 3
+    else:
+        with pytest.raises(
+            OSError, match=r"c\.pth\.tar: could not write .*the one before it is unchanged.*another process"
+        ):
+            utils.save_checkpoint(CONTENTS, path)
+        assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("text", "shown"), [
     ("traffic light", "traffic light"), ("a\n b\tc", "a b c"), ("\x1b[2Jcat", r"\x1b[2Jcat"), ("Käfer 狗", "Käfer 狗"),
-    ("\udcff", r"\udcff"), ("x\u202ey", r"x\u202ey"), ("x" * 300, "x" * 197 + "..."), (KeyError(), "KeyError"),
+    ("\udcff", r"\udcff"), ("x\u202ey", r"x\u202ey"), ("x" * 2000, "x" * 997 + "..."), (KeyError(), "KeyError"),
 ])  # fmt: skip
 def test_strings_from_files_are_shown_safely(text, shown):
     assert utils.printable(text) == shown
@@ -170,10 +190,20 @@ def test_a_checkpoint_comes_back_if_it_is_whole(tmp_path):
     assert torch.equal(loaded["model"].pop("w"), torch.arange(5.0))
     assert loaded == {**CONTENTS, "format": "ssd300/1", "model": {}} and list(tmp_path.iterdir()) == [path]
     contents = path.read_bytes()
-    for share in (0.0, 0.1, 0.5, 0.99):
+    for share in (0.0, 0.3, 0.5, 0.99):
         path.write_bytes(contents[: int(share * len(contents))])
-        with pytest.raises(ValueError, match=r"c\.pth\.tar: truncated"):
+        with pytest.raises(ValueError, match=r"c\.pth\.tar: truncated") as caught:
             utils.load_checkpoint(path)
+        assert ("convert_weights" in str(caught.value)) == (share == 0)  # what is ours is not for the converter
+    damaged = [
+        contents.replace(b"label_map", b"label_map" + b"\xff" * 5, 1),
+        contents.replace(b"iteration", b"iter\x85tion", 1),
+    ]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"c\.pth\.tar: damaged.*copy it again") as caught:
+            utils.load_checkpoint(path)
+        assert "convert_weights" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"nothing\.tar"):
         utils.load_checkpoint(tmp_path / "nothing.tar")
     with pytest.raises(OSError, match="no_such_folder"):
@@ -217,7 +247,7 @@ NAMESPACE = {  # what `globals()` of a script may hold
 ])  # fmt: skip
 def test_override(argument, value):
     name, namespace = argument[2:].partition("=")[0], dict(NAMESPACE)
-    utils.override_parameters(namespace, [argument])
+    assert utils.override_parameters(namespace, [argument]) == {name}
     assert namespace == {**NAMESPACE, name: value} and type(namespace[name]) is type(value)
 
 
@@ -243,3 +273,48 @@ def test_help_shows_the_block_of_parameters(capsys):
     assert end.value.code == 0 and about == train.__doc__
     assert block.startswith("# Data\ndata_folder = ") and block in Path(train.__file__).read_text(encoding="utf-8")
     assert all(f"\n{name} = " in block for name in utils.script_parameters(vars(train)))
+
+
+def test_saved_parameters_come_back_but_for_those_given():
+    namespace = {**NAMESPACE, "lr": 2e-3, "folder": "here"}
+    saved = {"lr": 5e-3, "iterations": 7, "folder": "here", "bf16": 1, "gone\x1b": 3, "main": "x", "steps": ("crop",)}
+    notes = utils.restore_parameters(namespace, saved, given={"lr", "folder"})
+    assert namespace == {**NAMESPACE, "lr": 2e-3, "folder": "here", "iterations": 7, "steps": ("crop",)}
+    assert "lr was 0.005" in notes[0] and "0.002" in notes[0] and "bf16 was 1 " in notes[1]
+    assert r"gone\x1b" in notes[2] and "main was 'x'" in notes[3] and "--iterations=7 --steps=('crop',)" in notes[4]
+    assert len(notes) == 5
+
+
+def test_letters_that_the_console_lacks_are_escaped(monkeypatch):
+    """As on Windows, with a class named 猫."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    utils.override_parameters(dict(NAMESPACE), [])
+    print("é 猫")
+    sys.stdout.flush()
+    assert written.getvalue().split() == ["é".encode("cp1252"), rb"\u732b"]
+    monkeypatch.setattr(sys, "stdout", None)  # pythonw.exe has none
+    utils.override_parameters(dict(NAMESPACE), [])
+
+
+def test_the_device_is_the_accelerator_or_the_one_asked_for(monkeypatch):
+    mps, cpu = torch.device("mps"), torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: mps)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert utils.choose_device() == utils.choose_device("mps") == mps
+    assert utils.choose_device("mps:0").index == 0 and utils.choose_device("cpu") == cpu
+    for name in ("cuda", "mps:1", "tpu9", "gpu\x1b"):
+        with pytest.raises(ValueError, match="^the device is") as caught:
+            utils.choose_device(name)
+        assert "\x1b" not in str(caught.value)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert utils.choose_device() == cpu
+    with pytest.raises(ValueError, match="the CPU only"):
+        utils.choose_device("mps")
+
+
+def test_nothing_is_assumed_of_a_device_that_was_not_measured():
+    mps, network = torch.device("mps"), torch.nn.BatchNorm2d(1)
+    assert not utils.has_bf16_units(mps) and utils.fastest_memory_format(mps, network) == torch.contiguous_format
+    assert utils.fastest_memory_format(torch.device("cpu"), network) == torch.channels_last
