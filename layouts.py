@@ -527,16 +527,18 @@ class Files:
         of several such files the one whose folders agree best.
         """
         slashes = name.replace("\\", "/")
-        for spelling in dict.fromkeys([name, slashes, unquote(name), unquote(slashes)]):
+        decoded = unquote(slashes)
+        behind_url = decoded.rpartition("?d=")[2]  # Label Studio: /data/local-files/?d=cam0%2Fa.jpg
+        for spelling in dict.fromkeys([name, slashes, unquote(name), decoded, behind_url]):
             found = self.find(spelling) or self.find(self.without_suffix(spelling)) or self.find_closest(spelling)
             if found:
                 return found
         return None
 
     def without_suffix(self, name):
-        """A name without its suffix, if that is one of those sought: a name may have dots."""
+        """A name without its suffix, if that is an image's or one of those sought: names may have dots."""
         stem, suffix = os.path.splitext(name)
-        return stem if suffix.lower() in self.suffixes else name
+        return stem if suffix.lower() in (*SOUGHT_IMAGES, *self.suffixes) else name
 
     def find_closest(self, name):
         """The one file whose last part is that of a name, and whose folders agree with it for the most parts."""

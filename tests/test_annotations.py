@@ -1,4 +1,4 @@
-"""annotations.py and layouts.py: files as people have them, in every layout, and what is refused."""
+"""annotations.py: files as people have them, in every layout, and what is refused."""
 
 import math
 import os
@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import DIFFICULT, annotation_xml, object_xml, write, write_annotation, write_image
 
@@ -492,3 +493,116 @@ def test_yaml_that_cannot_be_read(tmp_path, text):
     write(write_labels(tmp_path, 0) / "data.yaml", text)
     with pytest.raises(ValueError, match=r"data\.yaml: cannot be read as YAML"):
         named(tmp_path)
+
+
+# --- More of VOC ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "difficulty", "missing"), [
+    ("Unspecified", 0, 1), ("unknown", 0, 1), ("None", 0, 1), ("", 0, 1), ("false", 0, 0), ("TRUE", 1, 0), ("1", 1, 0),
+])  # fmt: skip
+def test_difficult_in_words(tmp_path, text, difficulty, missing):
+    path = write_annotation(tmp_path, object_xml(difficult=f"<difficult>{text}</difficult>"))
+    annotation = parse_annotation(path)
+    assert (annotation["difficulties"], annotation["difficult_missing"]) == ([difficulty], missing)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "utf-16", "utf-16-le", "utf-8-sig", "big5"])
+def test_xml_in_other_encodings(tmp_path, encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n{annotation_xml(object_xml("犬"))}'
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert parse_annotation(tmp_path / "a.xml")["names"] == ["犬"]
+    (tmp_path / "a.xml").write_bytes(annotation_xml(object_xml("犬")).encode("shift_jis"))
+    with pytest.raises(ValueError, match=r'a\.xml: .*encoding is not utf-8.*encoding="gbk"'):
+        parse_annotation(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_lists_in_other_encodings(tmp_path, encoding, line_end):
+    write_xml_layout(tmp_path, "Annotations", "JPEGImages")
+    lists = write(tmp_path / "ImageSets" / "Main" / "train.txt", "").parent
+    (lists / "train.txt").write_bytes(line_end.join(["", "b.png", " ", ""]).encode(encoding))
+    (lists / "test.txt").write_bytes(line_end.join(["a"]).encode(encoding))
+    records = read_annotations(str(tmp_path), WANTED, {})[1]
+    assert [os.path.basename(rows[0].image) for rows in records.values()] == ["b.png", "a.png"]
+
+
+@pytest.mark.parametrize("lines", ["a -1\nb  1\n", "a  0\nb -1", "a 1"])
+def test_lists_of_one_class_are_no_splits(tmp_path, lines):
+    write_xml_layout(tmp_path, "Annotations", "JPEGImages")
+    for name in ("dog_train", "dog_default", "cat_trainval"):
+        write(tmp_path / "ImageSets" / "Main" / f"{name}.txt", lines)
+    assert len(read(tmp_path)) == 2
+    write(tmp_path / "ImageSets" / "Main" / "default.txt", "a\n")
+    assert len(read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("images", ["JPEGImages", "images", "jpegimages", "photos/deep", "."])
+def test_the_folder_with_images_is_found_beside_empty_ones(tmp_path, images):
+    for name in ("images", "JPEGImages"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "images" / "._a.png", "")
+    photo = write_image(tmp_path / images / "a.png")
+    write_annotation(tmp_path / "ANNOTATIONS", object_xml())
+    assert [record.image for record in read(tmp_path)] == [str(photo)]
+
+
+def test_xml_files_and_images_in_subfolders(tmp_path):
+    for cam, name in (("cam0", "a"), ("cam1", "a"), ("cam1", "b")):
+        write_annotation(tmp_path / "Annotations" / cam, object_xml(cam), name=name)
+        write_image(tmp_path / "images" / cam / f"{name}.jpg")
+    pairs = [(Path(record.image).parent.name, record.objects[0].name) for record in read(tmp_path)]
+    assert pairs == [("cam0", "cam0"), ("cam1", "cam1"), ("cam1", "cam1")]
+    os.rename(tmp_path / "Annotations", tmp_path / "images" / "deeper")
+    assert len(read(tmp_path)) == 3
+
+
+# --- More of COCO ---------------------------------------------------------------------------------
+
+
+def test_coco_outlines_without_boxes(tmp_path):
+    def box(segmentation, **changes):
+        entry = {key: value for key, value in DOG.items() if key != "bbox"}
+        path = write_coco(tmp_path, coco(annotations=[{**entry, "segmentation": segmentation, **changes}]))
+        return read(path, notes)[0].objects[0].box
+
+    notes = {}
+    assert box([[10, 20, 40, 30.5, 20, 60]]) == (10, 20, 40, 60)
+    assert box([10, 20, 40, 20, 40, 60]) == (10, 20, 40, 60)
+    assert box([[10, 20, 12, 20, 12, 30], [40, 50, 30, 60, 35, 55]], bbox=[]) == (10, 20, 40, 60)
+    assert box([[1, 1, 9, 9, 1, 9]], bbox=[10, 20, 30, 40]) == (10, 20, 40, 60)  # the box it has
+    assert len(notes["entry_guessed"]) == 3
+    for wrong in (None, [], [[]], [[1, 2, 3]], [["a", 1]], "x", {}, {"size": [0, 0], "counts": []}, {"counts": 3}):
+        with pytest.raises(ValueError, match="none of the 1 entries of 'annotations'"):
+            box(wrong)
+
+
+def test_coco_masks_are_read_by_pycocotools(tmp_path, monkeypatch):
+    masks = pytest.importorskip("pycocotools.mask")
+    pixels = np.zeros((80, 100), np.uint8)
+    pixels[20:60, 10:40] = 1
+    packed = masks.encode(np.asfortranarray(pixels))
+    packed["counts"] = packed["counts"].decode()
+    runs = np.diff(np.flatnonzero(np.diff(pixels.T.ravel(), prepend=0, append=0)), prepend=0, append=0)[:-1].tolist()
+    entries = [
+        {"image_id": 7, "category_id": 3, "segmentation": mask}
+        for mask in (packed, {"size": [80, 100], "counts": runs})
+    ]
+    path = write_coco(tmp_path, coco(annotations=entries))
+    assert [row.box for row in read(path)[0].objects] == [(10, 20, 40, 60)] * 2
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ValueError, match="pip install pycocotools"):
+        read(path)
+
+
+@pytest.mark.parametrize(("image_id", "other", "found"), [
+    (4, "4", True), ("4", 4, True), (4, 4.0, True), (4.0, "4", True), ("04", 4, False), ("a", "A", False),
+])  # fmt: skip
+def test_ids_as_numbers_and_as_text(tmp_path, image_id, other, found):
+    images = [{"id": image_id, "file_name": "a.jpg"}, {"id": 99, "file_name": "b.jpg"}]
+    entries = [{**DOG, "image_id": other, "category_id": "3"}, {**DOG, "image_id": 99, "iscrowd": None}]
+    record = read(write_coco(tmp_path, coco(images=images, annotations=entries)), notes := {})[0]
+    assert len(record.objects) == found and record.image_id == image_id
+    whats = [row["what"] for row in notes["entry_guessed"]]
+    assert any("null" in what for what in whats) and any("ids" in what for what in whats) == found
