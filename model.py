@@ -62,8 +62,8 @@ class Architecture(NamedTuple):
         tuple  # side of each map's square prior, as a fraction of the image's; and one more, the next after the last
     )
     divisor: int = 1  # the paper's numbers of channels are divided by this
-    batch_norm: bool = False  # batch normalisation after every convolution but the heads, and no L2 norm
-    is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image, no L2 norm
+    batch_norm: bool = False  # batch normalisation after every convolution but the heads
+    is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image
 
     @property
     def base_sources(self):
@@ -230,8 +230,8 @@ class MobileNetBase(nn.Module):
 
     def forward(self, x):  # images, (N, 3, 320, 320)
         blocks = list(self.features)
-        # c4 is made by the first layer of block 13. This block has no shortcut, because it halves the map: its layers can
-        # be called one after the other like all others.
+        # c4 is made by the first layer of block 13. This block has no shortcut, because it halves the map: its layers
+        # can be called one after the other like all others.
         expand, *others = blocks[13].block
         for layer in (*blocks[:13], expand, *others, *blocks[14:]):
             x = layer(x)
@@ -328,7 +328,9 @@ class PredictionConvolutions(nn.Module):
                 self.add_module(f"{kind}_{source.name}", head)
         if architecture.is_lite:
             init_convolutions(self, LITE_INIT_STD)
-        elif not architecture.batch_norm:  # (after batch normalisation, PyTorch's own initial weights learn faster)
+        elif architecture.batch_norm:  # then small weights learn faster than Xavier's
+            init_convolutions(self, 0.01)
+        else:
             init_convolutions(self)
 
     def forward(self, source_maps):
@@ -389,10 +391,11 @@ class SSD300(nn.Module):
         self.aux_convs = AuxiliaryConvolutions(architecture)
         self.pred_convs = PredictionConvolutions(self.n_classes, architecture)
         self.rescale_factors = None
-        if not (architecture.batch_norm or architecture.is_lite):
-            # conv4_3's values are much larger than those of the deeper maps. They are normalised, then scaled by a
-            # factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet).
-            self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), 20.0))
+        if architecture.sources[0].name == "conv4_3":
+            # VGG's values there are much larger than those of the deeper maps. They are normalised, then scaled by a
+            # factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet), less if narrow.
+            start = 20 / architecture.divisor**0.5
+            self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), start))
 
     def forward(self, images):
         """From images (N, 3, S, S), normalised, to offsets (N, P, 4), gcxgcy form, and scores (N, P, C), before the
