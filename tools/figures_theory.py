@@ -114,7 +114,7 @@ def draw_network(network):
                 axis.add_patch(Rectangle((x - 0.44, -2.12), 0.88, 0.48, facecolor="white", edgecolor=BLUE))
                 axis.text(x, -1.88, f"{n}·4\n{n}·C", ha="center", va="center", fontsize=9, color=BLUE)
                 add_arrow(axis, (x, -2.14), (x, bar + 0.03), BLUE, width=1.5)
-                axis.text(x, bar - 0.45, f"{grid}²·{n}\n= {grid * grid * n}", ha="center", va="top",
+                axis.text(x, bar - 0.45, f"{grid}²·{n}\n{grid * grid * n}", ha="center", va="top",
                           fontsize=9, color=BLUE)  # fmt: skip
         total = sum(source.n_priors * source.grid**2 for source in row.sources)
         axis.add_patch(Rectangle((-0.4, bar - 0.36), len(stages) - 0.2, 0.36, color=BLUE, alpha=0.9))
