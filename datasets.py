@@ -742,7 +742,7 @@ def turn_hue(image, degrees):
 
 @functools.cache
 def make_hue_tables(degrees):
-    """Three look-up tables, from Pillow's 256 hues to R, G and B of the pure colour (S and V 255) `degrees` further on."""
+    """Three tables, R, G and B, of the pure colours (S and V 255) that Pillow's 256 hues become by a turn."""
     hues = (np.arange(256) + round(degrees / 360 * HUE_STEPS)) % HUE_STEPS
     hsv = np.stack([hues, np.full(256, 255), np.full(256, 255)], axis=1).astype(np.uint8)  # (256, 3)
     rgb = Image.frombytes("HSV", (256, 1), hsv.tobytes()).convert("RGB")
