@@ -48,8 +48,7 @@ workers = 4  # processes that prepare images; 0: the training process itself
 # Model
 network = "ssd300_vgg16"  # a row of NETWORKS in model.py, such as "ssd300_tiny"; a checkpoint brings its own
 pretrained = "IMAGENET1K_V1"  # weights of the base: or "IMAGENET1K_FEATURES" (VGG-16), a file, "" for random ones
-# The base's last layer that is not trained, such as "conv5_3" or "conv4_3": faster, and safer with few images; "": none
-freeze_up_to = ""
+freeze_up_to = ""  # last layer of the base that is not trained, such as "conv5_3": faster, safer with few images
 finetune_from = ""  # a checkpoint to start from, of any classes; the class heads of new classes start anew
 checkpoint = ""  # a checkpoint of the same run, to resume it; "": start anew
 
@@ -68,16 +67,14 @@ decay_lr_at = (80_000, 100_000)  # iterations at which the learning rate is mult
 decay_lr_by = 0.1
 grad_clip = 0.0  # largest norm of the gradient, all parameters together; 0: not clipped
 sync_batch_norm = False  # True: batch normalisation looks at the batch of all GPUs, not at each one's share
-# Share of the old value in a moving average of the weights, such as 0.999, which is evaluated and saved; 0: no average
-ema_decay = 0.0
+ema_decay = 0.0  # such as 0.999, of a moving average of the weights, which is then evaluated and saved; 0: none
 seed = 0  # of the initial weights, the order of the images and their augmentation
 
 # Loss
 threshold = 0.5  # overlap from which a prior matches an object
 neg_pos_ratio = 3  # hardest background priors for each matched one
 alpha = 1.0  # weight of the localisation loss
-# Hardest background priors of an image without objects, or all of whose objects were left out; the paper: 0
-n_negatives_without_objects = 0
+n_negatives_without_objects = 0  # hardest background priors of an image without (remaining) objects; the paper: 0
 
 # Speed
 device = ""  # "cpu", "cuda:1", "mps", ...; "": the accelerator if there is one, else the CPU
@@ -112,9 +109,9 @@ def main():
         data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment, model.input_size, model.antialias
     )
     batches = TrainingBatches(len(dataset), batch_size, seed, start.iteration, iterations, RANK, N_PROCESSES)
+    share = math.ceil(batch_size / N_PROCESSES)  # this process's images of a batch, which fit into its memory
     evaluation_loader = None
     if evaluate_every:
-        share = math.ceil(batch_size / N_PROCESSES)  # images at a time: what this process trains on fits into memory
         evaluation_loader = make_evaluation_loader(data_folder, share, workers, model, skip_corrupt)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     describe_run(model, dataset, evaluation_loader, start)
@@ -200,8 +197,7 @@ def set_parameters(arguments):
     its_network = saved.get("network", "ssd300_vgg16")
     if "network" in given and network != its_network:
         raise ValueError(f"--network={network} does not go with {path}, which has an {its_network}: leave it out")
-    its_pretrained = settings.get("pretrained", "")
-    if "pretrained" in given and pretrained not in ("", its_pretrained):
+    if "pretrained" in given and pretrained not in ("", settings.get("pretrained")):
         raise ValueError(f"--pretrained={pretrained} does not go with {path}, which brings all weights: leave it out")
     if checkpoint:
         own_file = Path(checkpoint)
@@ -355,18 +351,15 @@ def check_resumable(saved, label_map, path):
     """Refuse a checkpoint of another data set, or one without a training state."""
     advice = f"--finetune_from={path} starts from its weights"
     if saved["label_map"] != label_map:
-        before = f"{len(saved['label_map'])} classes ({printable(', '.join(saved['label_map']))})"
-        now = f"{len(label_map)} classes ({printable(', '.join(label_map))})"
-        raise ValueError(f"{path} has {before}, {data_folder} has {now}; {advice}")
+        before = printable(", ".join(saved["label_map"]))
+        now = printable(", ".join(label_map))
+        raise ValueError(f"{path} has the classes {before}; {data_folder} has {now}; {advice}")
     if "optimizer" not in saved:
         raise ValueError(f"{path} holds weights only; {advice}")
 
 
 def restore_training_state(saved, model, optimizer, path, metric):
-    """Bring back the weights in training, the optimizer's state, random states and position; returns the Start.
-
-    The optimizer's settings, such as the weight decay, stay as they are in this run: they may have been changed for it.
-    """
+    """Bring back the weights in training, the optimizer's state, random states and position; returns the Start."""
     averaged_weights = None
     try:
         if "training_model" in saved:  # then "model" holds the moving average
@@ -391,7 +384,8 @@ def restore_training_state(saved, model, optimizer, path, metric):
 
 
 def restore_optimizer(optimizer, saved):
-    """Load an optimizer's state, in the memory format of this machine. ValueError if it does not fit."""
+    """Load an optimizer's state, in the memory format of this machine; its settings, such as the weight decay, stay as
+    they are in this run. ValueError if it does not fit."""
     is_sgd = isinstance(optimizer, torch.optim.SGD)
     entries = {"momentum_buffer"} if is_sgd else {"step", "exp_avg", "exp_avg_sq"}
     if any(set(state) != entries for state in saved["state"].values()):
@@ -413,28 +407,26 @@ def restore_optimizer(optimizer, saved):
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-def make_optimizer(
-    model, torch_device, optimizer_name="sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, bias_lr_factor=2.0
-):
+def make_optimizer(model, torch_device, name="sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, bias_lr_factor=2.0):
     """SGD with momentum, or AdamW. Weights of convolutions decay; their biases and what batch normalisation learns,
     which only shift and scale, do not. In SGD the biases learn faster, as in the Caffe code."""
     weights, biases, norms = [], [], []
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        for parameter_name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 norms.append(parameter)
-            elif name == "bias":
+            elif parameter_name == "bias":
                 biases.append(parameter)
             else:
                 weights.append(parameter)
     groups = [
         {"params": weights, "lr_factor": 1.0, "weight_decay": weight_decay},
-        {"params": biases, "lr_factor": bias_lr_factor if optimizer_name == "sgd" else 1.0, "weight_decay": 0.0},
+        {"params": biases, "lr_factor": bias_lr_factor if name == "sgd" else 1.0, "weight_decay": 0.0},
     ]
     if norms:
         groups.append({"params": norms, "lr_factor": 1.0, "weight_decay": 0.0})
     is_fused = torch_device.type == "cuda"
-    if optimizer_name == "adamw":
+    if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=is_fused)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=is_fused)
 
@@ -442,8 +434,7 @@ def make_optimizer(
 def start_average(model, weights):
     """A copy of the model for the moving average. weights: the average so far, a state dict; None: the model's own."""
     average = copy.deepcopy(model)
-    if weights is not None:
-        average.load_state_dict(weights)
+    average.load_state_dict(weights or model.state_dict())
     return average
 
 
@@ -459,8 +450,7 @@ def make_train_loader(dataset, batches, workers, torch_device):
 
 def make_evaluation_loader(data_folder, batch_size, workers, model, skip_corrupt):
     """The VAL lists, or where there are none the TEST lists, in order."""
-    has_val = Path(data_folder, "VAL_images.json").exists()
-    split = "VAL" if has_val else "TEST"
+    split = "VAL" if Path(data_folder, "VAL_images.json").exists() else "TEST"
     loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
     loader.worker_init_fn = ignore_signals  # this and the generator: as in make_train_loader()
     loader.generator = torch.Generator()
@@ -499,29 +489,23 @@ def describe_run(model, dataset, evaluation_loader, start):
     kind = "bfloat16" if bf16 and utils.has_bf16_units(model.mean.device) else "float32"
     print_once(f"data     {data_folder}: {len(dataset)} images, {len(dataset.labels)} objects")
     print_once(f"classes  {len(dataset.label_map) - 1}: {names}")
-    print_once(
-        f"network  {model.network}, {n_weights:.1f} million weights, {kind}, {N_PROCESSES} x {model.mean.device}"
-    )
+    devices = f"{N_PROCESSES} x {model.mean.device}"
+    print_once(f"network  {model.network}, {n_weights:.1f} million weights, {kind}, {devices}")
     print_once(f"weights  {start.weights}")
     if minutes:
         used = f", {start.seconds / 60:.1f} of them used" if start.seconds else ""
-        print_once(
-            f"run      {minutes:g} minutes{used}, in batches of {batch_size} images from iteration {start.iteration} on"
-        )
+        length = f"{minutes:g} minutes{used}, in batches of {batch_size} images from iteration {start.iteration} on"
     else:
         epochs = iterations * batch_size / len(dataset)
-        what = f"iterations {start.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all"
-        print_once(f"run      {what}")
+        length = f"iterations {start.iteration} to {iterations} of {batch_size} images, {epochs:.1f} epochs in all"
+    print_once(f"run      {length}")
     averaging = f", averaged weights (ema_decay {ema_decay})" if ema_decay else ""
     print_once(f"         {optimizer_name}, lr {lr:g}, {schedule}, warm-up {warmup}{averaging}")
     print_once(f"saves    {save_to}, the log in {log_path(save_to)}")
     if evaluation_loader is not None and evaluation_loader.dataset.split == "TEST":
-        print_once(
-            "warning: there are no VAL lists, so the best model is chosen on TEST: its score there then flatters"
-        )
+        print_once("warning: without VAL lists the best model is chosen on TEST: its score there then flatters")
     if warmup > iterations:
-        advice = f"--warmup={iterations // 10} is usual"
-        print_once(f"warning: the warm-up of {warmup} iterations is longer than the run; {advice}")
+        print_once(f"warning: the warm-up, {warmup}, is longer than the run; --warmup={iterations // 10} is usual")
 
 
 # --- Within the loop: learning rate, average, signals; evaluate, save -----------------------------
@@ -658,14 +642,14 @@ class TrainingLog:
         self.losses = []  # since the last flush; (3,) tensors on the device: the loss and its two parts
         self.seconds = start.seconds  # of training so far
         self.flushed_at = start.seconds
-        self.first_flush = None  # the iterations and seconds until then, which are slower
+        self.first_flush = None  # iterations and seconds until then: the first ones are slower
         self.has_told_speed = False
         if minutes:
             form = "{l_bar}{bar}| {n:.1f} of {total:.1f} minutes{postfix}"
             self.bar = tqdm(total=minutes, initial=start.seconds / 60, bar_format=form, disable=RANK > 0)
         else:
-            last = batches.iterations.stop
-            self.bar = tqdm(total=last, initial=start.iteration, unit="it", disable=RANK > 0)
+            n_iterations = batches.iterations.stop
+            self.bar = tqdm(total=n_iterations, initial=start.iteration, unit="it", disable=RANK > 0)
         self.file_mode = "w"  # a new file, made when its first row is written
         if start.iteration > 0 and Path(path).is_file() and RANK == 0:
             self.file_mode = "a"
@@ -743,10 +727,11 @@ class TrainingLog:
     def stop_at_bad_loss(self, iteration, loss):
         """End the run, naming what was in the batch; the checkpoint on disk is from before."""
         files = sorted({str(self.dataset.image_paths[index]) for _, index in self.batches.batch(iteration)})
+        names = "\n  ".join(printable(file) for file in files)
         raise FloatingPointError(
-            f"the loss of iteration {iteration} is {loss}. The checkpoint is as it was saved before. Try a lower lr "
-            "(--lr), a longer --warmup, or --grad_clip=10; if it happens again with the same images, look at "
-            "their boxes. The images of this batch:\n  " + "\n  ".join(printable(file) for file in files)
+            f"the loss of iteration {iteration} is {loss}. The checkpoint is as it was saved before. Try a lower --lr, "
+            "a longer --warmup, or --grad_clip=10; if it happens again with the same images, look at their boxes. "
+            f"The images of this batch:\n  {names}"
         )
 
     def close(self):

@@ -45,8 +45,8 @@ def start(command, folder):
     )
 
 
-def finish(process, timeout=240):
-    """Wait for a process of `start()`; returns its exit code and what it printed."""
+def finish(process, timeout=900):
+    """Wait for a process of `start()`; returns its exit code and what it printed. `timeout` is for one that hangs."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -3,6 +3,7 @@
 What needs a process of its own runs the script; all else calls `train.main()` here, as the script would.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -110,7 +111,8 @@ def test_resume_after_kills_takes_the_same_steps(lists, unbroken, tmp_path):
             while process.poll() is None and (not path.exists() or path.stat().st_mtime_ns == modified):
                 time.sleep(0.01)  # at least one checkpoint further, so that the test comes to an end
             time.sleep(rng.uniform(0, 0.5))
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # on a busy machine it may have come to its end
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             if load_checkpoint(path)["iteration"] == 8:  # a late kill: start again
                 path.unlink()
@@ -366,8 +368,8 @@ def test_a_run_says_what_it_does(run, capsys):
     output = capsys.readouterr().out
     for line in ("8 images, ", "classes  4: circle, rectangle, star, triangle", "weights  random",
                  "network  ssd300_tiny, 0.", "iterations 0 to 12 of 2 images, 3.0 epochs in all",
-                 "saves    last.pth.tar, the log in last.csv", "the warm-up of 500 ", " s an iteration: about 0:",
-                 "done after iteration 12, 0:", "python eval.py --data_folder="):  # fmt: skip
+                 "saves    last.pth.tar, the log in last.csv", "the warm-up, 500, is longer",
+                 " s an iteration: about 0:", "done after iteration 12, 0:", "python eval.py --data_f"):  # fmt: skip
         assert line in output, line
     assert "best_last" not in output and "TEST" not in output
 

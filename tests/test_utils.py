@@ -305,7 +305,7 @@ def test_the_device_is_the_accelerator_or_the_one_asked_for(monkeypatch):
     assert utils.choose_device() == utils.choose_device("mps") == mps
     assert utils.choose_device("mps:0").index == 0 and utils.choose_device("cpu") == cpu
     for name in ("cuda", "mps:1", "tpu9", "gpu\x1b"):
-        with pytest.raises(ValueError, match="^the device is") as caught:
+        with pytest.raises(ValueError, match=r"^the device is") as caught:
             utils.choose_device(name)
         assert "\x1b" not in str(caught.value)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
