@@ -138,7 +138,7 @@ def test_folders_may_be_several_relative_and_have_other_splits(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("objects", "options", "message"), [
     ([], {}, "nothing to learn from"), ([object_xml()], {"test_split": "empty"}, r"empty\.txt: has no images"),
-    ([object_xml("background"), object_xml()], {}, r"'background': 2 objects, first in .*a\.xml"),
+    ([object_xml("background"), object_xml()], {}, r"label 0: rename .*'background': 2 objects, first in .*a\.xml"),
     ([object_xml(f"c\x85{i}" + "x" * 99) for i in range(99)], {"class_names": ("dog",)}, "99 unknown.*and .. more"),
     ([object_xml(box=(0.1, 0.1, 0.5, 0.9))], {"first_pixel": 0}, "look like fractions of the image"),
     ([object_xml(box=(90 - i, 70, 5, 5)) for i in range(5)], {}, "10 of 10 boxes are inverted, or lie outside"),
@@ -379,6 +379,204 @@ def test_pixels_in_yolo_files_are_called_out(tmp_path):
         write(path, "0 50 40 30 20")
     with pytest.raises(ValueError, match=r"6 of 6 boxes .* look like pixels, not fractions"):
         make_lists(tmp_path / "mine")
+
+
+# --- Three splits ---------------------------------------------------------------------------------
+
+
+def stems(files, split):
+    """The names of a split's images, without folder and suffix."""
+    return [Path(path).stem for path in files[f"{split}_images"]]
+
+
+def write_three_splits(folder):
+    for split, names in {"train": "ab", "valid": "cd", "test": "e"}.items():
+        for name in names:
+            write_annotation(folder / split, object_xml(difficult=DIFFICULT), name=name)
+            write_image(folder / split / f"{name}.jpg")
+    return folder
+
+
+def test_a_validation_split_gets_lists_of_its_own_and_goes_with_it(tmp_path):
+    folder = write_three_splits(tmp_path / "mine")
+    report, files = make_lists(folder)
+    assert [stems(files, split) for split in ("TRAIN", "VAL", "TEST")] == [["a", "b"], ["c", "d"], ["e"]]
+    assert files["VAL_objects"] == [
+        {"boxes": [[10, 20, 40, 60]], "labels": [1], "difficulties": [1], "size": [100, 80]}
+    ] * 2  # fmt: skip
+    assert list(report["splits"]) == ["TRAIN", "VAL", "TEST"] and report["splits"]["VAL"]["difficult"] == 2
+    assert "train: TRAIN, valid: VAL, test: TEST" in report["sources"][0]
+    text = (tmp_path / "lists" / "data_report.txt").read_text()
+    assert "VAL: 2 images (0 without objects), 2 objects (0 easy, 2 difficult)" in text
+    shutil.rmtree(folder / "test")
+    report, files = make_lists(folder)  # into the same folder
+    assert stems(files, "TEST") == ["c", "d"] and "VAL_images" not in files and "VAL_objects" not in files
+    assert list(report["splits"]) == ["TRAIN", "TEST"] and "valid: TEST" in report["sources"][0]
+
+
+def test_validation_data_of_their_own(tmp_path):
+    folder = write_three_splits(tmp_path / "mine")
+    write_annotation(tmp_path / "other", object_xml("cat"), name="x")
+    write_image(tmp_path / "other" / "x.jpg")
+    report, files = make_lists(folder, val_data=tmp_path / "other")
+    assert [stems(files, split) for split in ("TRAIN", "VAL", "TEST")] == [["a", "b"], ["x"], ["e"]]
+    assert report["notes"]["class_not_trained"][0]["what"] == "cat"
+    _, files = make_lists(folder, test_data=tmp_path / "other")  # valid is left, and becomes VAL
+    assert [stems(files, split) for split in ("TRAIN", "VAL", "TEST")] == [["a", "b"], ["c", "d"], ["x"]]
+    with pytest.raises(ValueError, match="other: has no splits; name it as val_data, or as test_data"):
+        make_lists(folder, val_data=tmp_path / "other", test_data=tmp_path / "other")
+
+
+def test_a_share_of_the_training_images_becomes_the_validation_split(tmp_path):
+    folder = write_voc(tmp_path / "mine", {f"{i:02}": [object_xml()] for i in range(19)})
+    report, files = make_lists(folder, val_fraction=0.2)
+    train, val = stems(files, "TRAIN"), stems(files, "VAL")
+    assert (len(train), len(val), stems(files, "TEST")) == (15, 4, ["t"]) and not set(train) & set(val)
+    assert train == sorted(train) and val == sorted(val) and report["splits"]["VAL"]["images"] == 4
+    assert stems(make_lists(folder, val_fraction=0.2)[1], "VAL") == val
+    assert stems(make_lists(folder, val_fraction=0.2, seed=1)[1], "VAL") != val
+    for fraction in (0.001, 1.0, 0.99):
+        with pytest.raises(ValueError, match=r"val_fraction .* of 19 images leaves a split empty"):
+            make_lists(folder, val_fraction=fraction)
+    with pytest.raises(ValueError, match="the data have a validation split of 2 images: leave val_fraction at 0"):
+        make_lists(write_three_splits(tmp_path / "three"), val_fraction=0.5)
+    shutil.rmtree(folder / "ImageSets")  # TEST at random, too: it stays the same
+    test = stems(make_lists(folder, test_fraction=0.25)[1], "TEST")
+    _, files = make_lists(folder, test_fraction=0.25, val_fraction=0.2)
+    assert stems(files, "TEST") == test and [len(stems(files, split)) for split in ("TRAIN", "VAL")] == [12, 3]
+
+
+def test_images_in_two_splits_and_classes_missing_in_one_are_reported(tmp_path):
+    folder = write_three_splits(tmp_path / "mine")
+    write_annotation(folder / "train", object_xml("cat"), object_xml(), name="b")
+    shutil.copy(folder / "valid" / "c.xml", folder / "test" / "e.xml")
+    (folder / "test" / "e.jpg").unlink()
+    (folder / "test" / "e.jpg").symlink_to(folder / "valid" / "c.jpg")
+    report, _ = make_lists(folder)
+    (note,) = report["notes"]["image_in_both"]
+    assert note["split"] == "TEST" and note["what"].endswith("is in VAL, too")
+    assert [(row["split"], row["what"]) for row in report["notes"]["class_not_tested"]] == [
+        ("VAL", "cat"),
+        ("TEST", "cat"),
+    ]
+
+
+def test_one_image_can_be_trained_and_tested_on(tmp_path):
+    write_image(tmp_path / "one" / "a.jpg")
+    write_annotation(tmp_path / "one", object_xml(), name="a")
+    with pytest.raises(
+        ValueError, match=r"test_fraction 0\.2 of 1 images .*--test_fraction=0 makes TEST the same as TRAIN"
+    ):
+        make_lists(tmp_path / "one")
+    report, files = make_lists(tmp_path / "one", test_fraction=0)
+    assert files["TRAIN_images"] == files["TEST_images"] and files["TRAIN_objects"] == files["TEST_objects"]
+    assert kinds(report) == {"test_is_train": 1} and "the same for TEST" in report["sources"][0]
+
+
+# --- Damaged, dark, turned, unused images; paths --------------------------------------------------
+
+
+def test_images_that_are_missing_or_damaged_are_left_out_if_told(tmp_path):
+    folder = write_voc(tmp_path / "mine", {name: [object_xml()] for name in "abcd"})
+    photos = folder / "JPEGImages"
+    (photos / "a.jpg").unlink()
+    (photos / "b.jpg").write_bytes((photos / "c.jpg").read_bytes()[:2000])
+    (photos / "c.jpg").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99)  # a HEIC file, whatever its name
+    with pytest.raises(ValueError, match=r"(?s)3 of 5 images .*--skip_corrupt=True.*a\.jpg: no such.*c\.jpg.*HEIC"):
+        make_lists(folder)
+    report, files = make_lists(folder, skip_corrupt=True)
+    assert stems(files, "TRAIN") == ["d"] and len(files["TRAIN_objects"]) == 1
+    assert kinds(report) == {"image_corrupt": 3}
+    assert ["no such image" in row["what"] for row in report["notes"]["image_corrupt"]] == [True, False, False]
+    (photos / "t.jpg").unlink()
+    with pytest.raises(ValueError, match="all images of TEST are missing or damaged"):
+        make_lists(folder, skip_corrupt=True)
+    (photos / "d.jpg").unlink()
+    with pytest.raises(ValueError, match="5 of 5 images cannot be used"):
+        make_lists(folder, skip_corrupt=True)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_images_with_few_of_16_bits_are_reported(tmp_path, bits):
+    folder = write_voc(tmp_path / "mine", {"a": [object_xml()]})
+    (folder / "JPEGImages" / "a.jpg").unlink()
+    pixels = np.linspace(0, 2**bits - 1, 8000).astype(np.uint16).reshape(80, 100)
+    Image.fromarray(pixels).save(folder / "JPEGImages" / "a.png")
+    report, _ = make_lists(folder)
+    assert kinds(report) == ({} if bits == 16 else {"image_dark": 1})
+    assert bits == 16 or "16 bits" in report["notes"]["image_dark"][0]["what"]
+
+
+@pytest.mark.parametrize(("orientation", "stored"), [  # stored: how the image is, given the image as shown
+    (1, None), (2, "FLIP_LEFT_RIGHT"), (3, "ROTATE_180"), (4, "FLIP_TOP_BOTTOM"), (5, "TRANSPOSE"), (6, "ROTATE_90"),
+    (7, "TRANSVERSE"), (8, "ROTATE_270"),
+])  # fmt: skip
+@pytest.mark.parametrize("form", ["xml", "txt"])
+def test_a_parameter_says_on_which_pixels_boxes_were_drawn(tmp_path, orientation, stored, form):
+    shown = Image.new("RGB", (100, 80))
+    shown.paste("white", (10, 20, 40, 60))
+    image = shown.transpose(Image.Transpose[stored]) if stored else shown
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in "ab":
+        image.save(folder / f"{name}.jpg", quality=100, exif=exif(orientation))
+        if form == "xml":
+            write_annotation(folder, object_xml(box=(11, 21, 40, 60)), size=None, name=name)
+        else:
+            write(folder / f"{name}.txt", "0 0.25 0.5 0.3 0.5")
+            write(folder / "classes.txt", "dog")
+    options = {"test_fraction": 0.5, "trust_boxes": True}
+    report, files = make_lists(folder, boxes_drawn_on="upright", **options)
+    bright = np.argwhere(read_image(folder / "a.jpg")[0].numpy() > 127)
+    (y_min, x_min), (y_max, x_max) = bright.min(0), bright.max(0) + 1
+    assert files["TRAIN_objects"][0]["boxes"] == [pytest.approx([x_min, y_min, x_max, y_max])]
+    assert kinds(report) == ({"boxes_turned": 2} if orientation > 1 else {})
+    as_written = [10, 20, 40, 60]
+    if form == "txt":
+        width, height = image.size
+        as_written = [0.1 * width, 0.25 * height, 0.4 * width, 0.75 * height]
+    report, files = make_lists(folder, boxes_drawn_on="stored", **options)
+    assert files["TRAIN_objects"][0]["boxes"] == [pytest.approx(as_written)] and kinds(report) == {}
+    report, files = make_lists(folder, **options)
+    assert files["TRAIN_objects"][0]["boxes"] == [pytest.approx(as_written)]
+    assert kinds(report) == ({"exif_unclear": 2} if orientation > 1 else {})
+    with pytest.raises(ValueError, match="boxes_drawn_on is 'me'"):
+        make_lists(folder, boxes_drawn_on="me")
+
+
+def test_images_that_nothing_names_are_reported(tmp_path):
+    folder = write_voc(tmp_path / "mine", {"a": [object_xml()], "b": [object_xml()]})
+    for name in ("c.jpg", "a.png", "deep/d.jpg", "._a.jpg", "notes.txt"):
+        write_image(folder / "JPEGImages" / f"{name}.jpg").rename(folder / "JPEGImages" / name)
+    write_splits(folder, trainval=["a"])
+    report, _ = make_lists(folder)
+    names = sorted(Path(row["file"]).name for row in report["notes"]["image_unused"])
+    assert names == ["a.png", "b.jpg", "c.jpg", "d.jpg"]
+    images = [{"id": 7, "file_name": "0.png"}, {"id": 8, "file_name": "1.png"}]
+    path = write_coco(tmp_path / "coco", [[1, 1, 9, 9]] * 3, images=images)
+    report, _ = make_lists(path, test_fraction=0.5)
+    assert [Path(row["file"]).name for row in report["notes"]["image_unused"]] == ["2.png"]
+
+
+def test_several_sources_in_one_text_and_odd_letters_in_paths(tmp_path, monkeypatch):
+    for name in ("one [1]", "two, 2", "three*"):
+        write_voc(tmp_path / name, {"a": [object_xml()]})
+    monkeypatch.chdir(tmp_path)
+    for data, count in (("one [1]", 1), ("two, 2", 1), ("one [1],three*", 2), (" one [1] , three* ,", 2)):
+        _, files = make_lists(data, tmp_path / "lists")
+        assert len(files["TRAIN_images"]) == count, data
+    _, files = make_lists("one [1],three*", tmp_path / "lists", test_data="two, 2")
+    assert files["TEST_images"] == [str(tmp_path / "two, 2" / "JPEGImages" / "t.jpg")]
+
+
+def test_data_without_objects_say_what_was_left_out(tmp_path):
+    crowds = [{"image_id": 7 + i, "category_id": 3, "bbox": [1, 1, 30, 40], "iscrowd": 1} for i in range(4)]
+    path = write_coco(tmp_path, [[]] * 4, annotations=crowds)
+    with pytest.raises(ValueError, match=r"(?s)no object.*nothing to learn from.*3 x Crowds.*keep_crowds"):
+        make_lists(path)
+    crowds[0] |= {"category_id": 9}
+    write(path, json.loads(path.read_text()) | {"annotations": crowds[:1] + [{**crowds[1], "iscrowd": 0}]})
+    assert kinds(make_lists(path)[0])["entry_unusable"] == 1
 
 
 # --- Real data ------------------------------------------------------------------------------------
