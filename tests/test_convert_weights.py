@@ -316,6 +316,79 @@ def test_payloads_do_not_run(tutorial_model, tmp_path, is_zip):
     assert (tmp_path / "ran").exists()
 
 
+def damage_model(model, damage):
+    """Change a pickled model so that no weights can be found in it, or only with endless work."""
+    base = model.base
+    if damage == "a module that holds itself":
+        base._modules["base"] = base
+    elif damage == "modules that hold each other twice, 60 deep":
+        for _ in range(60):
+            outer = type(model)()
+            outer._modules = {"a": base, "b": base}
+            base = outer
+        model._modules["deep"] = base
+    elif damage == "no parameters":
+        del base.__dict__["_parameters"]
+    elif damage == "parameters that are a list":
+        base.__dict__["_parameters"] = [1, 2]
+    elif damage == "a child that is a number":
+        base._modules["conv9_9"] = 5
+    elif damage == "names that are numbers":
+        base._buffers[5] = torch.zeros(3)
+
+
+@pytest.mark.parametrize("damage", [
+    "a module that holds itself", "modules that hold each other twice, 60 deep", "no parameters",
+    "parameters that are a list", "a child that is a number", "names that are numbers",
+])  # fmt: skip
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_hostile_models(tutorial_model, tmp_path, damage, is_zip):
+    """They are converted, if all weights are there, or refused in words."""
+    damage_model(tutorial_model, damage)
+    path = tmp_path / "evil.pth"
+    torch.save({"model": tutorial_model}, path, _use_new_zipfile_serialization=is_zip)
+    tutorial_model._modules.clear()  # or else pytest, when this fails, would print it without end
+    if "hold" in damage:
+        assert_same_places(convert(str(path))[0], "sgrvinod")
+    else:
+        with pytest.raises(
+            ValueError, match=r"evil\.pth: no weights could be read from it, and nothing in it was run: "
+        ):
+            convert(str(path))
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse", "ignore:TypedStorage")
+@pytest.mark.parametrize(("tensor", "message"), [
+    (torch.zeros(3).to_sparse(), "is not a tensor"), (torch.zeros(3, device="meta"), "is not a tensor"),
+    (torch.zeros(1).expand(10**12), "no layer of an SSD"), (torch.zeros(3, dtype=torch.complex64), "no layer"),
+    ("text", "is not a tensor"),
+])  # fmt: skip
+def test_hostile_tensors(tmp_path, tensor, message):
+    for entry in ("conf.5.bias", "vgg.0.weight", "priors_cxcy"):
+        torch.save(change(entry, tensor), tmp_path / "evil.pth")
+        with pytest.raises(ValueError, match=rf"evil\.pth: .*{message}"):
+            convert(str(tmp_path / "evil.pth"))
+
+
+def test_a_damaged_checkpoint_of_ours_is_not_sent_back_and_forth(tiny_checkpoint, tmp_path):
+    """train.py and this program do not name each other, whatever is wrong with it."""
+    saved = torch.load(tiny_checkpoint, weights_only=True)
+    contents = tiny_checkpoint.read_bytes()
+    middle = len(contents) // 2
+    torch.save({**saved, "optimizer": Payload(tmp_path / "ran")}, tmp_path / "payload.pth")
+    (tmp_path / "cut.pth").write_bytes(contents[:middle])
+    (tmp_path / "zeros.pth").write_bytes(contents[:500] + bytes(500) + contents[1000:])
+    torch.save({**saved, "model": 5}, tmp_path / "model.pth")
+    for path in sorted(tmp_path.glob("*.pth")):
+        with pytest.raises(ValueError, match=path.name) as by_converter:
+            convert(str(path))
+        with pytest.raises(ValueError, match=path.name) as by_us:
+            load_model(path)
+        assert "convert_weights" not in str(by_us.value), path
+        assert "train.py" not in str(by_converter.value) or "older one" in str(by_converter.value), path
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("name", [
     "builtins eval", "builtins getattr", "__builtin__ exec", "subprocess Popen", "torch load", "torch.hub load",
     "model load_model", "collections namedtuple", "torch.nn.modules.module torch.os.system",

@@ -55,7 +55,7 @@ class_names = ()  # by label, separated by commas; (): VOC's or COCO's, whicheve
 
 def main():
     if not source:
-        raise SystemExit("error: name the file to convert, with --source=FILE, or --source=COCO_V1")
+        raise ValueError("name the file to convert, with --source=FILE, or --source=COCO_V1")
     model, used_format = convert(source, format, class_names, network)
     save_checkpoint(model_state(model), save_to)
     print(f"{source}: {used_format}'s {model.network}, {model.n_classes - 1} classes; written to {save_to}")
@@ -70,9 +70,10 @@ def convert(source, format="auto", class_names=(), network=""):
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it; ConnectionError, naming the
     URL, if a download fails.
     """
-    for name, value, known in (("format", format, ("auto", *FORMATS)), ("network", network, ("", *NETWORKS))):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(filter(None, known))}")
+    if format not in ("auto", *FORMATS):
+        raise ValueError(f"format is {format!r}; it must be one of auto, {', '.join(FORMATS)}")
+    if network not in ("", *NETWORKS):
+        raise ValueError(f"network is {network!r}; it must be one of {', '.join(NETWORKS)}")
     state = read_weights(source, network or "ssd300_vgg16")
     try:
         format = recognise_format(state, format)
@@ -86,6 +87,7 @@ def convert(source, format="auto", class_names=(), network=""):
 COCO_CATEGORIES = SSD300_VGG16_Weights.COCO_V1.meta["categories"]  # with background and "N/A"
 COCO_LABELS = [label for label, name in enumerate(COCO_CATEGORIES) if name != "N/A"]  # 0 and 80 of 1 to 90
 COCO_NAMES = tuple(COCO_CATEGORIES[label] for label in COCO_LABELS[1:])
+MOST_NUMBERS = 100_000_000  # in an entry: 20 times as many as any layer of an SSD has
 
 
 class PeerFormat(NamedTuple):
@@ -134,16 +136,20 @@ REFUSED = {
 
 def recognise_format(state, format):
     """The format whose layers a state dict has; ValueError, if possible with the reason, if there is none."""
-    for key in FORMATS if format == "auto" else [format]:
-        peer = FORMATS[key]
-        if all(any(entry.startswith(prefix) for entry in state) for prefix in (*peer.body, peer.loc, peer.cl)):
-            return key
+    candidates = list(FORMATS) if format == "auto" else [format]
+    for candidate in candidates:
+        peer = FORMATS[candidate]
+        if all(has_entries(state, prefix) for prefix in (*peer.body, peer.loc, peer.cl)):
+            return candidate
     for prefix, reason in REFUSED.items():
-        if any(entry.startswith(prefix) for entry in state):
+        if has_entries(state, prefix):
             raise ValueError(f"it is {reason}")
-    known = ", ".join(FORMATS) if format == "auto" else format
     found = printable(", ".join(list(state)[:5])) or "none at all"
-    raise ValueError(f"its entries are not named as those of {known}; they are {found}")
+    raise ValueError(f"its entries are not named as those of {', '.join(candidates)}; they are {found}")
+
+
+def has_entries(state, prefix):
+    return any(entry.startswith(prefix) for entry in state)
 
 
 # --- From their entries to ours -------------------------------------------------------------------
@@ -153,32 +159,42 @@ def convert_state(state, format, class_names=(), network=""):
     """Build our model from the state dict of a format; the arguments are those of `convert()`."""
     peer = FORMATS[format]
     is_lite = "backbone.features.0.0.0.weight" in state
-    biases = [name for name in list_entries(state, [peer.cl]) if name.endswith(".bias")]
-    n_scores, n_priors = get_tensor(state, biases[-1]).numel(), 6 if is_lite else 4  # at a cell of the last map
-    if n_scores % n_priors or n_scores < 2 * n_priors:
-        raise ValueError(f"{biases[-1]!r} has {n_scores} numbers; it needs {n_priors} for each class")
-    labels = list(range(n_scores // n_priors))
-    if len(labels) == len(COCO_CATEGORIES) and not class_names:
-        labels = COCO_LABELS  # those that are in use
-    label_map = make_label_map(class_names or choose_names(peer, len(labels) - 1))
-    if len(label_map) != len(labels):
-        raise ValueError(f"it has {len(labels) - 1} classes, but the given names are {len(label_map) - 1}")
+    cl_biases = [name for name in list_entries(state, [peer.cl]) if name.endswith(".bias")]
+    last_bias = get_tensor(state, cl_biases[-1])  # of the last map: a number for each prior and class
+    n_priors = 6 if is_lite else 4
+    n_classes = len(last_bias) // n_priors
+    if n_classes < 2 or len(last_bias) % n_priors:
+        raise ValueError(f"{cl_biases[-1]!r} has {len(last_bias)} numbers; it needs {n_priors} for each class")
 
-    is_coco = format == "torchvision" or len(labels) == len(COCO_LABELS)
-    found = f"ssd{512 if len(biases) == 7 else 300}_vgg16{'_coco' if is_coco else ''}"
-    found = "ssdlite320_mobilenet_v3_large" if is_lite else found
-    if network.removesuffix("_coco") not in ("", found.removesuffix("_coco")):
+    # The labels whose scores are kept, and the names of the classes.
+    if n_classes == len(COCO_CATEGORIES) and not class_names:
+        labels = COCO_LABELS  # those that are in use
+        label_map = make_label_map(COCO_NAMES)
+    else:
+        label_map = make_label_map(class_names or choose_names(peer, n_classes - 1))
+        labels = list(range(len(label_map)))
+        if len(labels) != n_classes:
+            raise ValueError(f"it has {n_classes - 1} classes, but the given names are {len(labels) - 1}")
+
+    found = recognise_network(format, is_lite, n_maps=len(cl_biases), n_classes=len(labels))
+    if network and network.removesuffix("_coco") != found.removesuffix("_coco"):
         raise ValueError(f"it looks like {found}, not like {network}")
     if is_lite:
         peer = peer._replace(mean=None, std=None)
-    priors_cxcy = get_tensor(state, "priors_cxcy") if "priors_cxcy" in state else create_peer_priors(format, found)
-    if priors_cxcy.shape != SSD300.create_prior_boxes(found).shape or (priors_cxcy[:, 2:] <= 0).any():
-        raise ValueError("'priors_cxcy' is not a table of priors, (c_x, c_y, w, h), of positive size")
     model = SSD300(len(labels), found, peer.mean, peer.std, peer.max_size_offset, peer.antialias)
-    model.priors_cxcy.copy_(priors_cxcy)
     model.label_map = label_map
-    model.load_state_dict(translate_state(state, peer, model, labels, n_scores // n_priors))
+    model.priors_cxcy.copy_(read_priors(state, format, found))
+    model.load_state_dict(translate_state(state, peer, model, labels, n_classes))
     return model
+
+
+def recognise_network(format, is_lite, n_maps, n_classes):
+    """The row of NETWORKS that weights are for; those for COCO's classes have priors of their own."""
+    if is_lite:
+        return "ssdlite320_mobilenet_v3_large"
+    name = "ssd512_vgg16" if n_maps == 7 else "ssd300_vgg16"
+    is_coco = format == "torchvision" or n_classes == len(COCO_LABELS)
+    return f"{name}_coco" if is_coco else name
 
 
 def choose_names(peer, n_classes):
@@ -192,6 +208,16 @@ def choose_names(peer, n_classes):
     )
 
 
+def read_priors(state, format, network):
+    """The priors of a state dict, (P, 4) float32, center-size form; those of its format if it has none."""
+    if "priors_cxcy" not in state:
+        return create_peer_priors(format, network)
+    priors_cxcy = get_tensor(state, "priors_cxcy")
+    if priors_cxcy.shape != SSD300.create_prior_boxes(network).shape or (priors_cxcy[:, 2:] <= 0).any():
+        raise ValueError("'priors_cxcy' is not a table of priors, (c_x, c_y, w, h), of positive size")
+    return priors_cxcy
+
+
 def create_peer_priors(format, network):
     """The priors that a format's weights were trained with: (P, 4) float32, center-size form, in our order.
 
@@ -203,9 +229,11 @@ def create_peer_priors(format, network):
     if row.is_lite:
         return SSD300.create_prior_boxes(network)
     scales = list(row.scales)
-    steps, third = [1 / source.grid for source in row.sources], 1 / 3
+    steps = [1 / source.grid for source in row.sources]
+    third = 1 / 3
     if format == "sgrvinod":
-        third, scales[-1] = 0.333, 1 / scales[-2]
+        third = 0.333
+        scales[-1] = 1 / scales[-2]
     elif row.input_size == 300:
         steps = [pixels / 300 for pixels in (8, 16, 32, 64, 100, 300)]
     if format != "sgrvinod" and network == "ssd300_vgg16":
@@ -214,7 +242,8 @@ def create_peer_priors(format, network):
     for source, scale, next_scale, step in zip(row.sources, scales[:-1], scales[1:], steps, strict=True):
         ratios = [third if ratio == 1 / 3 else ratio for ratio in source.aspect_ratios]
         sizes = [(scale * ratio**0.5, scale / ratio**0.5) for ratio in ratios]
-        sizes.insert(1, ((scale * next_scale) ** 0.5,) * 2)
+        between = (scale * next_scale) ** 0.5
+        sizes.insert(1, (between, between))
         centers = [(i + 0.5) * step for i in range(source.grid)]
         priors += [(c_x, c_y, w, h) for c_y in centers for c_x in centers for w, h in sizes]
     priors_cxcy = torch.tensor(priors)
@@ -228,58 +257,78 @@ def translate_state(state, peer, model, labels, n_classes):
 
     Raises ValueError if an entry is missing, not finite or of another shape, or if there are others.
     """
-    ours, names = model.state_dict(), {}
-    groups = ((("base.", "aux_convs."), peer.body), (("pred_convs.loc_",), (peer.loc,)))
-    groups += ((("pred_convs.cl_",), (peer.cl,)), (("rescale_factors",), (peer.scale,)))
-    for our_prefixes, their_prefixes in groups:
-        our_names, their_names = list_entries(ours, our_prefixes), list_entries(state, their_prefixes)
-        if len(our_names) != len(their_names):
-            kind = " and ".join(f"{prefix}*" for prefix in their_prefixes)
-            raise ValueError(f"it has {len(their_names)} entries {kind}; {model.network} needs {len(our_names)}")
-        names.update(zip(our_names, their_names, strict=True))
-    unknown = [entry for entry in state if entry not in {*names.values(), "priors_cxcy"}]
-    if unknown:
-        raise ValueError(f"entries that are not part of {model.network}: {printable(', '.join(unknown[:5]))}")
-
-    row, translated = NETWORKS[model.network], {}
-    n_priors = {source.name: source.n_priors for source in row.sources}
+    ours = model.state_dict()
+    their_names = pair_names(ours, state, peer, model.network)
+    row = NETWORKS[model.network]
+    n_priors = {source.name: source.n_priors for source in row.sources}  # in a cell of each map
+    last_layer = r"\.1" if row.is_lite else ""  # of a head
+    translated = {}
     for name, parameter in ours.items():
-        tensor, shape = get_tensor(state, names[name]), parameter.shape
+        tensor = get_tensor(state, their_names[name])
+        shape = parameter.shape
         if name == "rescale_factors":
             tensor = tensor.reshape(1, -1, 1, 1)
-        # The outputs of the heads: channels for each prior, in another order, and for each class.
-        head = re.fullmatch(rf"pred_convs\.(loc|cl)_(\w+){re.escape('.1' if row.is_lite else '')}\.(weight|bias)", name)
-        if head:
-            n, width = n_priors[head[2]], 4 if head[1] == "loc" else n_classes
+        head = re.fullmatch(rf"pred_convs\.(loc|cl)_(\w+){last_layer}\.(weight|bias)", name)
+        if head:  # its outputs: for each prior, in another order, four offsets, or a score for each class
+            n = n_priors[head[2]]
+            width = 4 if head[1] == "loc" else n_classes
             shape = (n * width, *shape[1:])
         if tensor.shape != shape:
             shapes = f"{tuple(tensor.shape)}, {model.network} needs {tuple(shape)}"
-            raise ValueError(f"the entry {names[name]!r} has shape {shapes}")
+            raise ValueError(f"the entry {their_names[name]!r} has shape {shapes}")
         if head:
-            order = [place for place in peer.order if place < n]
-            tensor = tensor.unflatten(0, (n, width))[order][:, labels if head[1] == "cl" else slice(None)].flatten(0, 1)
+            tensor = tensor.unflatten(0, (n, width))[[place for place in peer.order if place < n]]
+            if head[1] == "cl":
+                tensor = tensor[:, labels]
+            tensor = tensor.flatten(0, 1)
         translated[name] = tensor
     return translated
 
 
+def pair_names(ours, state, peer, network):
+    """A dict of our name to theirs, for all entries of our state dict: layers stand in the same order in both."""
+    groups = (
+        (("base.", "aux_convs."), peer.body),
+        (("pred_convs.loc_",), (peer.loc,)),
+        (("pred_convs.cl_",), (peer.cl,)),
+        (("rescale_factors",), (peer.scale,)),
+    )
+    their_names = {}
+    for our_prefixes, their_prefixes in groups:
+        our_group = list_entries(ours, our_prefixes)
+        their_group = list_entries(state, their_prefixes)
+        if len(our_group) != len(their_group):
+            kind = " and ".join(f"{prefix}*" for prefix in their_prefixes)
+            raise ValueError(f"it has {len(their_group)} entries {kind}; {network} needs {len(our_group)}")
+        their_names.update(zip(our_group, their_group, strict=True))
+    unknown = [entry for entry in state if entry not in {*their_names.values(), "priors_cxcy"}]
+    if unknown:
+        raise ValueError(f"entries that are not part of {network}: {printable(', '.join(unknown[:5]))}")
+    return their_names
+
+
 def list_entries(state, prefixes):
-    """The entries that begin with one of these, prefix by prefix, in the order of the numbers in them."""
+    """The entries that begin with one of these, prefix by prefix, in the order of the numbers in them: 2 before 10."""
 
     def by_number(name):
-        return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+        return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
 
-    return [
-        name for prefix in prefixes for name in sorted(filter(lambda n: n.startswith(prefix), state), key=by_number)
-    ]
+    entries = []
+    for prefix in prefixes:
+        entries += sorted([name for name in state if name.startswith(prefix)], key=by_number)
+    return entries
 
 
 def get_tensor(state, entry):
     """A tensor of a state dict as float32; ValueError, naming the entry, if it is not one, or not finite."""
-    if not isinstance(state[entry], torch.Tensor):
-        raise ValueError(f"the entry {entry!r} is not a tensor")
-    if not state[entry].isfinite().all():
-        raise ValueError(f"the entry {entry!r} holds numbers that are not finite")
-    return state[entry].detach().float()
+    tensor = state[entry]
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ValueError(f"the entry {printable(entry)!r} is not a tensor")
+    if tensor.dim() > 4 or tensor.numel() > MOST_NUMBERS or tensor.is_complex():
+        raise ValueError(f"the entry {printable(entry)!r} has shape {tuple(tensor.shape)}: no layer of an SSD")
+    if not tensor.isfinite().all():
+        raise ValueError(f"the entry {printable(entry)!r} holds numbers that are not finite")
+    return tensor.detach().float()
 
 
 # --- Reading the file, without running anything ---------------------------------------------------
@@ -294,30 +343,21 @@ DOWNLOADS = {
 def read_weights(source, network):
     """Read a state dict, or the tensors of a pickled model: dict of name to tensor on the CPU. See `convert()`."""
     if source == "COCO_V1":
-        if network not in DOWNLOADS:
-            raise ValueError(f"torchvision has no weights for network={network}, only for {', '.join(DOWNLOADS)}")
-        return download_weights(DOWNLOADS[network].COCO_V1)
+        return download_weights(network)
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: there is no such file; or give COCO_V1 for torchvision's weights")
     try:
-        contents = read_file(source)
+        return find_state(read_file(source))
     except Exception as error:  # a file that is damaged, or made to do harm, can fail in many ways
-        reason = f"nothing in it was run ({printable(error)})"
-        raise ValueError(f"{source}: no weights could be read from it, and {reason}") from error
-    if isinstance(contents, dict) and str(contents.get("format")).startswith("ssd300/"):
-        raise ValueError(f"{source}: it is a checkpoint of this repo already, and needs no conversion")
-    for key in ("model", "state_dict"):
-        if isinstance(contents, dict) and key in contents:
-            contents = contents[key]
-    if isinstance(contents, StandIn):
-        contents = dict(walk_tensors(contents))
-    if not isinstance(contents, dict) or not all(isinstance(name, str) for name in contents):
-        raise ValueError(f"{source}: it holds no state dict, but an object of type {type(contents).__name__}")
-    return {name.removeprefix("module."): tensor for name, tensor in contents.items()}  # of nn.DataParallel
+        reason = printable(error, 400)
+        raise ValueError(f"{source}: no weights could be read from it, and nothing in it was run: {reason}") from error
 
 
-def download_weights(weights):
+def download_weights(network):
     """torchvision's state dict, from its cache or its server; ConnectionError, naming the URL, if that fails."""
+    if network not in DOWNLOADS:
+        raise ValueError(f"torchvision has no weights for network={network}, only for {', '.join(DOWNLOADS)}")
+    weights = DOWNLOADS[network].COCO_V1
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
@@ -342,12 +382,41 @@ def read_file(path):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=InertPickle)
 
 
-def walk_tensors(module, prefix=""):
-    """All tensors of a pickled nn.Module and of the modules in it, as (name, tensor), and the tutorial's priors."""
-    own = {**module._parameters, **module._buffers, "priors_cxcy": vars(module).get("priors_cxcy")}
-    yield from ((prefix + name, tensor) for name, tensor in own.items() if isinstance(tensor, torch.Tensor))
-    for name, child in module._modules.items():
-        yield from walk_tensors(child, f"{prefix}{name}.")
+def find_state(contents):
+    """The state dict in what a file holds: a dict of name to value. ValueError if there is none."""
+    if isinstance(contents, dict) and str(contents.get("format")).startswith("ssd300/"):
+        raise ValueError(
+            "it is a checkpoint of this repo, which needs no conversion. If train.py refuses it, it is damaged: take "
+            "an older one, such as the best_ one"
+        )
+    for key in ("model", "state_dict"):
+        if isinstance(contents, dict) and key in contents:
+            contents = contents[key]
+    if isinstance(contents, StandIn):
+        contents = list_tensors(contents)
+    if not isinstance(contents, dict) or not all(isinstance(name, str) for name in contents):
+        raise ValueError(f"it holds no state dict, but an object of type {type(contents).__name__}")
+    return {name.removeprefix("module."): value for name, value in contents.items()}  # of nn.DataParallel
+
+
+def list_tensors(model):
+    """All tensors of a pickled nn.Module and of the modules in it, by name; also the tutorial's priors."""
+    tensors = {}
+    seen = set()  # a module that holds itself would have no end
+    waiting = [("", model)]
+    while waiting:
+        prefix, module = waiting.pop(0)
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        attributes = vars(module)
+        own = {**attributes["_parameters"], **attributes["_buffers"], "priors_cxcy": attributes.get("priors_cxcy")}
+        for name, value in own.items():
+            if isinstance(value, torch.Tensor):
+                tensors[prefix + name] = value
+        for name, child in attributes["_modules"].items():
+            waiting.append((f"{prefix}{name}.", child))
+    return tensors
 
 
 class StandIn:

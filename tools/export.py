@@ -26,7 +26,6 @@ metadata, in a .pt2 file extra files named "label_map.json" and so on. A box is
     size = exp(offset * size_variance) * prior's size
 """
 
-import copy
 import functools
 import importlib.util
 import io
@@ -38,7 +37,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import nms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -124,10 +122,14 @@ class Network(nn.Module):
 
     def __init__(self, model, takes_bytes, suppress=None, **limits):
         super().__init__()
-        self.model, self.takes_bytes, self.suppress, self.limits = fold_norms(model), takes_bytes, suppress, limits
+        self.model = model
+        self.takes_bytes = takes_bytes
+        self.suppress = suppress
+        self.limits = limits
 
     def forward(self, images):
-        images = self.model.normalize(images) if self.takes_bytes else images
+        if self.takes_bytes:
+            images = self.model.normalize(images)
         predicted_locs, predicted_scores = self.model(images)
         if self.suppress is None:
             return predicted_locs, predicted_scores
@@ -142,24 +144,13 @@ class Network(nn.Module):
         boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, self.model.priors_cxcy))  # (N, P, 4)
         class_scores = F.softmax(predicted_scores, dim=2)[:, :, 1:].transpose(1, 2)  # (N, C - 1, P)
         kept = self.suppress(boxes_xy, class_scores, **self.limits)
-        scores, index = kept.flatten(1).topk(self.limits["top_k"])  # (N, top_k), index = class * P + prior
+        scores, place = kept.flatten(1).topk(self.limits["top_k"])  # (N, top_k); place = class * P + prior
         n_priors = boxes_xy.shape[1]
+        prior = place % n_priors
         is_object = scores > 0
-        labels = torch.where(is_object, index // n_priors + 1, 0)
-        boxes_xy = boxes_xy.gather(1, (index % n_priors)[:, :, None].expand(-1, -1, 4))
+        labels = torch.where(is_object, place // n_priors + 1, 0)
+        boxes_xy = boxes_xy.gather(1, prior[:, :, None].expand(-1, -1, 4))  # (N, top_k, 4)
         return torch.where(is_object[:, :, None], boxes_xy, 0.0), labels, scores
-
-
-def fold_norms(model):
-    """A copy of a model whose weights include batch normalisation, so that they are constants in the file."""
-    model = copy.deepcopy(model)
-    for layer in model.modules():
-        norm = getattr(layer, "norm", None)
-        if norm is not None:
-            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
-            layer.norm = None
-    return model
 
 
 def suppress_by_nms(boxes_xy, class_scores, min_score, max_overlap, top_k):
@@ -289,25 +280,25 @@ def check(network, exported, inputs, batch_size, tolerance):
     network: the Network. exported: from `load_exported()`. inputs: (n, 3, S, S) float32, from `prepare()`.
     Returns a sentence that says how far they are apart; raises ValueError if that is too far.
     """
-    model, finds_objects = network.model, network.suppress is not None
-    comparisons = []
+    model = network.model
+    ours, theirs = [], []  # what comes out for each image
     for batch in split_batches(inputs, batch_size):
         pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
-        theirs = exported(pixels if network.takes_bytes else batch)
-        ours = model(batch)
-        if not finds_objects:
-            comparisons.append([relative_difference(*pair) for pair in zip(ours, theirs, strict=True)])
-        else:
-            found = model.detect_objects(*ours, **network.limits)
-            pairs = zip(zip(*found, strict=True), zip(*theirs, strict=True), strict=True)  # image by image
-            comparisons += [count_same(ours, theirs, tolerance) for ours, theirs in pairs]
-    columns = list(zip(*comparisons[: len(inputs)], strict=True))  # without images that fill up a batch
-    if not finds_objects:
-        offsets, scores = map(max, columns)
+        theirs += zip(*exported(pixels if network.takes_bytes else batch), strict=True)
+        predictions = model(batch)
+        if network.suppress is not None:
+            predictions = model.detect_objects(*predictions, **network.limits)
+        ours += zip(*predictions, strict=True)
+    pairs = list(zip(ours, theirs, strict=True))[: len(inputs)]  # without images that fill up a batch
+
+    if network.suppress is None:
+        offsets = max(relative_difference(our[0], their[0]) for our, their in pairs)
+        scores = max(relative_difference(our[1], their[1]) for our, their in pairs)
         report = f"offsets differ from the model's by {offsets:.1e} at most, scores by {scores:.1e}"
         agrees = max(offsets, scores) <= tolerance
     else:
-        n_same, n_ours, n_theirs = map(sum, columns)
+        counts = torch.tensor([count_same(our, their, tolerance) for our, their in pairs])
+        n_same, n_ours, n_theirs = counts.sum(dim=0).tolist()
         report = f"it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
         agrees = n_same >= MIN_FOUND * max(n_ours, n_theirs)
     report = f"checked on {len(inputs)} images: {report}"
@@ -318,10 +309,10 @@ def check(network, exported, inputs, batch_size, tolerance):
 
 def split_batches(inputs, batch_size):
     """Batches to check on: of a fixed size, filled up with the last image; or else one image, then several."""
-    if batch_size:
-        n_missing = -len(inputs) % batch_size
-        return torch.cat([inputs, inputs[-1:].expand(n_missing, -1, -1, -1)]).split(batch_size)
-    return [inputs[:1], *(batch for batch in inputs[1:].split(4) if len(batch))]
+    if batch_size == 0:
+        return [part for part in (inputs[:1], inputs[1:]) if len(part)]
+    n_missing = -len(inputs) % batch_size
+    return torch.cat([inputs, inputs[-1:].expand(n_missing, -1, -1, -1)]).split(batch_size)
 
 
 def relative_difference(ours, theirs):
@@ -336,9 +327,12 @@ def count_same(ours, theirs, tolerance):
     """
     boxes, labels, scores = ours
     is_object = theirs[1] > 0
-    their_boxes, their_labels, their_scores = (part[is_object] for part in theirs)
-    is_same = boxes[:, None].isclose(their_boxes, rtol=tolerance, atol=tolerance).all(dim=2)
-    is_same &= (labels[:, None] == their_labels) & ((scores[:, None] - their_scores).abs() <= tolerance)
+    their_boxes, their_labels, their_scores = [part[is_object] for part in theirs]
+    # Each of ours, in the rows, beside each of theirs, in the columns.
+    same_box = boxes[:, None].isclose(their_boxes, rtol=tolerance, atol=tolerance).all(dim=2)
+    same_label = labels[:, None] == their_labels
+    same_score = (scores[:, None] - their_scores).abs() <= tolerance
+    is_same = same_box & same_label & same_score
     return int(is_same.any(dim=1).sum()), len(labels), len(their_labels)
 
 
