@@ -307,7 +307,7 @@ class PascalVOCDataset(Dataset):
     @staticmethod
     def collate_fn(batch):
         """A batch of a list of N items: images (N, 3, S, S) uint8, and lists of their boxes, labels, difficulties."""
-        # transform() leaves the channels last in memory; a batch in that order is five times as fast to make.
+        # transform() leaves the channels last in memory. A batch in that order is made five times as fast.
         images = torch.stack([item[0].permute(1, 2, 0) for item in batch]).permute(0, 3, 1, 2)
         if get_worker_info() is not None:
             images.share_memory_()  # see join_and_split()
@@ -319,10 +319,10 @@ class PascalVOCDataset(Dataset):
 
 def join_and_split(tensors):
     """The same list of tensors, in one block of memory."""
-    # A worker passes each block on as an open file. One for each image would exceed the number that a system allows.
+    # A worker passes each block on as an open file: one for each image would be more than a system allows.
     joined = torch.cat(tensors)
-    # A worker would move it to shared memory later, in a thread whose errors are lost (no space, too many open files),
-    # and the run would wait for this batch for ever. Here they reach it.
+    # A worker would move it to shared memory later, in a thread whose errors (no space, too many open files) are lost,
+    # and the run would wait for this batch for ever. Here the run gets the error.
     if get_worker_info() is not None and joined.numel() > 0:
         joined.share_memory_()
     return list(joined.split([len(tensor) for tensor in tensors]))
@@ -534,11 +534,11 @@ def draw_canvas(photo, rng):
     """
     if rng.random() < 0.5:
         return photo
-    _, _, width, height = photo
+    width, height = photo[2:]
     ratio = rng.uniform(1, 4)
     canvas_width = round(ratio * width)
     canvas_height = round(ratio * height)
-    # Where the photo lies on the canvas; seen from the photo, the canvas begins as far to the left of it and above it.
+    # The place of the photo on the canvas. Seen from the photo, the canvas begins as far to the left of it, and above.
     left = int(rng.integers(canvas_width - width, endpoint=True))
     top = int(rng.integers(canvas_height - height, endpoint=True))
     return -left, -top, canvas_width - left, canvas_height - top
@@ -565,27 +565,27 @@ def draw_crop(canvas, photo, boxes, rng):
     sampler = candidates[rng.integers(len(candidates))]
     if sampler == n_samplers:
         return canvas
-    first = is_success[sampler].argmax()  # the first try that succeeds
-    crop = crops[sampler * CROP_TRIES + first]
-    return tuple(crop.astype(int).tolist())
+    first = is_success[sampler].argmax()  # the sampler's first try that succeeds
+    return tuple(crops[sampler * CROP_TRIES + first].astype(int).tolist())
 
 
 def draw_boxes_inside(canvas, n, rng):
     """Boxes of scale s in [0.3, 1] and aspect ratio r in [max(1/2, s^2), min(2, 1/s^2)], anywhere inside.
 
     Their width is s sqrt(r) of the canvas', their height s / sqrt(r). (Caffe: SampleBBox, sampler.cpp.)
-    Returns an (n, 4) float64 array, boundary form, in whole pixels.
+    Returns an (n, 4) array, boundary form, in whole pixels.
     """
     draws = rng.random((4, n))
     scales = 0.3 + 0.7 * draws[0]
-    lowest = np.maximum(scales * scales, 0.5)
-    highest = 1 / lowest
-    roots = np.sqrt(lowest + (highest - lowest) * draws[1])  # of the aspect ratios
-    canvas_size = np.subtract(canvas[2:], canvas[:2])  # (2,)
-    sizes = canvas_size * np.stack([scales * roots, scales / roots], axis=1)  # (n, 2)
-    sizes = np.maximum(np.rint(sizes), 1)
-    mins = canvas[:2] + np.floor((canvas_size - sizes + 1) * draws[2:].T)
-    return np.concatenate([mins, mins + sizes], axis=1)
+    lowest = np.maximum(scales * scales, 0.5)  # of the aspect ratios; the highest is 1 / lowest
+    roots = np.sqrt(lowest + (1 / lowest - lowest) * draws[1])
+    canvas_width = canvas[2] - canvas[0]
+    canvas_height = canvas[3] - canvas[1]
+    widths = np.maximum(np.rint(canvas_width * (scales * roots)), 1)
+    heights = np.maximum(np.rint(canvas_height * (scales / roots)), 1)
+    x_mins = canvas[0] + np.floor((canvas_width - widths + 1) * draws[2])
+    y_mins = canvas[1] + np.floor((canvas_height - heights + 1) * draws[3])
+    return np.stack([x_mins, y_mins, x_mins + widths, y_mins + heights], axis=1)
 
 
 def has_center_inside(crops, boxes):
@@ -742,7 +742,7 @@ def turn_hue(image, degrees):
 
 @functools.cache
 def make_hue_tables(degrees):
-    """Three tables, R, G and B, of the pure colours (S and V 255) that Pillow's 256 hues become by a turn."""
+    """Tables of R, G and B: of the pure colours (S and V 255) that Pillow's 256 hues become when they are turned."""
     hues = (np.arange(256) + round(degrees / 360 * HUE_STEPS)) % HUE_STEPS
     hsv = np.stack([hues, np.full(256, 255), np.full(256, 255)], axis=1).astype(np.uint8)  # (256, 3)
     rgb = Image.frombytes("HSV", (256, 1), hsv.tobytes()).convert("RGB")
