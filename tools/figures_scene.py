@@ -294,13 +294,18 @@ def draw_mining(model):
     for item in range(len(scene.names)):
         add_box(left, cxcy_to_xy(model.priors_cxcy[scene.all_overlaps[item].argmax()]), BLUE, width=2)
     for k, prior in enumerate(order[:5].tolist()):
-        place = ("top", "bottom", "top right", "bottom right", "right")[k]
-        add_box(left, cxcy_to_xy(model.priors_cxcy[prior]), RED, f"{float(losses[prior]):.1f}", 1.6, at=place)
+        box = cxcy_to_xy(model.priors_cxcy[prior])
+        add_box(left, box, RED, width=1.6)
+        x = float(box[[0, 2]][k % 2].clamp(0.06, 0.94))  # at a corner, another one each time, inside the picture
+        y = float(box[[1, 3]][k // 2 % 2].clamp(0.04, 0.96))
+        plate = {"facecolor": RED, "edgecolor": "none", "pad": 1.5}
+        left.text(x, y, f"{float(losses[prior]):.1f}", color="white", fontsize=10, ha="center", va="center", bbox=plate)
     n_shown = min(2 * n_hard, n_negative)
     bars = losses[order[:n_shown]].numpy()
+    others = f"left out: {n_negative - n_hard} others,\neach below {bars[n_hard - 1]:.1g}"
     right.bar(range(n_hard), bars[:n_hard], 1.0, color=RED, label=f"the hardest {n_hard} count")
-    right.bar(range(n_hard, n_shown), bars[n_hard:], 1.0, color=FAINT, label="left out")
-    right.set_xlabel(f"negatives, hardest first: the first {n_shown} of {n_negative}\n(the others are still smaller)")
+    right.bar(range(n_hard, n_shown), bars[n_hard:], 1.0, color=FAINT, label=others)
+    right.set_xlabel(f"negatives, hardest first: the first {n_shown} of {n_negative}")
     right.set_ylabel("cross entropy")
     right.set_title(f"{n_positive} positives, so 3 · {n_positive} = {n_hard} negatives", fontsize=12)
     plain_axes(right)

@@ -91,7 +91,10 @@ def save(figure, path):
         figure.savefig(buffer, dpi=120, bbox_inches="tight", pad_inches=0.12)
         image = Image.open(buffer).convert("RGB")
     if path.suffix == ".jpg":
-        image.save(path, quality=80, optimize=True, comment=MADE_BY.encode())
+        for quality in (80, 70, 60):
+            image.save(path, quality=quality, optimize=True, comment=MADE_BY.encode())
+            if path.stat().st_size <= MAX_BYTES:
+                break
     else:
         text = PngInfo()
         text.add_text("Comment", MADE_BY)

@@ -194,6 +194,8 @@ def choose_candidates(locs, scores, scene):
         with_best = find_jaccard_overlap(boxes_xy[mine], boxes_xy[best][None])[:, 0]
         doubles = mine[(with_best > MAX_OVERLAP) & (mine != best)]
         doubles = doubles[find_jaccard_overlap(boxes_xy[doubles], boxes_xy[best][None])[:, 0].argsort()]
+        if len(doubles) < 2:
+            raise ValueError(f"the model has no doubles of the {OBJECT_NAMES[item]}: choose another SEED")
         places = [0, len(doubles) // 2] if item == 0 else [0]
         chosen += [(int(prior), label) for prior in [best, *doubles[places]]]
     chosen = sorted(chosen, key=lambda pair: -float(probabilities[pair]))
