@@ -622,5 +622,8 @@ def split_lines(text):
 
 
 def read_lines(path):
-    """The lines of a text file that are not blank."""
-    return [line for line in split_lines(read_text(path)) if line]
+    """The lines of a text file that are not blank: names, which cannot have zero bytes."""
+    text = read_text(path)
+    if "\0" in text:
+        raise ValueError(f"{printable(path, 1000)}: not a list of names: it has zero bytes")
+    return [line for line in split_lines(text) if line]

@@ -180,14 +180,42 @@ def test_annotations(tmp_path):
 def test_coco_files(tmp_path):
     photos = [write_image(tmp_path / f"{i}.png") for i in range(4)]
     images = [{"id": i, "file_name": photo.name} for i, photo in enumerate(photos)]
-    annotations = [{"image_id": i, "category_id": 3, "bbox": [10, 10, 20, 20]} for i in range(4)]
+    annotations = [{"image_id": i, "category_id": 3, "bbox": [10, 10, 20, 20]} for i in range(2)]
+    outlines = [[10, 10, 30, 10, 20.5, 30]], {"size": [80, 100], "counts": [800, 20, 7180]}
+    annotations += [{"image_id": 2, "category_id": 3, "segmentation": outline} for outline in outlines]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "cup"}]}
 
     def read(path):
         create_data_lists(train_data=path, output_folder=tmp_path / "lists", test_fraction=0.5, report_overlap=0)
 
-    names = str(tmp_path), "nothing to learn", "leaves TRAIN"
+    names = str(tmp_path), "nothing to learn", "leaves a split empty"
     fuzz_file(100, tmp_path / "all.json", [json.dumps(content).encode()], read, names=names, share=0.05)
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "labels/0.txt", "classes.txt", "train.txt"])
+def test_yolo_files(tmp_path, name):
+    pytest.importorskip("yaml")
+    lines = "0 0.5 0.5 0.2 0.3\n1 0.2 0.3 0.1 0.1 0.9\n0 0.1 0.1 0.3 0.1 0.3 0.2 0.2 0.3\n"
+    for i in range(4):
+        write_image(tmp_path / f"images/{i}.png")
+        write(tmp_path / f"labels/{i}.txt", lines)
+    write(tmp_path / "classes.txt", "cat\n\ndog\ncow\n")
+    write(tmp_path / "train.txt", "images/0.png\nimages/1.png\n")
+    names = "" if name == "classes.txt" else "names: {0: cat, 1: dog}\nkpt_shape: [0, 0]\n"
+    write(tmp_path / "data.yaml", f"path: .\ntrain: [train.txt, images]\nval: images\n{names}")
+
+    def read(path):
+        create_data_lists(
+            train_data=tmp_path,
+            output_folder=tmp_path / "lists",
+            test_fraction=0.5,
+            report_overlap=0,
+            skip_corrupt=True,
+        )
+
+    original = (tmp_path / name).read_bytes()
+    names = str(tmp_path), "nothing to learn", "leaves a split empty", "unknown classes", "cannot be a class"
+    fuzz_file(60, tmp_path / name, [original], read, names=names, share=0)
 
 
 def test_lists(tmp_path):
@@ -258,11 +286,13 @@ def test_parameters():
 
 def resume():
     """Start or resume, and take one step."""
-    network, optimizer, begin = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
-    for parameter in network.parameters():
+    model, optimizer, start = train.start_or_resume(LABEL_MAP, torch.device("cpu"))
+    if start.averaged_weights:
+        train.start_average(model, start.averaged_weights)
+    for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    return network, optimizer, begin
+    return model, optimizer, start
 
 
 def damage_archive(data, rng):
@@ -292,13 +322,14 @@ def encode(save, *options, **named):
 
 def test_checkpoints(tmp_path, monkeypatch):
     path, nasty = tmp_path / "c.pth.tar", [*NASTY_VALUES, *NASTY_TENSORS]
-    settings = {"network": "ssd300_tiny", "pretrained": "", "save_to": str(path), "log_file": "", "say": lambda _: None}
+    settings = {"network": "ssd300_tiny", "pretrained": "", "save_to": str(path), "print_once": lambda _: None}
     for name, value in settings.items():
         monkeypatch.setattr(train, name, value)
-    network, optimizer, _ = resume()
+    model, optimizer, _ = resume()
     state = {"optimizer": optimizer.state_dict(), "iteration": 3, "best_map": 0.5}
     state |= {"rng": {"cpu": torch.get_rng_state(), "cuda": []}, "parameters": script_parameters(vars(train))}
-    save_checkpoint(model_state(network) | state, path)
+    state["training_model"] = model.state_dict()
+    save_checkpoint(model_state(model) | state, path)
     monkeypatch.setattr(train, "checkpoint", str(path))
     contents = load_checkpoint(path)
 
@@ -308,8 +339,8 @@ def test_checkpoints(tmp_path, monkeypatch):
         return encode(lambda stream: torch.save(damage_tree(contents, rng, nasty), stream))
 
     def read(path):
-        *_, begin = resume()
-        assert type(begin.iteration) is int and type(begin.best_map) is float
+        *_, start = resume()
+        assert type(start.iteration) is int and type(start.best_map) is float
 
     fuzz_file(150, path, [path.read_bytes()], read, damage, share=0.05)
 
