@@ -224,10 +224,10 @@ def class_colors(label_map):
 # --- 3. Files -------------------------------------------------------------------------------------
 
 
-def read_json(path, kind, object_hook=None):
+def read_json(path, kind):
     """Read a JSON file.
 
-    path: the file; it may start with a byte order mark. kind: list or dict, what it has to hold. object_hook: json's.
+    path: the file; it may start with a byte order mark. kind: list or dict, what it has to hold.
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, not a regular file (a pipe would
     be waited for), not JSON, or holds another kind.
     """
@@ -237,7 +237,7 @@ def read_json(path, kind, object_hook=None):
         raise ValueError(f"{path}: not a file")
     try:
         with open(path, encoding="utf-8-sig") as file:
-            contents = json.load(file, object_hook=object_hook)
+            contents = json.load(file)
     except (OSError, ValueError, RecursionError) as error:  # json raises RecursionError on a thousand brackets
         raise ValueError(f"{path}: cannot be read as JSON ({printable(error)})") from None
     if not isinstance(contents, kind):
