@@ -49,7 +49,7 @@ HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypheim", 
 MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
 # The longest side that a JPEG can have. (`resize()` makes an image S pixels wide at its full height first.)
 MAX_IMAGE_SIDE = 65_500
-# An image whose brightest value is lower, of 255, is nearly black; a photo of a night is not.
+# An image in which no value, of 255, reaches this is reported as nearly black. Night photos reach it.
 NEARLY_BLACK = 32
 # Errors that say nothing about a file: too many are open, a disk or its network fails, memory is short.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
@@ -424,11 +424,9 @@ def check_entry(entry, n_classes):
 def without_difficult(entry):
     """What a list says of one image, without its difficult objects."""
     easy = [i for i, difficulty in enumerate(entry["difficulties"]) if difficulty == 0]
-    result = dict(entry)
-    for key in ("boxes", "labels", "difficulties", "areas"):
-        if entry[key]:
-            result[key] = [entry[key][i] for i in easy]
-    return result
+    keys = [key for key in ("boxes", "labels", "difficulties", "areas") if entry[key]]
+    chosen = {key: [entry[key][i] for i in easy] for key in keys}
+    return {**entry, **chosen}
 
 
 def join(entries, key):
@@ -457,8 +455,8 @@ def join(entries, key):
 #   source   the part of the crop that shows the photo, at least one pixel wide and high
 #   place    where the source comes to lie on the image; the rest of it is filled with FILLER
 #
-# Each is (x_min, y_min, x_max, y_max), in whole pixels of the photo, whose upper left corner is (0, 0); place, of the
-# image.
+# Each is (x_min, y_min, x_max, y_max), in whole pixels: place in those of the image, the others in those of the photo,
+# whose upper left corner is (0, 0).
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
@@ -478,8 +476,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     Returns the image as a (3, S, S) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
     fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
 
-    To add a step of your own, write one function that takes and returns the image and its boxes, as `flip()` does,
-    and call it at the end, where the comment "Your own step" stands. What is random in it, it draws from rng.
+    To add a step of your own, write one function that takes and returns the image and its boxes (as many), like
+    `flip()`, and call it at the end, where the comment "Your own step" stands. It draws what is random from rng.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
@@ -496,7 +494,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         canvas = draw_canvas(photo, rng)
         is_flipped = rng.random() < 0.5
 
-    # Zoom out and crop: which part of the photo is shown, and where.
+    # Zoom out and crop: find which part of the photo is shown, and where.
     crop = canvas if "zoom_out" in steps else photo
     if "crop" in steps:
         crop = draw_crop(crop, photo, boxes, rng)
@@ -743,7 +741,8 @@ def turn_hue(image, degrees):
 @functools.cache
 def make_hue_tables(degrees):
     """Tables of R, G and B: of the pure colours (S and V 255) that Pillow's 256 hues become when they are turned."""
-    hues = (np.arange(256) + round(degrees / 360 * HUE_STEPS)) % HUE_STEPS
+    turn = round(degrees / 360 * HUE_STEPS)
+    hues = (np.arange(256) + turn) % HUE_STEPS
     hsv = np.stack([hues, np.full(256, 255), np.full(256, 255)], axis=1).astype(np.uint8)  # (256, 3)
     rgb = Image.frombytes("HSV", (256, 1), hsv.tobytes()).convert("RGB")
     return [list(rgb.getchannel(channel).tobytes()) for channel in "RGB"]
