@@ -255,11 +255,11 @@ def calculate_mAP(
     for name, label in label_map.items():
         if label == 0:  # background
             continue
-        of_class = det_labels == label  # (D,)
-        is_object = true_labels == label  # (M,)
+        detections = det_labels == label  # (D,) bool: those of the class
+        objects = true_labels == label  # (M,) bool
         average_precisions[name] = calculate_average_precision(
-            det_images[of_class], det_boxes[of_class], det_scores[of_class],
-            true_images[is_object], true_boxes[is_object], difficulties[is_object] != 0, min_overlap, metric,
+            det_images[detections], det_boxes[detections], det_scores[detections],
+            true_images[objects], true_boxes[objects], difficulties[objects] != 0, min_overlap, metric,
         )  # fmt: skip
     known = [value for value in average_precisions.values() if not math.isnan(value)]
     mean = sum(known) / len(known) if known else math.nan
@@ -280,19 +280,22 @@ def calculate_average_precision(
 
     # 1. Sort the detections by score. Equal scores stay in their order.
     order = det_scores.argsort(descending=True, stable=True)
-    det_images, det_boxes = det_images[order], det_boxes[order]
+    det_images = det_images[order]
+    det_boxes = det_boxes[order]
 
-    # 2. Compare each detection with the object that it overlaps most, from the best detection on.
+    # 2. Find the object that each detection overlaps most, among those of its image.
     best_objects, best_overlaps = find_best_objects(det_images, det_boxes, true_images, true_boxes)
+
+    # 3. From the best detection on: is it true, false, or to be ignored?
     outcomes = judge_detections(best_objects, best_overlaps, is_difficult, min_overlap)
 
-    # 3. After each detection: which share of the detections was true, which share of the objects is found?
+    # 4. After each detection: which share of the detections was true, and which share of the objects is found?
     is_true = [outcome == "true" for outcome in outcomes if outcome != "ignored"]
     n_true = torch.tensor(is_true, dtype=torch.float64).cumsum(dim=0)  # so far
     precision = n_true / torch.arange(1, len(n_true) + 1)
     recall = n_true / n_objects
 
-    # 4. Sum up the curve.
+    # 5. Sum up the curve of precision and recall in one number.
     if metric == "11 points":
         return average_of_11_points(precision, recall)
     return area_under_curve(precision, recall)
@@ -306,15 +309,17 @@ def find_best_objects(det_images, det_boxes, true_images, true_boxes):
     """
     best_objects = torch.full((len(det_images),), -1)
     best_overlaps = torch.zeros(len(det_images), dtype=torch.float64)
-    # Objects in images 0, 0, 2: images 0, 1, 2 have 2, 0, 1 of them, and these begin at 0, 2, 2.
-    n_images = int(torch.cat([det_images, true_images]).max()) + 1 if len(det_images) else 0
-    counts = true_images.bincount(minlength=n_images)
-    starts = counts.cumsum(dim=0) - counts
+    if len(det_images) == 0:
+        return best_objects, best_overlaps
+    # How many objects each image has, and the number of its first one. With objects in the images 0, 0, 2 the images
+    # 0, 1, 2 have 2, 0, 1 objects; these begin at 0, 2, 2.
+    counts = true_images.bincount(minlength=int(det_images.max()) + 1)
+    firsts = counts.cumsum(dim=0) - counts
 
-    # Compare with the first object of each image, then with the second, ...
-    for i in range(int(counts.max()) if n_images else 0):
-        detections = (counts[det_images] > i).nonzero().squeeze(1)
-        objects = starts[det_images[detections]] + i
+    # Compare all detections with the first object of their image, then with the second, ..., and keep the best.
+    for i in range(int(counts.max())):
+        detections = (counts[det_images] > i).nonzero().squeeze(1)  # whose image has one more
+        objects = firsts[det_images[detections]] + i
         overlaps = find_paired_overlap(det_boxes[detections], true_boxes[objects])
         is_better = overlaps > best_overlaps[detections]
         best_objects[detections[is_better]] = objects[is_better]
@@ -325,14 +330,14 @@ def find_best_objects(det_images, det_boxes, true_images, true_boxes):
 def judge_detections(best_objects, best_overlaps, is_difficult, min_overlap):
     """Go through the detections of a class, best first: a list of "true", "false" and "ignored"."""
     is_difficult = is_difficult.tolist()
-    found = set()  # objects
+    found = set()  # numbers of objects
     outcomes = []
     for best_object, overlap in zip(best_objects.tolist(), best_overlaps.tolist(), strict=True):
-        if overlap < min_overlap:
+        if overlap < min_overlap:  # it is on no object
             outcomes.append("false")
         elif is_difficult[best_object]:
             outcomes.append("ignored")
-        elif best_object in found:
+        elif best_object in found:  # by a better detection
             outcomes.append("false")
         else:
             found.add(best_object)
@@ -483,13 +488,11 @@ def print_notes_on_classes(model_label_map, label_map):
     lacking = [name for name in label_map if name not in model_label_map]
     if lacking:
         names = printable(", ".join(lacking))
-        print(
-            f"note: the model does not know {len(lacking)} classes of the data set, which count as not found: {names}"
-        )
+        print(f"note: classes of the data set that the model does not know; their objects count as missed: {names}")
     unused = [name for name in model_label_map if name not in label_map]
     if unused:
         names = printable(", ".join(unused))
-        print(f"note: {len(unused)} classes of the model are not in the data set, and are not detected: {names}")
+        print(f"note: classes of the model that the data set does not have; they are not detected: {names}")
 
 
 def print_notes_on_images(det_labels, dataset, metric):
@@ -497,7 +500,7 @@ def print_notes_on_images(det_labels, dataset, metric):
     skipped = dataset.skipped_images()
     if skipped:
         names = printable(", ".join(skipped))
-        print(f"note: {len(skipped)} images could not be read; their objects count as missed: {names}")
+        print(f"note: images that could not be read ({len(skipped)}); their objects count as missed: {names}")
     if metric == "coco":
         counts = np.diff(dataset.starts).tolist()
         most_detections = most_of_a_class(det_labels)

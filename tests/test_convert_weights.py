@@ -263,6 +263,8 @@ def change(entry, value):
     (change("conf.3.bias", torch.full((126,), torch.nan)), {}, r"'conf\.3\.bias' holds numbers that are not finite"),
     (change("conf.5.bias", torch.zeros(85)), {}, r"'conf\.5\.bias' has 85 numbers; it needs 4 for each class"),
     (change("conf.0.bias", torch.zeros(80)), {}, r"'conf\.0\.bias' has shape \(80,\), ssd300_vgg16 needs \(84,\)"),
+    (change("conf.5.bias", torch.tensor(1.0)), {}, r"'conf\.5\.bias' has 1 numbers; it needs 4 for each class"),
+    ("vgg.0.weight extras.0.weight loc.0.weight conf.0.weight", {}, r"it has no entries conf\.\*\.bias"),
     (change("other.weight", torch.zeros(1)), {}, r"not part of ssd300_vgg16: other\.weight"),
     (change("L2Norm.weight", "twenty"), {}, r"'L2Norm\.weight' is not a tensor"),
     (change("priors_cxcy", torch.zeros(8732, 4)), {}, "'priors_cxcy' is not a table of priors"),

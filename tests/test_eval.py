@@ -74,6 +74,7 @@ CASES = {
     "overlap of just min_overlap": ([cats([A_50], A)], {}, 1),
     "overlap below it": ([cats([A_50], A)], {"min_overlap": 0.5001}, 0),
     "first of equal objects": ([cats([A, A], A, A)], {}, 6 / 11), "nothing found": ([cats([], A), cats([], B)], {}, 0),
+    "nothing found, area": ([cats([], A), cats([], B)], AREA, 0),
     "difficult object not found": ([cats([B], B, difficult=[A])], {}, 1),
     "difficult object found twice": ([cats([A, A_80, B], B, difficult=[A])], {}, 1),
     "near a difficult object, not enough": ([cats([A_40, B], B, difficult=[A])], {}, 0.5),
@@ -499,8 +500,11 @@ def test_classes_that_one_side_lacks_are_named(lists, tiny_checkpoint, tmp_path,
     save_checkpoint({key: value for key, value in saved.items() if key != "format"}, tmp_path / "other.pth.tar")
     run_main(evaluation, data_folder=str(lists), checkpoint=str(tmp_path / "other.pth.tar"), workers=0)
     printed = capsys.readouterr().out
-    assert "the model does not know 2 classes of the data set, which count as not found: rectangle, triangle" in printed
-    assert "2 classes of the model are not in the data set, and are not detected: bird, cat" in printed
+    assert (
+        "classes of the data set that the model does not know; their objects count as missed: rectangle, triangle"
+        in printed
+    )
+    assert "classes of the model that the data set does not have; they are not detected: bird, cat" in printed
     assert printed.count("0.0000") >= 2
 
 
@@ -579,10 +583,10 @@ def test_images_that_cannot_be_read(lists, tiny_checkpoint, tmp_path, run_main, 
     write(tmp_path / "damaged.jpg", "no image")
     write(tmp_path / "lists/TEST_images.json", [*images[:2], str(tmp_path / "damaged.jpg"), images[3]])
     settings = {"data_folder": str(tmp_path / "lists"), "checkpoint": str(tiny_checkpoint), "workers": 1}
-    with pytest.raises(ValueError, match=r"damaged\.jpg: not an image"):
+    with pytest.raises(ValueError, match=r"damaged\.jpg: not an image .*; --skip_corrupt=True goes on"):
         run_main(evaluation, **settings)
     run_main(evaluation, **settings, skip_corrupt=True)
-    note = f"1 images could not be read; their objects count as missed: {tmp_path / 'damaged.jpg'}"
+    note = f"images that could not be read (1); their objects count as missed: {tmp_path / 'damaged.jpg'}"
     assert note in capsys.readouterr().out
 
 

@@ -160,11 +160,13 @@ def convert_state(state, format, class_names=(), network=""):
     peer = FORMATS[format]
     is_lite = "backbone.features.0.0.0.weight" in state
     cl_biases = [name for name in list_entries(state, [peer.cl]) if name.endswith(".bias")]
-    last_bias = get_tensor(state, cl_biases[-1])  # of the last map: a number for each prior and class
+    if not cl_biases:
+        raise ValueError(f"it has no entries {peer.cl}*.bias")
+    n_scores = get_tensor(state, cl_biases[-1]).numel()  # of the last map: one for each prior and class
     n_priors = 6 if is_lite else 4
-    n_classes = len(last_bias) // n_priors
-    if n_classes < 2 or len(last_bias) % n_priors:
-        raise ValueError(f"{cl_biases[-1]!r} has {len(last_bias)} numbers; it needs {n_priors} for each class")
+    n_classes = n_scores // n_priors
+    if n_classes < 2 or n_scores % n_priors:
+        raise ValueError(f"{cl_biases[-1]!r} has {n_scores} numbers; it needs {n_priors} for each class")
 
     # The labels whose scores are kept, and the names of the classes.
     if n_classes == len(COCO_CATEGORIES) and not class_names:
