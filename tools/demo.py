@@ -11,6 +11,7 @@ Any parameter below can be overridden on the command line with --name=value.
 
 import csv
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -43,6 +44,10 @@ ON_GPU = {
 }  # fmt: skip
 
 
+# What the network of a CPU reaches on pictures that it has not seen, and after how many iterations
+USUAL_MAP, USUAL_ITERATIONS = 0.9, 600
+
+
 def main():
     on_gpu = torch.cuda.is_available()
     out = Path(folder)
@@ -63,7 +68,7 @@ def main():
     run("eval.py", data_folder=data, checkpoint=checkpoint, batch_size=recipe["batch_size"], workers=1)
     picture = fullest_picture(data)
     run("detect.py", checkpoint=checkpoint, images=picture, min_score=0.5, output_folder=out / "detections")
-    sum_up(out, out / "detections" / picture.name)
+    sum_up(out, out / "detections" / picture.name, on_gpu)
 
 
 def run(script, **parameters):
@@ -77,27 +82,47 @@ def run(script, **parameters):
 
 def fullest_picture(data):
     """The test picture with most objects."""
-    images, objects = (json.loads((REPO / data / f"TEST_{kind}.json").read_text()) for kind in ("images", "objects"))
-    return Path(max(zip(objects, images, strict=True), key=lambda pair: len(pair[0]["labels"]))[1])
+    images = json.loads((REPO / data / "TEST_images.json").read_text())
+    objects = json.loads((REPO / data / "TEST_objects.json").read_text())
+    n_objects = [len(entry["labels"]) for entry in objects]
+    return Path(images[n_objects.index(max(n_objects))])
 
 
-def sum_up(out, picture):
-    """Say what was learned, what to look at, and what to try next."""
-    with open(REPO / out / "train_log.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["loss"]]
+def sum_up(out, picture, on_gpu):
+    """Say what was learned, whether that is usual, what to look at, and what to try next."""
+    with open(REPO / out / "checkpoint_ssd300.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = [row["loss"] for row in rows if row["loss"]]
+    mean_ap = float([row["mAP"] for row in rows if row["mAP"]][-1])
+    n_iterations = int(rows[-1]["iteration"])
     print(f"""
-{rows[-1]["iteration"]} iterations took the loss from {rows[0]["loss"]} to {rows[-1]["loss"]}.
+{n_iterations} iterations took the loss from {losses[0]} to {losses[-1]}.
+mAP {mean_ap:.2f} on pictures that the network has not seen. {judge(mean_ap, n_iterations, on_gpu)}
 
 Look at
     {picture}    what the network finds in a test picture, with scores
     {out / "lists" / "data_report.txt"}    what is in the data
-    {out / "train_log.csv"}    loss and mAP as they went
+    {out / "checkpoint_ssd300.csv"}    loss and mAP as they went
 More pictures: python detect.py --checkpoint={out / "checkpoint_ssd300.pth.tar"} --images={out / "sample/JPEGImages"}
 
-Next, your own photos, with annotations in Pascal VOC's layout or in a COCO file (README, "Your own data"):
+Next, your own photos, with annotations in Pascal VOC's layout or in a COCO file (docs/manual.md, "Your own data"):
     python create_data_lists.py --train_data=my_data
     python train.py --network=ssd300_tiny    on a CPU; with a GPU: python train.py
     python detect.py --images=photo.jpg""")
+
+
+def judge(mean_ap, n_iterations, on_gpu):
+    """Whether the demo's mAP is what one expects, and what to type if it is not."""
+    if mean_ap >= USUAL_MAP:
+        return "That is usual."
+    if on_gpu:
+        return f"Usual are {USUAL_MAP} and more; --gpu_iterations={2 * gpu_iterations} trains longer."
+    usual = f"Usual are {USUAL_MAP} and more, which take about {USUAL_ITERATIONS} iterations"
+    if n_iterations >= USUAL_ITERATIONS:
+        return f"{usual}, so this run had bad luck: python tools/demo.py --seed={seed + 1} tries other pictures."
+    more_minutes = math.ceil(minutes * USUAL_ITERATIONS / n_iterations)
+    advice = f"python tools/demo.py --minutes={more_minutes} gives it time for that."
+    return f"{usual}. This machine did {n_iterations} in the time;\n{advice}"
 
 
 if __name__ == "__main__":
