@@ -170,7 +170,7 @@ def create_data_lists(
     for source, wanted in plan.items():
         by_split = {split: [record for record in rows if record.size] for split, rows in found[source].items()}
         if "" in by_split:
-            by_split, words = divide(by_split[""], wanted, test_fraction, seed, notes)
+            by_split, words = divide(source, by_split[""], wanted, test_fraction, seed, notes)
             lines[source] += words
             print(f"{printable(source)}{words}")
         for split, records in by_split.items():
@@ -186,8 +186,9 @@ def create_data_lists(
 
     # 4. Mend.
     every_record = [record for records in splits.values() for record in records]
-    for source in () if trust_boxes else dict.fromkeys(record.source for record in every_record):
-        check_conventions([record for record in every_record if record.source == source])
+    if not trust_boxes:
+        for source in dict.fromkeys(record.source for record in every_record):
+            check_conventions([record for record in every_record if record.source == source])
     for record in every_record:
         mend_objects(record, keep_crowds, notes)
     label_map = number_classes(every_record, class_names, skip_unknown, notes)
@@ -232,18 +233,18 @@ def add_to_split(split_records, records, split):
         split_records.append(record)
 
 
-def divide(records, wanted, test_fraction, seed, notes):
+def divide(source, records, wanted, test_fraction, seed, notes):
     """Divide the records of a source that has no splits among those that it is wanted for.
 
     Returns a dict of split to records, and what was done, in words.
     """
-    if wanted == ["TEST", "VAL"]:
-        raise ValueError(f"{printable(records[0].source)}: has no splits; name it as val_data, or as test_data")
     if not records or "TRAIN" not in wanted or "TEST" not in wanted:
+        if wanted == ["TEST", "VAL"]:
+            raise ValueError(f"{printable(source)}: has no splits; name it as val_data, or as test_data")
         return {wanted[0]: records}, ""
     if test_fraction == 0:
         copies = [dataclasses.replace(record, objects=list(record.objects)) for record in records]
-        add_note(notes, "TEST", "test_is_train", records[0].source)
+        add_note(notes, "TEST", "test_is_train", source)
         return {"TRAIN": records, "TEST": copies}, f"; {len(records)} images for TRAIN, and the same for TEST"
     train, test = split_at_random(records, test_fraction, seed, "test_fraction")
     counts = f"{len(train)} images for TRAIN, {len(test)} images for TEST"
@@ -440,11 +441,12 @@ def clip_box(box, size, first_pixel):
 
 def number_classes(records, class_names, skip_unknown, notes):
     """The label map; objects of a class that is not in it are refused, or left out if skip_unknown."""
-    # No object can have the name of label 0: "background" is left to be refused as unknown.
-    found = sorted({row.name for record in records for row in record.objects} - {"background"})
+    found = sorted({row.name for record in records for row in record.objects})
     if not found and not class_names:
         raise_nothing_to_learn("The annotations hold no object of any class", notes)
-    label_map = utils.make_label_map(class_names or found)
+    # No object can have the name of label 0: "background" is left to be refused as unknown.
+    names = class_names or [name for name in found if name != "background"]
+    label_map = utils.make_label_map(names) if names else {"background": 0}
     unknown = {}
     for record in records:
         for row in record.objects:

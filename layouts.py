@@ -79,8 +79,10 @@ def find_parts(source, note):
 
 def find_folder_parts(folder, note):
     """The parts that lie in a folder, whatever its layout; {} if it has none that is known."""
+    has_labels = find_child(folder, "labels") != ""  # then a COCO file beside it is a copy
     return (
         find_voc(folder)
+        or (has_labels and find_yolo(folder, note))
         or find_coco(folder)
         or find_xml(folder)
         or find_split_folders(folder, find_voc)
@@ -157,8 +159,9 @@ def find_xml(folder):
 
 
 def find_nested_xml(folder):
-    """XML files and images anywhere below a folder."""
-    if has_files(folder, (".xml",)):
+    """XML files and images anywhere below a folder, unless they are divided there: of which data set, is not clear."""
+    inner = [name.lower() for _, folders, _ in os.walk(folder) for name in folders]
+    if has_files(folder, (".xml",)) and not set(inner) & {"imagesets", *SPLIT_NAMES}:
         return {"": [Part("VOC", "XML files in subfolders", folder, folder)]}
     return {}
 
@@ -273,6 +276,7 @@ def find_data_yaml(folder):
     """(path, content) of the YAML file that describes the data set in a folder; ("", None) if there is none."""
     paths = [path for path in list_folder(folder) if path.lower().endswith((".yaml", ".yml"))]
     paths.sort(key=lambda path: os.path.splitext(os.path.basename(path))[0] != "data")  # data.yaml first
+    others = []
     for path in paths:
         is_data = os.path.splitext(os.path.basename(path))[0] == "data"
         try:
@@ -282,9 +286,11 @@ def find_data_yaml(folder):
             if is_data or not find_class_file(folder):
                 raise
             continue
-        if is_data or class_names_of(content) or "nc" in content or {"train", "val"} <= content.keys():
+        if is_data or class_names_of(content):
             return path, content
-    return "", None
+        if "nc" in content or {"train", "val"} <= content.keys():
+            others.append((path, content))
+    return others[0] if others else ("", None)
 
 
 def read_yaml(path):
@@ -293,8 +299,10 @@ def read_yaml(path):
         import yaml
     except ImportError:
         raise ValueError(f"{printable(path)}: to read YAML files, `pip install pyyaml`") from None
+    text = read_text(path)
+    check_utf8(text, path)
     try:
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+        content = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"{printable(path)}: cannot be read as YAML ({printable(error)})") from None
     return content if isinstance(content, dict) else {}
@@ -419,13 +427,9 @@ def find_class_file(folder):
 
 def read_class_file(path):
     """The class names of a text file by the number of their line, from 0; blank lines count."""
-    names = {}
-    for number, line in enumerate(split_lines(read_text(path))):
-        if any("\ud800" <= letter <= "\udfff" for letter in line):
-            raise ValueError(f"{printable(path)}: line {number + 1}: its encoding is not UTF-8; save it as UTF-8")
-        if line:
-            names[number] = line
-    return names
+    text = read_text(path)
+    check_utf8(text, path)
+    return {number: line for number, line in enumerate(split_lines(text)) if line}
 
 
 # --- 3. Files -------------------------------------------------------------------------------------
@@ -613,6 +617,13 @@ def read_text(path):
         return content.decode(encoding, "surrogateescape").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{printable(path, 1000)}: its encoding is not {encoding} ({printable(error)})") from None
+
+
+def check_utf8(text, path):
+    """Refuse a text of `read_text()` with bytes that were no text: names of classes would be wrong."""
+    for number, line in enumerate(split_lines(text), start=1):
+        if any("\ud800" <= letter <= "\udfff" for letter in line):
+            raise ValueError(f"{printable(path, 1000)}: line {number}: its encoding is not UTF-8; save it as UTF-8")
 
 
 def split_lines(text):

@@ -438,6 +438,7 @@ def test_class_names_come_from_the_own_files_first(tmp_path):
     write(mine / "a_training.yaml", "names: yolo\nlr: 0.1")
     write(mine / "labels" / "classes.txt", "cat\ndog\n")
     assert named(mine) == (["cat", "dog"], str(mine / "labels" / "classes.txt"))
+    write(mine / "a_network.yaml", "nc: 80\nbackbone: []")
     write(mine / "mine.yaml", "names: [cow, hen]")
     assert named(mine) == (["cow", "hen"], str(mine / "mine.yaml"))
     write(mine / "data.yaml", "names: [ox, ass]")
@@ -485,6 +486,15 @@ def test_pyyaml_is_asked_for_by_name_where_a_yaml_file_has_to_be_read(tmp_path, 
     assert named(tmp_path)[0] == ["cat"]
     write(tmp_path / "data.yaml", "names: [cat]")
     with pytest.raises(ValueError, match=r"data\.yaml: .*pip install pyyaml"):
+        named(tmp_path)
+
+
+def test_yaml_in_other_encodings(tmp_path):
+    path = write_labels(tmp_path, 0) / "data.yaml"
+    path.write_bytes("names: [犬]".encode("utf-16"))
+    assert named(tmp_path)[0] == ["犬"]
+    path.write_bytes("nc: 1\nnames: [狗]".encode("gbk"))
+    with pytest.raises(ValueError, match=r"data\.yaml: line 2: its encoding is not UTF-8"):
         named(tmp_path)
 
 

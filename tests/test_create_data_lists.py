@@ -139,6 +139,7 @@ def test_folders_may_be_several_relative_and_have_other_splits(tmp_path, monkeyp
 @pytest.mark.parametrize(("objects", "options", "message"), [
     ([], {}, "nothing to learn from"), ([object_xml()], {"test_split": "empty"}, r"empty\.txt: has no images"),
     ([object_xml("background"), object_xml()], {}, r"label 0: rename .*'background': 2 objects, first in .*a\.xml"),
+    ([object_xml("background")], {}, r"label 0: rename .*'background': 2 objects, first in .*a\.xml"),
     ([object_xml(f"c\x85{i}" + "x" * 99) for i in range(99)], {"class_names": ("dog",)}, "99 unknown.*and .. more"),
     ([object_xml(box=(0.1, 0.1, 0.5, 0.9))], {"first_pixel": 0}, "look like fractions of the image"),
     ([object_xml(box=(90 - i, 70, 5, 5)) for i in range(5)], {}, "10 of 10 boxes are inverted, or lie outside"),

@@ -74,6 +74,15 @@ def test_an_xml_file_of_another_name_has_the_image_that_filename_says(tmp_path):
     assert sum(os.path.isfile(record.image) for record in read(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("inner", ["ImageSets/Main/test.txt", "test/x.txt", "set/Valid/x.txt"])
+def test_a_folder_of_divided_data_sets_is_not_read_as_one(tmp_path, inner):
+    write_xml_layout(tmp_path / "set", "", "")
+    assert len(read(tmp_path)) == 2
+    write(tmp_path / "set" / inner, "")
+    with pytest.raises(ValueError, match="layout is not recognised"):
+        read(tmp_path)
+
+
 # --- Layouts of COCO and YOLO ---------------------------------------------------------------------
 
 
@@ -160,6 +169,12 @@ def test_a_yaml_file_that_names_nothing_is_refused(tmp_path):
 def test_folders_of_yolo_files(tmp_path, paths, splits):
     write(write_yolo(tmp_path, *paths) / "obj.names", "cat\n")
     assert {split: "".join(stems) for split, stems in splits_of(tmp_path).items()} == splits
+
+
+def test_yolo_files_go_before_a_coco_file_of_the_same_images(tmp_path):
+    write(write_yolo(tmp_path, "images/train/1", "images/val/2") / "classes.txt", "cat\n")
+    write(tmp_path / "annotations" / "instances_val2017.json", coco())
+    assert splits_of(tmp_path) == {"TRAIN": ["1"], "TEST": ["2"]}
 
 
 def test_hidden_files_are_ignored_everywhere(tmp_path):
