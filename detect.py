@@ -204,8 +204,11 @@ def list_classes(label_map):
 def load_default_model():
     """The model of `checkpoint`, as `load_model()` returns it."""
     in_a_notebook = "import detect as d; d.checkpoint = FILE, or detect(image, model=load_model(FILE))"
-    for name in [*vars(detect), *vars(find_objects)]:
-        raise ValueError(f"{name} was set on a function, where nothing reads it. In a notebook type {in_a_notebook}")
+    misplaced = [*vars(detect), *vars(find_objects)]
+    if misplaced:
+        raise ValueError(
+            f"{misplaced[0]} was set on a function, where nothing reads it. In a notebook type {in_a_notebook}"
+        )
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(
