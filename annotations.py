@@ -234,11 +234,7 @@ def read_voc(part, source, note):
     """The records of XML files, with the corners as written: `count_from()` makes them continuous."""
     images = Files(part.images, SOUGHT_IMAGES)
     files = Files(part.annotations, (".xml",))
-    if part.image_list:
-        names = read_lines(part.image_list)
-        paths = [files.find(name) or files.guess(name) or f"{name}.xml" for name in names]
-    else:
-        paths = files.paths
+    paths = find_listed(part, files, note) if part.image_list else files.paths
     records = []
     problems = []
     for path in paths:
@@ -254,6 +250,18 @@ def read_voc(part, source, note):
             note("difficult_missing", file, f"{missing} object{'s' * (missing > 1)}")
     raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(paths)} annotations cannot be used:")
     return records
+
+
+def find_listed(part, files, note):
+    """The XML file of each name in a list of images."""
+    paths = []
+    for name in read_lines(part.image_list):
+        path = files.find(name) or files.find(files.without_suffix(name))
+        if not path:
+            path = files.guess(name) or f"{name}.xml"
+            note("entry_guessed", part.image_list, f"{name}: {path} taken")
+        paths.append(path)
+    return paths
 
 
 def make_voc_record(annotation, file, stem, images, source):
@@ -273,8 +281,9 @@ def find_voc_image(images, stem, filename):
     """
     expected = os.path.join(images.folder, f"{stem}.jpg")
     candidates = images.same_stem(stem)
-    named = [path for path in candidates if os.path.basename(path) == os.path.basename(filename)]
     if candidates:
+        name = os.path.basename(filename.replace("\\", "/"))
+        named = [path for path in candidates if os.path.basename(path) == name]
         return os.path.join(images.folder, (named or candidates)[0]), ""
     found = images.find(filename) or images.guess(stem) or images.guess(filename)
     if found:
@@ -624,22 +633,24 @@ def read_label_file(path, class_names, labels, note):
 def parse_yolo_line(line, class_names, labels):
     """The object of a line, a class and numbers, which stand in the place of its box."""
     shown = printable(line, 60)
+    fields = line.split(",") if "," in line else line.split()
     try:
-        label, *numbers = [float(text) for text in (line.split(",") if "," in line else line.split())]
+        numbers = [float(text) for text in fields]
     except ValueError:
         raise ValueError(f"{shown!r} is not a line of numbers") from None
+    label = numbers[0]
     labels.add(label)
     if label not in class_names:
         raise ValueError(f"{shown!r}: class {label:g} is not one of the {len(class_names)} class names")
-    return Annotated(class_names[label], tuple(numbers))
+    return Annotated(class_names[label], tuple(numbers[1:]))
 
 
 def make_yolo_boxes(records, parts, notes):
-    """Put the boxes in place of the numbers of YOLO's label lines.
+    """Turn the numbers of YOLO's label lines into boxes.
 
-    A line holds a class and 4 numbers: the box, center-size form. Behind it may follow a confidence (5 numbers), a
-    track (6), or keypoints. Other lines are outlines: x, y, x, y, and so on. How the long lines of a data set are
-    meant is decided for all of them together.
+    Behind the class, a line has the box in center-size form: 4 numbers. A confidence may follow (5 numbers), then the
+    number of a track (6), or keypoints. Or the line has an outline: x, y, x, y, and so on. Whether long lines are
+    keypoints or outlines is decided once for the whole data set.
     """
     rows = [row.box for record in records for row in record.objects]
     n_keypoints = count_keypoint_numbers(rows, parts)

@@ -51,14 +51,15 @@ def test_one_image_that_two_names_claim_is_guessed_for_neither(tmp_path):
 
 
 @pytest.mark.parametrize(("filename", "image"), [
-    ("a.png", "a.png"), ("photos/a.png", "a.png"), ("a.jpg", "a.jpg"), ("other.png", "a.png"), ("", "a.png"),
+    ("a.png", "a.png"), ("photos/a.png", "a.png"), ("C:\\p\\a.png", "a.png"), ("a.jpg", "a.jpg"),
+    ("other.png", "a.jpg"), ("", "a.jpg"),
 ])  # fmt: skip
 def test_of_two_images_of_one_name_filename_decides(tmp_path, filename, image):
     for name in ("a.png", "a.jpg"):
         write_image(tmp_path / "images" / name)
     write_annotation(tmp_path / "Annotations", f"<filename>{filename}</filename>", object_xml())
     (record,) = read(tmp_path)
-    assert os.path.basename(record.image) == ("a.jpg" if filename not in ("a.png", "photos/a.png") else image)
+    assert os.path.basename(record.image) == image
 
 
 def test_an_xml_file_of_another_name_has_the_image_that_filename_says(tmp_path):
@@ -72,6 +73,18 @@ def test_an_xml_file_of_another_name_has_the_image_that_filename_says(tmp_path):
     # Two XML files that name one image: it belongs to neither.
     write_annotation(tmp_path / "Annotations", "<filename>two.png</filename>", object_xml("cow"), name="001")
     assert sum(os.path.isfile(record.image) for record in read(tmp_path)) == 1
+
+
+def test_a_list_names_annotations_that_are_elsewhere(tmp_path):
+    for cam in ("cam0", "cam1"):
+        write_annotation(tmp_path / "Annotations" / cam, object_xml(cam), name=f"{cam}_1")
+        write_image(tmp_path / "images" / cam / f"{cam}_1.jpg")
+    path = write(tmp_path / "ImageSets" / "Main" / "all.txt", "cam0/cam0_1.jpg\nJPEGImages/cam1_1.jpg\n")
+    records = read(tmp_path, notes := {})
+    assert [record.objects[0].name for record in records] == ["cam0", "cam1"]
+    assert [(row["file"], row["what"]) for row in notes["entry_guessed"]] == [
+        (str(path), "JPEGImages/cam1_1.jpg: cam1/cam1_1.xml taken")
+    ]
 
 
 @pytest.mark.parametrize("inner", ["ImageSets/Main/test.txt", "test/x.txt", "set/Valid/x.txt"])
