@@ -245,18 +245,18 @@ def test_old_settings_that_are_gone_are_named(run, run_with, capsys):
 def test_a_run_by_the_clock(run, run_with, capsys, monkeypatch):
     """It ends in time, with the rate at its end, and a resumed one goes on where the clock was."""
     monkeypatch.setattr(train, "time", Mock(perf_counter=Mock(side_effect=itertools.count())))  # a look takes a second
-    saved = run(minutes=0.2, iterations=100_000, schedule="cosine", warmup=0, save_every=0, evaluate_every=5)
-    assert saved["seconds"] == saved["iteration"] == 12  # evaluations do not count
+    saved = run(minutes=0.1, iterations=100_000, schedule="cosine", warmup=0, save_every=0, evaluate_every=4)
+    assert saved["seconds"] == saved["iteration"] == 6  # evaluations do not count
     rates = [float(row["lr"]) for row in read_log("last.csv") if row["lr"]]
     assert rates[0] == pytest.approx(1e-4) and rates == sorted(rates, reverse=True) and rates[-1] < 1e-5
     output = capsys.readouterr()
-    assert "run      0.2 minutes, in batches of 2 images" in output.out and "epochs" not in output.out
-    assert "0.2 of 0.2 minutes" in output.err and "100000" not in output.err
+    assert "run      0.1 minutes, in batches of 2 images" in output.out and "epochs" not in output.out
+    assert "0.1 of 0.1 minutes" in output.err and "100000" not in output.err
     run_with("--checkpoint=last.pth.tar")
     assert "nothing to do" in capsys.readouterr().out
-    longer = run_with("--checkpoint=last.pth.tar", "--minutes=0.25")
-    assert longer["seconds"] == longer["iteration"] == 15
-    assert "0.25 minutes, 0.2 of them used" in capsys.readouterr().out
+    longer = run_with("--checkpoint=last.pth.tar", "--minutes=0.15")
+    assert longer["seconds"] == longer["iteration"] == 9
+    assert "0.15 minutes, 0.1 of them used" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name, other", [("sgd", "adamw"), ("adamw", "sgd")])
@@ -284,7 +284,7 @@ def test_a_frozen_base_stays_until_a_run_goes_on_without(run, run_with, monkeypa
     first = SSD300(5, network)
     names = [name for name, _ in first.base.named_children()]
     frozen_layers = names[: names.index(last) + 1]
-    frozen = run(network=network, freeze_up_to=last, iterations=2, evaluate_every=1)["model"]
+    frozen = run(network=network, freeze_up_to=last, iterations=2, evaluate_every=2)["model"]
     changed = {name for name, tensor in first.state_dict().items() if not torch.equal(tensor, frozen[name])}
     changed_layers = {name.split(".")[1] for name in changed if name.startswith("base.")}
     trained_layers = {name for name, layer in first.base.named_children() if list(layer.parameters())}
@@ -295,7 +295,7 @@ def test_a_frozen_base_stays_until_a_run_goes_on_without(run, run_with, monkeypa
             super().__init__(groups, **{**options, "fused": True})
 
     monkeypatch.setattr(torch.optim, "SGD", FusedSGD)
-    thawed = run_with("--checkpoint=last.pth.tar", "--freeze_up_to=", "--iterations=4")["model"]
+    thawed = run_with("--checkpoint=last.pth.tar", "--freeze_up_to=", "--iterations=3", "--evaluate_every=0")["model"]
     name = next(name for name in thawed if name.startswith("base."))
     assert not torch.equal(thawed[name], frozen[name])
 
