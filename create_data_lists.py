@@ -302,10 +302,9 @@ def set_sizes(records, check_images, skip_corrupt, boxes_drawn_on, notes):
         looks = list(tqdm(work, "Checking images", len(chosen), disable=None if chosen else True))
     problems = [look.problem for look in looks if look.problem]
     if problems and (not skip_corrupt or len(problems) == len(records)):
-        hint = (
-            "--image_folder=FOLDER says where they are, " if any("no such image" in text for text in problems) else ""
-        )
-        hint += "--skip_corrupt=True leaves them out"
+        hint = "--skip_corrupt=True leaves them out"
+        if any("no such image" in problem for problem in problems):
+            hint = f"--image_folder=FOLDER says where they are, {hint}"
         raise_if_any(problems, f"{len(problems)} of {len(records)} images cannot be used ({hint}):")
     for record, look in zip(chosen, looks, strict=True):
         if look.problem:
@@ -377,11 +376,15 @@ def turn_back(box, upright, orientation):
 
 def check_conventions(records):
     """Raise ValueError if the boxes of one source look as if they were meant in another way than they are read."""
-    form, numbers = records[0].form, (n for record in records for row in record.objects for n in row.box + record.size)
+    form = records[0].form
+    numbers = (number for record in records for row in record.objects for number in row.box + record.size)
     table = np.fromiter(numbers, np.float64).reshape(-1, 6)  # (M, 6): box, width and height of the image
     table = table[(np.abs(table) < 1e100).all(axis=1)]
-    mins, maxs, sizes = table[:, :2], table[:, 2:4], table[:, 4:]
-    n, sides = len(table), maxs - mins
+    n = len(table)
+    mins = table[:, :2]
+    maxs = table[:, 2:4]
+    sizes = table[:, 4:]
+    sides = maxs - mins
     beyond = (maxs > 1.01 * sizes + 1).any(axis=1).sum()
     fits_as_corners = ((sides > mins) & (sides <= 1.01 * sizes + 1)).all(axis=1).sum()
     kept = (np.clip(maxs, 0, sizes) - np.clip(mins, 0, sizes)).prod(axis=1)
@@ -406,7 +409,8 @@ def check_conventions(records):
 
 def mend_objects(record, keep_crowds, notes):
     """Clip a record's boxes to the image, and leave out those that nothing can be learned from."""
-    kept, first = [], record.first_pixel
+    kept = []
+    first = record.first_pixel
     for row in record.objects:
         if record.form == "COCO" and row.difficulty:  # a crowd
             kind = "crowd_kept" if keep_crowds or record.split != "TRAIN" else "crowd_skipped"
@@ -469,12 +473,13 @@ def raise_nothing_to_learn(headline, notes):
     for kind, rows in notes.items():
         if rows and kind != "image_unused":
             lines.append(f"{len(rows):,} x {NOTES[kind]}: {rows[0]['file']} {rows[0]['what']}")
-    raise ValueError("\n  ".join([f"{headline}: there is nothing to learn from", *(printable(x, 400) for x in lines)]))
+    lines = [printable(line, 400) for line in lines]
+    raise ValueError("\n  ".join([f"{headline}: there is nothing to learn from", *lines]))
 
 
 def compare_splits(splits, label_map, notes):
     """Note what makes the splits unfit for one another; ValueError if TRAIN has nothing to learn from."""
-    for split in splits.keys() - {"TRAIN"}:
+    for split in [split for split in splits if split != "TRAIN"]:
         ids = [record.image_id for record in splits[split]]
         if set(ids) != {None} and (None in ids or len(set(ids)) < len(ids)):
             add_note(notes, split, "ids_left_out")
@@ -482,11 +487,10 @@ def compare_splits(splits, label_map, notes):
                 record.image_id = None
     used = {}  # image to the split in which it came first
     for split, records in splits.items():
-        for record in records if not notes["test_is_train"] else ():
-            if used.setdefault(record.real_path, split) != split:
-                add_note(
-                    notes, split, "image_in_both", record.file, f"{record.image} is in {used[record.real_path]}, too"
-                )
+        for record in records:
+            first = used.setdefault(record.real_path, split)
+            if first != split and not notes["test_is_train"]:
+                add_note(notes, split, "image_in_both", record.file, f"{record.image} is in {first}, too")
     found = {split: {row.name for record in splits[split] for row in record.objects} for split in splits}
     if not found["TRAIN"]:
         raise_nothing_to_learn("The training images hold no object", notes)
@@ -505,9 +509,11 @@ def compare_splits(splits, label_map, notes):
 def count_objects(records):
     """What the report says of one split: counts of images and objects, and (easy, difficult) of each class."""
     classes = {}
-    for row in (row for record in records for row in record.objects):
-        classes.setdefault(row.name, [0, 0])[row.difficulty] += 1
-    easy, difficult = (sum(counts[i] for counts in classes.values()) for i in (0, 1))
+    for record in records:
+        for row in record.objects:
+            classes.setdefault(row.name, [0, 0])[row.difficulty] += 1
+    easy = sum(counts[0] for counts in classes.values())
+    difficult = sum(counts[1] for counts in classes.values())
     counts = {"images": len(records), "images_without_objects": sum(not record.objects for record in records)}
     return {**counts, "objects": easy + difficult, "easy": easy, "difficult": difficult, "classes": classes}
 
@@ -564,7 +570,8 @@ def overlap_table(label_map, records, min_overlap):
     numbers = (n for record in records for row in record.objects for n in (label_map[row.name], *row.box, *record.size))
     table = torch.from_numpy(np.fromiter(numbers, np.float64).reshape(-1, 7))  # label, box, width, height
     # Fractions: that is where the priors are, whatever the shape of the image.
-    labels, boxes_xy = table[:, 0], (table[:, 1:5] / table[:, [5, 6, 5, 6]]).float()  # (M,), (M, 4)
+    labels = table[:, 0]  # (M,)
+    boxes_xy = (table[:, 1:5] / table[:, [5, 6, 5, 6]]).float()  # (M, 4)
     sides = 300 * (boxes_xy[:, 2:] - boxes_xy[:, :2]).prod(dim=1).sqrt()  # (M,), pixels of the resized image
     columns = [(sides >= low) & (sides < high) for low, high in SIZES.values()] + [labels > 0]
     lines = [
@@ -584,7 +591,8 @@ def overlap_table(label_map, records, min_overlap):
             cells = [is_found[chosen & column] for column in columns]
             texts = [f"{len(cell):,} {cell.float().mean():.0%}" if len(cell) else "-" for cell in cells]
             lines.append(f"  {printable(title, 36):<36}" + "".join(text.rjust(13) for text in texts))
-        seen, rows = [*seen, priors], []
+        seen.append(priors)
+        rows = []
     return "\n".join(lines) + "\n"
 
 
@@ -592,7 +600,8 @@ def best_overlaps(boxes_xy, priors_cxcy, sources):
     """The overlap of each box, (M, 4), boundary form, fractional, with its best prior: (M,). sources: the network's."""
     # The priors of one size on a map are copies of each other, one in each cell. The one that overlaps a box most is
     # that of the cell in which the box has its centre; the others need not be looked at.
-    best, centers = torch.zeros(len(boxes_xy)), (boxes_xy[:, :2] + boxes_xy[:, 2:]) / 2
+    best = torch.zeros(len(boxes_xy))
+    centers = (boxes_xy[:, :2] + boxes_xy[:, 2:]) / 2  # (M, 2)
     of_maps = utils.cxcy_to_xy(priors_cxcy).split([source.grid**2 * source.n_priors for source in sources])
     for source, of_map in zip(sources, of_maps, strict=True):
         column, row = (centers * source.grid).long().clamp_(0, source.grid - 1).unbind(dim=1)  # (M,) each
@@ -656,8 +665,10 @@ def prepare_voc(voc07_path, voc12_path, download):
 
 def is_complete(folder, split):
     """Whether a VOC folder holds a split with all its images, which are unpacked last."""
-    file, images = os.path.join(folder, "ImageSets", "Main", f"{split}.txt"), os.path.join(folder, "JPEGImages")
-    return os.path.isfile(file) and all(os.path.isfile(os.path.join(images, f"{x}.jpg")) for x in read_lines(file))
+    file = os.path.join(folder, "ImageSets", "Main", f"{split}.txt")
+    if not os.path.isfile(file):
+        return False
+    return all(os.path.isfile(os.path.join(folder, "JPEGImages", f"{name}.jpg")) for name in read_lines(file))
 
 
 if __name__ == "__main__":
