@@ -56,17 +56,18 @@ MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETI
 
 
 def read_image(path):
-    """Read an image file as it is stored: no EXIF orientation is applied, as in VOC's annotations (TIFF: Pillow does).
+    """Read an image file as it is stored: no EXIF orientation is applied, as in VOC's annotations.
 
     path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
-    Returns a (3, H, W) uint8 RGB tensor.
+    Returns a (3, H, W) uint8 RGB tensor. (Only a TIFF file's is turned by its EXIF orientation: Pillow does that.)
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, damaged or too large; another
     OSError if the machine is at fault.
     """
     data, image = open_image_file(path)
     # torchvision decodes the usual JPEGs twice as fast as Pillow. Unusual ones, such as Adobe's CMYK, are Pillow's.
+    # (Pillow calls a JPEG file MPO if more pictures follow the first one, as in those that some cameras write.)
     if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # it warns of bytes: they are read-only
         try:
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)
         except RuntimeError:
@@ -91,9 +92,10 @@ def darkness_warning(image):
     brightest = int(image.max())
     if brightest >= NEARLY_BLACK:
         return ""
+    # The usual reason is a file of 16 bits a value, of which the camera filled only 12 (see `scale_to_bytes()`).
     return (
-        f"nearly black: its brightest value is {brightest} of 255. Of 16 bits the upper 8 are read; if its values have "
-        "fewer (12, say), multiply them (by 16) so that white is 65535, or save them as 8 bits"
+        f"nearly black: its brightest value is {brightest} of 255. Of a file with 16 bits a value the upper 8 are "
+        "read; if its values use fewer (12, say), multiply them (by 16) so that white is 65535, or save them as 8 bits"
     )
 
 
@@ -104,8 +106,9 @@ def open_image_file(path):
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
-    except (OSError, ValueError) as error:  # ValueError: a path can have characters that no file name can have
-        if getattr(error, "errno", None) in MACHINE_ERRORS:
+    except (OSError, ValueError) as error:
+        # A ValueError comes from check_image_file(), or from characters that no file name can have, such as "\0".
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{printable(path, 1000)}: the image file cannot be read ({printable(error)})") from None
     try:
@@ -168,36 +171,38 @@ def pil_to_rgb(image):
 def scale_to_bytes(values):
     """An array of 16-bit integers or of floats as bytes.
 
-    Of 16 bits the upper eight count. Float files do not say which value is white: it is 1 if no value is higher; if
-    some are, 255; if some are higher than that, 65535. NaN and what is below 0 are black.
+    16-bit integers keep their upper eight bits. A file of floats does not say which value is white, so its highest
+    value decides: white is 1 if the highest is at most 1, 255 if it is at most 255, and 65535 if it is more.
+    NaN, infinite and negative values become black.
     """
-    if values.dtype.kind != "f":
-        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)
-    values = np.nan_to_num(values, posinf=0)
+    if values.dtype.kind != "f":  # integers
+        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)  # drops the lower eight bits
+    values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
     brightest = values.max()
     if brightest <= 1:
         values = values * 255
     elif brightest > 255:
-        values = values / 257
+        values = values / 257  # white: 65535 / 257 = 255
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 # --- 2. The data set ------------------------------------------------------------------------------
 
 SPLITS = ("TRAIN", "VAL", "TEST")
-# What `transform()` may do to a training image, in the order in which it is drawn.
+# What `transform()` may do to a training image, in the order in which Caffe's SSD does it.
 AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
 # Boxes, labels and difficulties of an image without objects.
 NO_OBJECTS = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8))
 
 
 class PascalVOCDataset(Dataset):
-    """Images and objects of one split of any data set, not only VOC, for which create_data_lists.py wrote lists.
+    """Images and objects of one split of any data set. (Its name is that of sgrvinod's tutorial, which has only VOC.)
 
-    data_folder: with the lists. split: "TRAIN", "VAL" or "TEST". keep_difficult: whether items hold difficult objects.
+    data_folder: holds the lists that create_data_lists.py wrote. split: "TRAIN", "VAL" or "TEST".
+    keep_difficult: whether items hold difficult objects.
     seed: with the epoch and the index it decides how an image is augmented.
-    skip_corrupt: False raises on an image that is missing or cannot be decoded; True puts a blank image without
-        objects in its place. `skipped_images()` lists them.
+    skip_corrupt: False raises on an image that is missing or damaged; True puts a blank image without objects in
+        its place. `skipped_images()` lists them.
     augment: names out of AUGMENTATIONS; None: all for "TRAIN", none otherwise. size, antialias: as in `transform()`.
 
     An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image (3, S, S) uint8,
@@ -235,12 +240,13 @@ class PascalVOCDataset(Dataset):
             if split == "VAL":
                 advice += ", with --val_data or --val_fraction if the data set has no validation split of its own"
             raise type(error)(f"{error} ({advice})") from None
-        self.skipped = torch.zeros(len(self.image_paths), dtype=torch.uint8).share_memory_()  # by all workers
+        # 1 for each image that was skipped. In shared memory: the workers write to it, and this process reads it.
+        self.skipped = torch.zeros(len(self.image_paths), dtype=torch.uint8).share_memory_()
 
     def read_lists(self):
         """Read label_map.json and the split's two lists, into a few large arrays."""
-        # A Python object for each path and box would be copied by every worker: to read an object is to write its
-        # reference count, and a forked process copies each page of memory that it writes to.
+        # Why arrays, and not lists: workers share the memory of this process until they write to it. Even reading a
+        # Python object writes to it, since it counts its users, so each worker would soon have a copy of all lists.
         self.label_map = load_label_map(self.data_folder)
         images_path = self.data_folder / f"{self.split}_images.json"
         images = read_json(images_path, list)
@@ -254,13 +260,14 @@ class PascalVOCDataset(Dataset):
         counts = [len(entry["boxes"]) for entry in entries]
         boxes = np.array(join(entries, "boxes"), dtype=np.float32).reshape(-1, 4)
         areas = np.array(join(entries, "areas"), dtype=np.float64)
+        has_areas = len(areas) == len(boxes)  # for COCO's files alone; elsewhere the entries state none
         image_ids = [entry.get("image_id") for entry in entries]
         self.sizes = np.array([entry["size"] for entry in entries], dtype=np.int64).reshape(-1, 2)
         self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
         self.boxes_xy_pixels = torch.from_numpy(boxes)
         self.labels = torch.tensor(join(entries, "labels"), dtype=torch.int64)
         self.difficulties = torch.tensor(join(entries, "difficulties"), dtype=torch.uint8)
-        self.areas = areas if len(areas) == len(boxes) else None
+        self.areas = areas if has_areas else None
         self.image_ids = None if None in image_ids else image_ids
 
     def __len__(self):
@@ -292,6 +299,7 @@ class PascalVOCDataset(Dataset):
 
         objects = slice(self.starts[index], self.starts[index + 1])
         boxes, labels, difficulties = self.boxes_xy_pixels[objects], self.labels[objects], self.difficulties[objects]
+        # transform() augments only for "TRAIN". Here self.augment decides, whatever the split that the image is from.
         split = "TRAIN" if self.augment else "TEST"
         rng = np.random.default_rng((self.seed, epoch, index))
         return transform(image, boxes, labels, difficulties, split, rng, self.size, self.antialias, self.augment)
@@ -307,8 +315,10 @@ class PascalVOCDataset(Dataset):
     @staticmethod
     def collate_fn(batch):
         """A batch of a list of N items: images (N, 3, S, S) uint8, and lists of their boxes, labels, difficulties."""
-        # transform() leaves the channels last in memory. A batch in that order is made five times as fast.
-        images = torch.stack([item[0].permute(1, 2, 0) for item in batch]).permute(0, 3, 1, 2)
+        # transform() returns images whose channels lie last in memory, since resize() is faster so. Stacked as
+        # (S, S, 3) they are copied in the order in which they lie, which takes a fifth of the time.
+        stacked = torch.stack([item[0].permute(1, 2, 0) for item in batch])  # (N, S, S, 3)
+        images = stacked.permute(0, 3, 1, 2)  # (N, 3, S, S), a view
         if get_worker_info() is not None:
             images.share_memory_()  # see join_and_split()
         boxes = join_and_split([item[1] for item in batch])
@@ -318,12 +328,14 @@ class PascalVOCDataset(Dataset):
 
 
 def join_and_split(tensors):
-    """The same list of tensors, in one block of memory."""
-    # A worker passes each block on as an open file: one for each image would be more than a system allows.
+    """The same list of tensors, in one block of memory.
+
+    A worker hands over each block by moving it to shared memory. Every such block is an open file, and one for each
+    image would be more than a system allows. The DataLoader moves blocks in a thread of the worker: there an error (no
+    space, say) is lost, and the run waits for ever. Here the block is moved earlier, and the run gets the error.
+    """
     joined = torch.cat(tensors)
-    # A worker would move it to shared memory later, in a thread whose errors (no space, too many open files) are lost,
-    # and the run would wait for this batch for ever. Here the run gets the error.
-    if get_worker_info() is not None and joined.numel() > 0:
+    if get_worker_info() is not None and joined.numel() > 0:  # in a worker, and there is memory to move
         joined.share_memory_()
     return list(joined.split([len(tensor) for tensor in tensors]))
 
@@ -367,7 +379,8 @@ class TrainingBatches:
         for position in range(first, first + self.batch_size):
             epoch, place = divmod(position, self.n_images)
             if epoch != self.epoch:
-                # The spawn key keeps this stream apart from those of the augmentation, seeded with three numbers.
+                # NumPy fills up short seeds with zeros. Without the spawn key, (seed, epoch) would give the random
+                # numbers of (seed, epoch, 0), with which `PascalVOCDataset` augments image 0.
                 seeds = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
                 self.order = np.random.default_rng(seeds).permutation(self.n_images)
                 self.epoch = epoch
@@ -404,9 +417,9 @@ def check_entry(entry, n_classes):
     if not (is_whole and is_small_enough and min(width, height) >= 1):
         raise ValueError(f"{entry['size']} in its size is not a width and a height in pixels")
     for box in entry["boxes"]:
-        x_min, y_min, x_max, y_max = array("f", box)  # in float32, in which training has it, a box can lose its area
+        x_min, y_min, x_max, y_max = array("f", box)  # as float32, as in training: rounding can take a box's area
         if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
-            raise ValueError(f"{box} in its boxes is not finite, without area (in float32), or beyond the image")
+            raise ValueError(f"{box} in its boxes holds NaN, has no area (in float32), or reaches beyond the image")
     for label in entry["labels"]:
         if label not in range(1, n_classes):
             raise ValueError(f"{label} in its labels is not a label of label_map.json")
@@ -416,8 +429,10 @@ def check_entry(entry, n_classes):
     for area in entry["areas"]:
         if not math.isfinite(area):
             raise ValueError(f"{area} in its areas is not a finite number")
-    lengths = {len(entry["labels"]), len(entry["difficulties"]), len(entry["areas"] or entry["boxes"])}
-    if lengths != {len(entry["boxes"])}:
+    lengths = {len(entry["boxes"]), len(entry["labels"]), len(entry["difficulties"])}
+    if entry["areas"]:
+        lengths.add(len(entry["areas"]))
+    if len(lengths) > 1:
         raise ValueError("they are of unequal length")
 
 
@@ -487,7 +502,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     photo = (0, 0, image.shape[2], image.shape[1])
     steps = augment if split == "TRAIN" else ()
 
-    # Draw what is random, also for steps that are left out: leaving one out changes no other draw.
+    # Draw what is random. Colours, canvas and flip are drawn even where their step is left out, and the crop, which is
+    # drawn only if it is taken, comes last: so leaving out one step gives no other step other random numbers.
     if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
         colors = draw_colors(rng)
@@ -500,7 +516,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         crop = draw_crop(crop, photo, boxes, rng)
     source = (max(crop[0], 0), max(crop[1], 0), min(crop[2], photo[2]), min(crop[3], photo[3]))
     place = find_place(source, crop, size)
-    boxes, kept = move_boxes(boxes, crop, source, place, size)
+    boxes, kept = move_boxes(boxes, crop, source, place, size)  # from here on in fractions of the new image
 
     # Resize, colours, flip. (Caffe changes the colours first. After resizing there are far fewer pixels to change.)
     image = image[:, source[1] : source[3], source[0] : source[2]]
@@ -513,10 +529,11 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     # Your own step:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
 
     boxes = boxes.astype(np.float32)
-    # The rounding to float32 can leave a box of less than a millionth of the image without area.
+    # Rounded to float32, a box narrower than a millionth of the image can have no area: such boxes are left out too.
     has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    kept = torch.from_numpy(kept[has_area])
-    return image, torch.from_numpy(boxes[has_area]), labels[kept], difficulties[kept]
+    boxes = torch.from_numpy(boxes[has_area])  # (m, 4)
+    kept = torch.from_numpy(kept[has_area])  # (m,): which of the n objects these boxes belong to
+    return image, boxes, labels[kept], difficulties[kept]
 
 
 def prepare(images, model):
@@ -543,23 +560,30 @@ def draw_canvas(photo, rng):
 
 
 def draw_crop(canvas, photo, boxes, rng):
-    """Crop by one of the seven samplers that succeed, chosen at random (SSD paper, section 2.2).
+    """Crop by one of seven samplers (SSD paper, section 2.2).
 
-    boxes: (n, 4) array, boundary form, pixels.
-    Returns the crop; it holds the centre of an object if there is one, and some of the photo if there is none.
+    Each of six samplers tries 50 crops. A try succeeds if the crop overlaps some object by the sampler's minimum and
+    holds the centre of some object, the same or another. (Without objects, it succeeds if the crop shows any of the
+    photo.) The seventh sampler takes the whole canvas. Of the samplers with a success one is drawn, all equally likely.
+
+    boxes: (n, 4) array, boundary form, pixels. Returns the crop.
     """
-    n_samplers = len(MIN_OVERLAPS)  # six; the seventh takes the whole canvas and always succeeds
+    n_samplers = len(MIN_OVERLAPS)  # six; the seventh always succeeds
     crops = draw_boxes_inside(canvas, n_samplers * CROP_TRIES, rng)  # (300, 4): 50 tries of each sampler
     if len(boxes) > 0:
         overlaps = find_jaccard_overlap(torch.from_numpy(boxes), torch.from_numpy(crops))  # (n, 300)
         min_overlaps = np.repeat(MIN_OVERLAPS, CROP_TRIES)  # (300,): 50 times 0.1, 50 times 0.3, ...
         is_success = (overlaps.amax(dim=0).numpy() >= min_overlaps) & has_center_inside(crops, boxes)
     else:
-        is_success = (crops[:, :2] < photo[2:]).all(axis=1) & (crops[:, 2:] > photo[:2]).all(axis=1)
+        _, _, photo_width, photo_height = photo
+        x_mins, y_mins, x_maxs, y_maxs = crops.T  # (300,) each
+        shows_columns = (x_mins < photo_width) & (x_maxs > 0)  # of the photo, which begins at (0, 0)
+        shows_rows = (y_mins < photo_height) & (y_maxs > 0)
+        is_success = shows_columns & shows_rows
     is_success = is_success.reshape(n_samplers, CROP_TRIES)
 
     successful = is_success.any(axis=1).nonzero()[0]  # the samplers that have a success, such as [0, 1, 2, 5]
-    candidates = [*successful, n_samplers]
+    candidates = [*successful, n_samplers]  # and the seventh: [0, 1, 2, 5, 6]
     sampler = candidates[rng.integers(len(candidates))]
     if sampler == n_samplers:
         return canvas
@@ -568,19 +592,22 @@ def draw_crop(canvas, photo, boxes, rng):
 
 
 def draw_boxes_inside(canvas, n, rng):
-    """Boxes of scale s in [0.3, 1] and aspect ratio r in [max(1/2, s^2), min(2, 1/s^2)], anywhere inside.
+    """Boxes of random scale, aspect ratio and place inside a canvas. (Caffe: SampleBBox, sampler.cpp.)
 
-    Their width is s sqrt(r) of the canvas', their height s / sqrt(r). (Caffe: SampleBBox, sampler.cpp.)
+    Of scale s and aspect ratio r, a box has s sqrt(r) times the width of the canvas, and s / sqrt(r) times its height.
+    s is in [0.3, 1], and r in [1/2, 2]. r is also in [s^2, 1/s^2], so that neither side exceeds the canvas.
     Returns an (n, 4) array, boundary form, in whole pixels.
     """
     draws = rng.random((4, n))
     scales = 0.3 + 0.7 * draws[0]
-    lowest = np.maximum(scales * scales, 0.5)  # of the aspect ratios; the highest is 1 / lowest
-    roots = np.sqrt(lowest + (1 / lowest - lowest) * draws[1])
+    lowest_ratios = np.maximum(scales * scales, 0.5)  # (n,): 0.5 for s = 0.6, 0.64 for s = 0.8, 1 for s = 1
+    highest_ratios = 1 / lowest_ratios
+    roots = np.sqrt(lowest_ratios + (highest_ratios - lowest_ratios) * draws[1])
     canvas_width = canvas[2] - canvas[0]
     canvas_height = canvas[3] - canvas[1]
     widths = np.maximum(np.rint(canvas_width * (scales * roots)), 1)
     heights = np.maximum(np.rint(canvas_height * (scales / roots)), 1)
+    # Each box begins 0 to (canvas - box) pixels from the side of the canvas, every whole number equally likely.
     x_mins = canvas[0] + np.floor((canvas_width - widths + 1) * draws[2])
     y_mins = canvas[1] + np.floor((canvas_height - heights + 1) * draws[3])
     return np.stack([x_mins, y_mins, x_mins + widths, y_mins + heights], axis=1)
@@ -619,6 +646,7 @@ def move_boxes(boxes, crop, source, place, size):
     source_min, source_max = np.reshape(source, (2, 2))
     place_min, place_max = np.reshape(place, (2, 2))
     corners = np.clip(corners, source_min, source_max)
+    # Not size / crop, as in find_place(): there the place is rounded to whole pixels, which the source has to fill.
     scale = (place_max - place_min) / (source_max - source_min)
     corners = (place_min + (corners - source_min) * scale) / size
     return corners.reshape(-1, 4), is_kept.nonzero()[0]
@@ -627,13 +655,14 @@ def move_boxes(boxes, crop, source, place, size):
 def resize(image, width, height, antialias=True):
     """Bilinear resize of a (3, h, w) uint8 tensor to (3, height, width).
 
-    antialias: True: where the image shrinks, a pixel is made of all those that it covers, as Pillow does it.
-        False: of the four nearest to its centre, as the SSDs of torchvision, amdegroot and lufficc do it.
-    (The same from Pillow takes 1.8 ms for 640 x 480 pixels, in place of 0.3.)
+    antialias: True: where the image shrinks, a new pixel is made of all the pixels that it covers, as Pillow does it.
+        False: of the four pixels nearest to its centre alone, as in the SSDs of torchvision, amdegroot and lufficc.
+    (For 640 x 480 pixels this takes 0.3 ms, Pillow's own resize() 1.8.)
     """
-    pixels = image.permute(1, 2, 0).contiguous()  # (h, w, 3): torch's fast way wants the channels last in memory
-    images = pixels[None].permute(0, 3, 1, 2)  # (1, 3, h, w), a view
-    if width == 1 or image.shape[2] == 1:  # torch 2.14 errs for bytes where an image is one pixel wide
+    # torch resizes faster if the channels lie last in memory. The second permute() changes the shape, not the memory.
+    pixels = image.permute(1, 2, 0).contiguous()  # (h, w, 3)
+    images = pixels[None].permute(0, 3, 1, 2)  # (1, 3, h, w)
+    if width == 1 or image.shape[2] == 1:  # torch 2.14 returns wrong bytes, or crashes, for such images
         resized = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=antialias)
         return resized[0].round().clamp(0, 255).byte()
     return F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)[0]
@@ -715,32 +744,38 @@ def multiply_contrast(image, contrast):
 def multiply_saturation(image, saturation):
     """Multiply S of a PIL image in HSV by a factor.
 
-    V is the highest of a pixel's three values, S the distance of the lowest from it, as a fraction of V. So each
-    value's distance from V is multiplied; blend() returns V + (value - V) * saturation.
+    V is the highest of a pixel's three values, and S is (V - lowest) / V. To multiply S, each value's distance from V
+    is multiplied: (200, 150, 100) by 1.5 becomes (200, 125, 50). H stays, because it depends on nothing but the ratios
+    of these distances. (It changes a little where S would exceed 1: the lowest value stops at 0.)
     """
     red, green, blue = image.split()
     highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
-    return Image.blend(Image.merge("RGB", [highest, highest, highest]), image, saturation)
+    grey = Image.merge("RGB", [highest, highest, highest])
+    # blend() returns grey + (image - grey) * saturation, also for more than 1, kept in 0 to 255.
+    return Image.blend(grey, image, saturation)
 
 
 def turn_hue(image, degrees):
     """Turn H of a PIL image in HSV.
 
     S and V stay, and so do the lowest and the highest of a pixel's three values. H says which channel has which, and
-    where the third one is between them. (Pillow's own way back from HSV takes three times as long, 1.6 ms for
+    where the third one is between them. For (200, 100, 50) Pillow's H is 14; turned by 36 degrees it is 40, whose pure
+    colour is (255, 240, 0). So R is now the highest value, 200, B the lowest, 50, and G 240/255 of the way from the
+    lowest to the highest, 191. (Pillow's own way back from HSV takes three times as long, 1.6 ms for
     300 x 300 pixels.)
     """
     hues = image.convert("HSV").getchannel("H")
     red, green, blue = image.split()
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
     highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
-    masks = [hues.point(table) for table in make_hue_tables(degrees)]  # 0: the lowest value, 255: the highest
+    # For each channel, where its value is between the lowest (0) and the highest (255): 255, 240 and 0 in the example.
+    masks = [hues.point(table) for table in make_hue_tables(degrees)]
     return Image.merge("RGB", [Image.composite(highest, lowest, mask) for mask in masks])
 
 
 @functools.cache
 def make_hue_tables(degrees):
-    """Tables of R, G and B: of the pure colours (S and V 255) that Pillow's 256 hues become when they are turned."""
+    """Three tables of 256 values, R, G and B: table[h] is that of the pure colour (S and V 255) of hue h, turned."""
     turn = round(degrees / 360 * HUE_STEPS)
     hues = (np.arange(256) + turn) % HUE_STEPS
     hsv = np.stack([hues, np.full(256, 255), np.full(256, 255)], axis=1).astype(np.uint8)  # (256, 3)
