@@ -340,8 +340,8 @@ class PredictionConvolutions(nn.Module):
             locs = getattr(self, f"loc_{name}")(source_map)  # (N, n_priors * 4, G, G)
             scores = getattr(self, f"cl_{name}")(source_map)  # (N, n_priors * C, G, G)
             # With channels last, the numbers stand in the order row, column, prior, as the priors do.
-            locs = locs.permute(0, 2, 3, 1).reshape(len(source_map), -1, 4)  # (N, G * G * n_priors, 4)
-            scores = scores.permute(0, 2, 3, 1).reshape(len(source_map), -1, self.n_classes)
+            locs = locs.permute(0, 2, 3, 1).reshape(source_map.shape[0], -1, 4)  # (N, G * G * n_priors, 4)
+            scores = scores.permute(0, 2, 3, 1).reshape(source_map.shape[0], -1, self.n_classes)
             all_locs.append(locs)
             all_scores.append(scores)
         return torch.cat(all_locs, dim=1), torch.cat(all_scores, dim=1)  # (N, P, 4), (N, P, C)
