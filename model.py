@@ -339,7 +339,8 @@ class PredictionConvolutions(nn.Module):
         for name, source_map in zip(self.source_names, source_maps, strict=True):
             locs = getattr(self, f"loc_{name}")(source_map)  # (N, n_priors * 4, G, G)
             scores = getattr(self, f"cl_{name}")(source_map)  # (N, n_priors * C, G, G)
-            # With channels last, the numbers stand in the order row, column, prior, as the priors do.
+            # With channels last, the numbers stand in the order row, column, prior, as the priors do. (len() in place of
+            # shape[0] would fix the number of images in an exported network.)
             locs = locs.permute(0, 2, 3, 1).reshape(source_map.shape[0], -1, 4)  # (N, G * G * n_priors, 4)
             scores = scores.permute(0, 2, 3, 1).reshape(source_map.shape[0], -1, self.n_classes)
             all_locs.append(locs)
