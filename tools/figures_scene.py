@@ -39,7 +39,7 @@ from scene import (
 from datasets import transform
 from detect import draw_boxes, find_objects
 from model import detect_objects, match_priors
-from utils import class_colors, cxcy_to_gcxgcy, cxcy_to_xy, gcxgcy_to_cxcy, xy_to_cxcy
+from utils import class_colors, cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy
 
 LABEL_PLACES = ("top", "bottom right", "bottom right", "right")  # of the scene's four objects
 
@@ -274,7 +274,7 @@ def show_maps(axis, maps):
     axis.set_frame_on(False)
 
 
-PIPELINE_PICTURE = 26  # of the sample's test split
+PIPELINE_PICTURE = 67  # of the sample's test split
 
 
 def draw_mining(model):
@@ -333,10 +333,11 @@ def draw_nms(_model):
         result = "→ kept" if stays else "→ dropped"
         axis.set_xlabel(f"{reason}\n{result}", fontsize=11, color=GREEN if stays else RED)
     show_photo(axes[-1], scene.image, "the answer")
-    places = {"circle": "bottom right", "star": "bottom"}
     for j in kept:
         name = CLASS_NAMES[int(labels[j])]
-        add_box(axes[-1], boxes_xy[j], CLASS_COLORS[name], f"{name} {float(scores[j]):.2f}", 2.4, at=places[name])
+        item = int(find_jaccard_overlap(boxes_xy[j : j + 1], scene.boxes_xy).argmax())
+        place = ("top", "bottom right", "bottom right", "bottom")[item]
+        add_box(axes[-1], boxes_xy[j], CLASS_COLORS[name], f"{name} {float(scores[j]):.2f}", 2.4, at=place)
     axes[-1].set_xlabel(f"{len(kept)} objects", fontsize=11)
     return figure
 
@@ -344,31 +345,48 @@ def draw_nms(_model):
 def draw_augmentation(_model):
     """The scene as `transform()` changes it, one step at a time and all together."""
     scene = Scene(with_predictions=False)
-    boxes = scene.boxes_xy * 300
-    difficulties = torch.zeros(len(boxes), dtype=torch.uint8)
     every_step = ("distort", "zoom_out", "crop", "flip")
+    # Which of the random results is shown: the first one with so many objects, so many of them cut at the edge, and a
+    # circle of such a width; and, for colours, the one after so many others.
     cases = [
-        ("as it is", (), 0), ("1. zoomed out", ("zoom_out",), 6), ("2. cropped", ("crop",), 22),
-        ("4. colours", ("distort",), 7), ("4. colours, drawn again", ("distort",), 12), ("5. flipped", ("flip",), 3),
-        ("all steps", every_step, 33), ("all steps, drawn again", every_step, 26),
+        ("as it is", (), 4, 0, (0, 1), 0), ("1. zoomed out", ("zoom_out",), 4, 0, (0.1, 0.2), 0),
+        ("2. cropped", ("crop",), 3, 1, (0.3, 1), 0), ("4. colours", ("distort",), 4, 0, (0, 1), 6),
+        ("4. colours, drawn again", ("distort",), 4, 0, (0, 1), 11), ("5. flipped", ("flip",), 4, 0, (0, 1), 3),
+        ("all steps", every_step, 3, 1, (0.1, 0.4), 0), ("all steps, drawn again", every_step, 3, 1, (0.1, 0.3), 1),
     ]  # fmt: skip
     figure, axes = panels(4, 6.5, rows=2)
-    for axis, (title, steps, seed) in zip(axes, cases, strict=True):
-        split = "TRAIN" if steps else "TEST"
-        rng = np.random.default_rng(seed)
-        pixels, found, kept, _ = transform(
-            scene.image, boxes, scene.labels, difficulties, split, rng, augment=steps or every_step
-        )
+    for axis, (title, steps, n_objects, n_cut, widths, n_skipped) in zip(axes, cases, strict=True):
+        pixels, found, labels = augment_until(scene, steps, n_objects, n_cut, widths, n_skipped)
         show_photo(axis, Image.fromarray(pixels.permute(1, 2, 0).numpy()), title)
-        for box, label in zip(found, kept.tolist(), strict=True):
+        for box, label in zip(found, labels.tolist(), strict=True):
             add_box(axis, box, "white", width=4)
             add_box(axis, box, CLASS_COLORS[CLASS_NAMES[label]], width=2.2)
-        n_cut = int(((found <= 0) | (found >= 1)).any(dim=1).sum())
-        texts = [f"{len(found)} of {len(boxes)} objects stay" if len(found) < len(boxes) else f"{len(boxes)} objects"]
+        all_stay = n_objects == len(scene.boxes_xy)
+        text = f"{n_objects} objects" if all_stay else f"{n_objects} of {len(scene.boxes_xy)} objects stay"
         if n_cut:
-            texts.append(f"{n_cut} of them cut at the edge")
-        axis.set_xlabel("\n".join(texts), fontsize=10.5, color=AMBER if len(found) < len(boxes) else FAINT)
+            text += f"\n{n_cut} of them cut at the edge"
+        axis.set_xlabel(text, fontsize=10.5, color=FAINT if all_stay else AMBER)
     return figure
+
+
+def augment_until(scene, steps, n_objects, n_cut, widths, n_skipped):
+    """The scene after `transform()`, with the first seed that gives what is wanted: see `draw_augmentation()`."""
+    circle = scene.labels[2]
+    difficulties = torch.zeros(len(scene.labels), dtype=torch.uint8)
+    split = "TRAIN" if steps else "TEST"
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        options = {"augment": steps} if steps else {}
+        pixels, found, labels, _ = transform(
+            scene.image, scene.boxes_xy * 300, scene.labels, difficulties, split, rng, **options
+        )
+        is_cut = ((found <= 0) | (found >= 1)).any(dim=1)
+        is_wide = [widths[0] < float(box[2] - box[0]) < widths[1] for box in found[labels == circle]]
+        if len(found) == n_objects and int(is_cut.sum()) == n_cut and all(is_wide) and is_wide:
+            if n_skipped == 0:
+                return pixels, found, labels
+            n_skipped -= 1
+    raise ValueError(f"no seed below 1000 gives {n_objects} objects, {n_cut} of them cut, after {steps}")
 
 
 def draw_photos(model, images):
