@@ -389,14 +389,14 @@ def augment_until(scene, steps, n_objects, n_cut, widths, n_skipped):
     raise ValueError(f"no seed below 1000 gives {n_objects} objects, {n_cut} of them cut, after {steps}")
 
 
-def draw_photos(model, images):
+def draw_photos(model, images, min_score):
     """A strip of photos of one height with what a network finds in them. images: list of PIL images."""
     height, gap = 370, 10
     photos = [image.resize((round(height * image.width / image.height), height)) for image in images]
     strip = Image.new("RGB", (sum(photo.width + gap for photo in photos) - gap, height), "white")
     left = 0
     for photo in photos:
-        found = find_objects(photo, min_score=0.3, model=model)
+        found = find_objects(photo, min_score=min_score, model=model)
         strip.paste(draw_boxes(photo, *found, class_colors(model.label_map)), (left, 0))
         left += photo.width + gap
     return strip

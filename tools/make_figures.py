@@ -5,10 +5,11 @@
     python tools/make_figures.py --only=photos.jpg --photos_checkpoint=checkpoint_ssd300.pth.tar
     python tools/make_figures.py --pages_only=True                     no figures: tables, code and line numbers
 
-Most figures need a trained network: `checkpoint`, which the demo makes. If it is missing, the demo's own command makes
-it first (five minutes on a CPU). Boxes, priors, matches, losses and detections are computed by the scripts of the
-repository; the pictures are drawn by tools/scene.py and tools/make_sample.py. Writes `output_folder`, and in the README
-and docs/ what is between marks: `<!-- scene:NAME -->` a table, `<!-- code:FILE:NAME -->` a function as the file has it.
+Most figures need a trained network: `checkpoint`, which the demo makes. If it is missing, `python tools/demo.py
+--iterations=2000` makes it first (five to twenty minutes on a CPU). Boxes, priors, matches, losses and detections are
+computed by the scripts of the repository; the pictures are drawn by tools/scene.py and tools/make_sample.py. Writes
+`output_folder`, and in the README and docs/ what is between marks: `<!-- scene:NAME -->` a table,
+`<!-- code:FILE:NAME -->` a function as the file has it.
 Needs requirements-dev.txt; photos.jpg also needs scikit-image, whose package holds the photos.
 Any parameter below can be overridden on the command line with --name=value.
 """
@@ -39,6 +40,7 @@ from utils import override_parameters  # noqa: E402
 output_folder = "img"
 checkpoint = "demo/checkpoint_ssd300.pth.tar"  # of the demo; the log of the same run lies beside it
 photos_checkpoint = ""  # of a network for real photos: draws photos.jpg; "": that picture stays as it is
+photos_min_score = 0.4  # lowest score of an object that photos.jpg shows
 only = ()  # names of figures, such as mining.jpg; (): all
 pages_only = False  # True: draw nothing, bring only the pages up to date (after a change of the code)
 
@@ -56,7 +58,8 @@ def main():
     folder = REPO / output_folder
     folder.mkdir(parents=True, exist_ok=True)
     if photos_checkpoint and not pages_only and (not only or "photos.jpg" in only):
-        save(figures_scene.draw_photos(load_model(photos_checkpoint), load_photos()), folder / "photos.jpg")
+        strip = figures_scene.draw_photos(load_model(photos_checkpoint), load_photos(), photos_min_score)
+        save(strip, folder / "photos.jpg")
     if not pages_only and only != ("photos.jpg",):
         draw_figures(folder)
     for page in PAGES:
@@ -68,7 +71,7 @@ def draw_figures(folder):
     """Draw all figures but the photos, or those of `only`."""
     if not (REPO / checkpoint).is_file():
         print(f"{checkpoint} is missing: the demo trains it now")
-        subprocess.run([sys.executable, REPO / "tools" / "demo.py"], cwd=REPO, check=True)
+        subprocess.run([sys.executable, REPO / "tools" / "demo.py", "--iterations=2000"], cwd=REPO, check=True)
     model = load_model(REPO / checkpoint)
     if model.label_map != scene.LABEL_MAP:
         raise SystemExit(f"error: {checkpoint} knows {', '.join(model.label_map)}; it must be a model of the sample")
