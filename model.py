@@ -58,9 +58,8 @@ class Architecture(NamedTuple):
     input_size: int  # S, in pixels
     base: str  # a key of BASES
     sources: tuple  # of SourceMap: those of the base, then those of the auxiliary convolutions
-    scales: (
-        tuple  # side of each map's square prior, as a fraction of the image's; and one more, the next after the last
-    )
+    # Side of each map's square prior, as a fraction of the image's; and one more, the next scale after the last map's.
+    scales: tuple
     divisor: int = 1  # the paper's numbers of channels are divided by this
     batch_norm: bool = False  # batch normalisation after every convolution but the heads
     is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image
@@ -95,7 +94,7 @@ SSD512_SOURCES = (  # the Caffe code's ssd_pascal_512.py
 )
 SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large
     SourceMap("c4", 672, 20, FIVE_RATIOS),
-    # torchvision halves the 960 channels of c5, unless ImageNet's weights are loaded: then fit_to() changes this row.
+    # torchvision halves the 960 channels of c5, unless ImageNet's weights are loaded: then fit_tail() changes this row.
     SourceMap("c5", 480, 10, FIVE_RATIOS),
     SourceMap("extra1_2", 512, 5, FIVE_RATIOS, reduced_channels=256),
     SourceMap("extra2_2", 256, 3, FIVE_RATIOS, reduced_channels=128),
@@ -224,19 +223,23 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        is_halved = architecture.sources[1].channels == 480  # c5; it is 960 for ImageNet's weights, see SSDLITE_SOURCES
+        # reduced_tail: torchvision halves the channels of the last blocks, so that c5 has 480 in place of 960.
+        is_halved = architecture.sources[1].channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features
         init_convolutions(self, LITE_INIT_STD)
 
     def forward(self, x):  # images, (N, 3, 320, 320)
-        blocks = list(self.features)
-        # c4 is made by the first layer of block 13. This block has no shortcut, because it halves the map: its layers
-        # can be called one after the other like all others.
-        expand, *others = blocks[13].block
-        for layer in (*blocks[:13], expand, *others, *blocks[14:]):
+        for block in self.features[:13]:
+            x = block(x)
+        # c4 is inside block 13: its first layer, a 1 x 1 convolution, makes c4, and its other layers go on from there.
+        # (There is no shortcut around this block, because it halves the map.)
+        expand, *others = self.features[13].block
+        c4 = expand(x)  # (N, 672, 20, 20)
+        x = c4
+        for layer in others:
             x = layer(x)
-            if layer is expand:
-                c4 = x  # (N, 672, 20, 20)
+        for block in self.features[14:]:
+            x = block(x)
         return c4, x  # c5: (N, 480, 10, 10)
 
 
@@ -339,10 +342,10 @@ class PredictionConvolutions(nn.Module):
         for name, source_map in zip(self.source_names, source_maps, strict=True):
             locs = getattr(self, f"loc_{name}")(source_map)  # (N, n_priors * 4, G, G)
             scores = getattr(self, f"cl_{name}")(source_map)  # (N, n_priors * C, G, G)
-            # With channels last, the numbers stand in the order row, column, prior, as the priors do. (len() in place of
-            # shape[0] would fix the number of images in an exported network.)
-            locs = locs.permute(0, 2, 3, 1).reshape(source_map.shape[0], -1, 4)  # (N, G * G * n_priors, 4)
-            scores = scores.permute(0, 2, 3, 1).reshape(source_map.shape[0], -1, self.n_classes)
+            # With channels last, the numbers stand in the order row, column, prior, as the priors do.
+            n_images = source_map.shape[0]
+            locs = locs.permute(0, 2, 3, 1).reshape(n_images, -1, 4)  # (N, G * G * n_priors, 4)
+            scores = scores.permute(0, 2, 3, 1).reshape(n_images, -1, self.n_classes)
             all_locs.append(locs)
             all_scores.append(scores)
         return torch.cat(all_locs, dim=1), torch.cat(all_scores, dim=1)  # (N, P, 4), (N, P, C)
@@ -394,7 +397,8 @@ class SSD300(nn.Module):
         self.rescale_factors = None
         if architecture.sources[0].name == "conv4_3":
             # VGG's values there are much larger than those of the deeper maps. They are normalised, then scaled by a
-            # factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet), less if narrow.
+            # factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). A narrow network
+            # starts lower: where fewer channels share a length of 1, their values are larger.
             start = 20 / architecture.divisor**0.5
             self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), start))
 
@@ -475,8 +479,8 @@ class SSD300(nn.Module):
         return self
 
     def change_classes(self, label_map):
-        """Predict the classes of another label map. The class heads keep the rows of classes that have the same name
-        in both, background among them; the rows of the others start at random."""
+        """Predict the classes of another label map. Classes that have the same name in both, background among them,
+        keep their weights in the class heads; those of the others start at random."""
         old_heads = self.pred_convs
         old_label_map = self.label_map
         self.label_map = label_map
@@ -486,26 +490,28 @@ class SSD300(nn.Module):
             if name.startswith("loc_"):
                 self.pred_convs.add_module(name, old_head)
                 continue
-            head = getattr(self.pred_convs, name)
-            if self.architecture.is_lite:  # a depthwise convolution, which knows no classes, then a 1 x 1 convolution
-                head[0] = old_head[0]
-                head = head[1]
-                old_head = old_head[1]
-            copy_class_rows(head.weight, old_head.weight, label_map, old_label_map)
-            copy_class_rows(head.bias, old_head.bias, label_map, old_label_map)
+            new_conv = getattr(self.pred_convs, name)
+            old_conv = old_head
+            if self.architecture.is_lite:  # a head is two layers: depthwise, which knows no classes, then 1 x 1
+                new_conv[0] = old_head[0]
+                new_conv = new_conv[1]
+                old_conv = old_head[1]
+            copy_classes(old_conv.weight, new_conv.weight, old_label_map, label_map)
+            copy_classes(old_conv.bias, new_conv.bias, old_label_map, label_map)
 
 
 @torch.no_grad()
-def copy_class_rows(parameter, old_parameter, label_map, old_label_map):
-    """Copy from one class head's weights or biases, (n_priors * C, ...), to another's what belongs to classes that have
-    the same name."""
-    by_class = parameter.unflatten(
-        0, (-1, len(label_map))
-    )  # (n_priors, C, ...), a view: writing to it changes parameter
-    old_by_class = old_parameter.unflatten(0, (-1, len(old_label_map)))
-    for name, label in label_map.items():
+def copy_classes(old_parameter, new_parameter, old_label_map, new_label_map):
+    """Copy the weights, or biases, of classes with the same name from one class head to another.
+
+    A head has n_priors * C outputs, prior by prior, and for each prior class by class: parameters are (n_priors * C,
+    ...).
+    """
+    old_by_class = old_parameter.unflatten(0, (-1, len(old_label_map)))  # (n_priors, C, ...)
+    new_by_class = new_parameter.unflatten(0, (-1, len(new_label_map)))  # a view: writing to it changes new_parameter
+    for name, label in new_label_map.items():
         if name in old_label_map:
-            by_class[:, label] = old_by_class[:, old_label_map[name]]
+            new_by_class[:, label] = old_by_class[:, old_label_map[name]]
 
 
 def l2_normalize(features, eps=1e-10):
@@ -593,8 +599,8 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
     boxes_xy: (K, 4) float32, boundary form. labels: (K,) int64. scores: (K,) float32.
     Returns the (n,) int64 indices of the best top_k survivors, by falling score.
     """
-    # Only better candidates can suppress a candidate; worse ones change nothing for it. So look at the best few first,
-    # and at twice as many if fewer than top_k of them survive.
+    # Only better candidates can suppress a candidate. So what survives among the best few survives for good: look at
+    # these first, and at twice as many if fewer than top_k of them survive.
     n_best = min(FIRST_CANDIDATES * top_k, len(scores))
     while True:
         best = find_best(scores, n_best)  # (n_best,) indices, and more if some scores are equal
@@ -692,8 +698,8 @@ class MultiBoxLoss(nn.Module):
 
     def __init__(self, priors_cxcy, threshold=0.5, neg_pos_ratio=3, alpha=1.0, n_negatives_without_objects=0):
         super().__init__()
-        # Matching runs on the CPU, where a data loader leaves the objects, while a GPU is still busy with the network.
-        # (In its loop, Python would have to wait for a GPU's answer again and again.)
+        # Priors and objects are matched on the CPU, where a data loader leaves the objects: in match_priors()'s loop,
+        # Python would have to wait for a GPU's answer at each turn. (Meanwhile a GPU goes on with the network.)
         self.priors_cxcy = priors_cxcy.cpu()
         self.priors_xy = cxcy_to_xy(self.priors_cxcy)
         self.threshold = threshold
@@ -765,23 +771,31 @@ class MultiBoxLoss(nn.Module):
 
         n_positives: (N, 1) int64, of each image, on the CPU.
         With n_negatives_without_objects (0 by default), a batch may have many negatives and hardly any positives. Then
-        the divisor is the number of positives that so many negatives usually come with, if that is larger: 5 positives,
-        and 60 negatives in images without objects, 3 per positive, give max(5, 60 / 3) = 20.
+        it is the number of positives that so many negatives usually come with, if that is larger: 5 positives, and 60
+        negatives in images without objects, 3 per positive, give max(5, 60 / 3) = 20.
         """
-        n_images_without = (n_positives == 0).sum()
-        n_negatives_without = n_images_without * min(self.n_negatives_without_objects, len(self.priors_cxcy))
-        counts = torch.stack([n_positives.sum(), n_negatives_without]).float()  # (2,)
-        counts = copy_to(device, counts)
-        n_processes = 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Each process has a share of the batch. DistributedDataParallel takes the mean of their gradients, so the
-            # divisor is a mean over the processes, too.
-            torch.distributed.all_reduce(counts)
-            n_processes = torch.distributed.get_world_size()
-        n_positives_of_all, n_negatives_of_all = counts
-        ratio = self.neg_pos_ratio or 1  # 0: positives come without negatives
-        divisor = torch.maximum(n_positives_of_all, n_negatives_of_all / ratio)
-        return divisor.clamp(min=1) / n_processes
+        divisor = sum_over_processes(copy_to(device, n_positives.sum().float()))
+        if self.n_negatives_without_objects > 0:
+            n_images = (n_positives == 0).sum()  # those without objects
+            n_negatives = n_images * min(self.n_negatives_without_objects, len(self.priors_cxcy))
+            n_negatives = sum_over_processes(copy_to(device, n_negatives.float()))
+            ratio = self.neg_pos_ratio or 1  # 0: positives come without negatives
+            divisor = torch.maximum(divisor, n_negatives / ratio)
+        # With several processes, DistributedDataParallel takes the mean of their gradients. So each divides by a mean.
+        return divisor.clamp(min=1) / count_processes()
+
+
+def count_processes():
+    """How many processes share each batch: 1, or as many as torchrun started."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1
+
+
+def sum_over_processes(count):
+    """The sum of a float32 scalar over all processes."""
+    if count_processes() > 1:
+        torch.distributed.all_reduce(count)  # replaces it by the sum
+    return count
 
 
 def copy_to(device, tensor):
@@ -798,12 +812,15 @@ def load_pretrained(model, weights):
     """Start the base from a network that was trained to classify ImageNet; take over its mean and std.
 
     weights: a name of torchvision's weights, such as "IMAGENET1K_V1"; or a file, a state dict as torchvision names it
-    (of VGG-16, `features.*` are enough). Raises ValueError, or as `read_state_dict()`, naming the file and the way out.
+    (of VGG-16, `features.*` are enough).
+    Raises ValueError, FileNotFoundError or ConnectionError, naming the file or URL and the way out.
     """
     architecture = model.architecture
     if architecture.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
-    known_weights = BASES[architecture.base][1].__members__  # name -> torchvision's weights
+    known_weights = BASES[architecture.base][
+        1
+    ].__members__  # an Enum's names -> its members, which say where to download
     state = utils.read_state_dict(weights, known_weights)
     # Caffe's weights have a mean and std of their own. They may come by name, or as a file: torchvision's file of them
     # has NaN in place of fc6.
@@ -819,7 +836,8 @@ def load_pretrained(model, weights):
             entries = {name: tensor for name, tensor in state.items() if not name.startswith(("layer4.", "fc."))}
         else:
             entries = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-        fit_to(model, entries, mean, std)
+        set_mean_and_std(model, mean, std)
+        fit_tail(model, entries)
         utils.check_finite(entries)
         model.base.load_state_dict(entries)
     except (RuntimeError, ValueError) as error:
@@ -829,15 +847,16 @@ def load_pretrained(model, weights):
 def vgg16_entries(base, state):
     """A VGG-16's entries under the names of our base; conv6 and conv7 from fc6 and fc7 if they are usable."""
     features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-    # torchvision numbers the layers, and ours have names, in the same order: features.0 is conv1_1, features.2 is
-    # conv1_2, features.5 is conv2_1, ... Ours go on with conv6 and conv7, which zip() leaves out.
+    # torchvision numbers its layers, and ours have names. Those with weights come in the same order: in VGG-16,
+    # features.0 is conv1_1 and features.2 is conv1_2; with batch normalisation, features.0 is conv1_1 and features.1 is
+    # conv1_1.norm. Ours go on with conv6 and conv7, which zip() leaves out.
     numbers = sorted({int(name.split(".")[1]) for name in features})
     own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
     own_name_of = dict(zip(numbers, own_names, strict=False))
     entries = {}
     for name, tensor in features.items():
         _, number, kind = name.split(".")
-        own_name = own_name_of.get(int(number), name)  # a layer too many keeps its name, and is refused later
+        own_name = own_name_of.get(int(number), name)  # a layer too many: load_state_dict() will refuse its name
         entries[f"{own_name}.{kind}"] = tensor
 
     fc_names = ("classifier.0.weight", "classifier.0.bias", "classifier.3.weight", "classifier.3.bias")
@@ -862,23 +881,26 @@ def decimate(tensor, steps):
     return tensor[tuple(slice(None, None, step) for step in steps)]
 
 
-def fit_to(model, entries, mean, std):
-    """Prepare a model for weights that are to be loaded: take over their mean and std, and rebuild an SSDLite if their
-    c5 has another number of channels than its own (see SSDLITE_SOURCES)."""
-    if not 0 < min(std) <= max(std) < math.inf:
+def set_mean_and_std(model, mean, std):
+    """Take over the mean and standard deviation of the input that belong to weights; ValueError for a wrong std."""
+    if not all(0 < value < math.inf for value in std):
         raise ValueError(f"its std is {std}; the input is divided by it, so it must be more than 0")
     model.mean.copy_(torch.tensor(mean).view_as(model.mean))
     model.std.copy_(torch.tensor(std).view_as(model.std))
+
+
+def fit_tail(model, entries):
+    """Rebuild an SSDLite for weights whose c5 has 960 channels, as ImageNet's has, where its own has 480.
+
+    entries: the weights, ImageNet's for the base or a checkpoint's for the whole model.
+    """
     if not model.architecture.is_lite:
         return
-    # The convolution that makes c5, by its name in ImageNet's weights, and in checkpoints of ours
-    for name in ("features.16.0.weight", "base.features.16.0.weight"):
+    for name in ("features.16.0.weight", "base.features.16.0.weight"):  # the convolution that makes c5
         if name in entries:
-            n_channels = len(entries[name])
             c4, c5, *others = model.architecture.sources
-            if n_channels != c5.channels:
-                c5 = c5._replace(channels=n_channels)
-                model.build(model.architecture._replace(sources=(c4, c5, *others)))
+            c5 = c5._replace(channels=len(entries[name]))
+            model.build(model.architecture._replace(sources=(c4, c5, *others)))
 
 
 def model_state(model):
@@ -907,9 +929,10 @@ def model_from_checkpoint(saved, name, label_map=None):
         saved_label_map = saved["label_map"]
         check_number_of_classes(state, len(saved_label_map))
         model = SSD300(len(saved_label_map), saved.get("network", "ssd300_vgg16"))
-        fit_to(model, state, saved["mean"], saved["std"])
+        set_mean_and_std(model, saved["mean"], saved["std"])
+        fit_tail(model, state)
         model.load_state_dict(state)
-        model.priors_cxcy.copy_(saved["priors_cxcy"])
+        model.priors_cxcy.copy_(saved["priors_cxcy"])  # weights of other projects have priors of their own
         utils.check_finite({**state, "priors_cxcy": model.priors_cxcy, "mean": model.mean})
         model.max_size_offset = saved.get("max_size_offset")
         model.antialias = saved.get("antialias", True)
@@ -947,7 +970,9 @@ def load_model(path, device="cpu"):
 def fuse_batch_norm(model):
     """Put batch normalisation into the weights of the convolutions before it, in place: detection becomes faster.
 
-    model: any nn.Module in evaluation mode, in which batch normalisation multiplies and adds fixed numbers.
+    In evaluation mode it multiplies each channel by a fixed number and adds another one. The convolution can do that
+    itself, with its weights and bias changed. (`fuse_conv_bn_eval()` returns such a new convolution.)
+    model: any nn.Module in evaluation mode.
     """
     for module in list(model.modules()):
         if isinstance(module, Convolution) and module.norm is not None:  # our own layers
@@ -955,7 +980,7 @@ def fuse_batch_norm(model):
             module.weight = fused.weight
             module.bias = fused.bias
             module.norm = None
-        # torchvision's layers: bn1 comes after conv1, and so on. An Identity takes its place, for it will be called.
+        # torchvision's layers: bn1 comes after conv1, and so on. An Identity replaces bn1, which will still be called.
         children = list(module.named_children())
         for (name, layer), (next_name, next_layer) in pairwise(children):
             if isinstance(layer, nn.Conv2d) and isinstance(next_layer, nn.BatchNorm2d):

@@ -202,14 +202,20 @@ def test_two_processes_take_the_step_of_one(monkeypatch, counts):
     criterion = MultiBoxLoss(priors_cxcy, n_negatives_without_objects=7)
     batch = random_batch(counts, 5, priors_cxcy, 15)
     loss, *gradients = loss_and_gradients(criterion, *batch)
-    shares, counted = [[part[images] for part in batch] for images in (slice(3), slice(3, 6))], []
+    shares = [[part[images] for part in batch] for images in (slice(3), slice(3, 6))]
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counted.append(counts.clone()))
+    counted = []  # what the first process adds to each sum, then the second
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: counted.append(count.clone()))
     for share in shares:
         criterion(*share)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda counts: counts.copy_(sum(counted)))
-    results = [loss_and_gradients(criterion, *share) for share in shares]
+    half = len(counted) // 2
+    sums = [one + other for one, other in zip(counted[:half], counted[half:], strict=True)]
+    results = []
+    for share in shares:
+        left = iter(sums)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda count, left=left: count.copy_(next(left)))
+        results.append(loss_and_gradients(criterion, *share))
     # DistributedDataParallel takes the mean over the processes.
     assert_all_close([(results[0][0] + results[1][0]) / 2], [loss], 1e-5)
     for whole, *parts in zip(gradients, *(result[1:] for result in results), strict=True):
