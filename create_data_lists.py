@@ -4,10 +4,10 @@
     python create_data_lists.py                               VOC2007 + VOC2012 that are already there
     python create_data_lists.py --train_data=/path/to/mine    data of your own, with classes of their own
 
-Reads VOC's XML, COCO's JSON and YOLO's text files, in the layouts that layouts.py lists. Writes into `output_folder`
-{TRAIN,VAL,TEST}_images.json and {TRAIN,VAL,TEST}_objects.json (VAL only if there is a validation split);
-label_map.json, and category_ids.json (empty but for COCO's files); data_report.txt, which counts and names what was
-dropped or mended; and contact_sheet.jpg, some images with their boxes. Any parameter below can be overridden on the
+Reads VOC's XML, COCO's JSON and YOLO's text files, in the layouts that annotations.py lists. Writes into
+`output_folder` {TRAIN,VAL,TEST}_images.json and {TRAIN,VAL,TEST}_objects.json (VAL only if there is a validation
+split); label_map.json, and category_ids.json (empty but for COCO's files); data_report.txt, which counts and names what
+was dropped or mended; and contact_sheet.jpg, some images with their boxes. Any parameter below can be overridden on the
 command line with --name=value.
 """
 
@@ -30,10 +30,18 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 import utils
-from annotations import add_note, merge_repeats, raise_if_any, read_annotations
+from annotations import (
+    SOUGHT_IMAGES,
+    SPLIT_NAMES,
+    add_note,
+    merge_repeats,
+    raise_if_any,
+    read_annotations,
+    read_lines,
+    walk_files,
+)
 from datasets import darkness_warning, read_image, stored_size_and_orientation
 from detect import draw_boxes
-from layouts import SOUGHT_IMAGES, SPLIT_NAMES, read_lines, walk_files
 from model import NETWORKS, SSD300
 from utils import printable
 

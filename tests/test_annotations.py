@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from helpers import DIFFICULT, annotation_xml, object_xml, write, write_annotation, write_image
 
-from annotations import parse_annotation, read_annotations
-from layouts import class_names_of, find_data_yaml
+from annotations import class_names_of, find_data_yaml, parse_annotation, read_annotations
 
 # --- One XML file ---------------------------------------------------------------------------------
 

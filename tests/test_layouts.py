@@ -1,4 +1,4 @@
-"""layouts.py: where the files of a data set are, and images found by the names that others give them."""
+"""annotations.py: where the files of a data set are, and images found by the names that others give them."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,7 @@ import pytest
 from helpers import object_xml, write, write_annotation, write_image
 from test_annotations import BOX, WANTED, coco, read, write_coco, write_xml_layout, write_yolo_layout
 
-from annotations import read_annotations
-from layouts import Files
+from annotations import Files, read_annotations
 
 # --- Names of images ------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def test_the_heads_overfit_four_photos(real_data, tmp_path):
 
 def test_importing_a_module_does_nothing(tmp_path):
     """Nothing is printed, written, seeded, downloaded or moved to a device; each takes from those before it alone."""
-    modules = ["utils", "datasets", "model", "detect", "layouts", "annotations", "create_data_lists", "eval", "train"]
+    modules = ["utils", "datasets", "model", "detect", "annotations", "create_data_lists", "eval", "train"]
     code = f"""
 import importlib, random, socket, sys, numpy, torch
 sys.path.insert(0, {str(REPO)!r})
