@@ -47,7 +47,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000",
 HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 # As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
 MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
-# The longest side that a JPEG can have. (`resize()` makes an image S pixels wide at its full height first.)
+# The longest side that a JPEG can have. (It also limits H: torch's interpolate() resizes the width first, so that
+# S x H pixels exist for a moment.)
 MAX_IMAGE_SIDE = 65_500
 # An image in which no value, of 255, reaches this is reported as nearly black. Night photos reach it.
 NEARLY_BLACK = 32
@@ -59,7 +60,7 @@ def read_image(path):
     """Read an image file as it is stored: no EXIF orientation is applied, as in VOC's annotations.
 
     path: file of one of IMAGE_FORMATS, of any mode (grey, palette, CMYK, 16-bit, ...).
-    Returns a (3, H, W) uint8 RGB tensor. (Only a TIFF file's is turned by its EXIF orientation: Pillow does that.)
+    Returns a (3, H, W) uint8 RGB tensor. (Exception: Pillow turns TIFF images by their EXIF orientation.)
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, damaged or too large; another
     OSError if the machine is at fault.
     """
@@ -67,7 +68,8 @@ def read_image(path):
     # torchvision decodes the usual JPEGs twice as fast as Pillow. Unusual ones, such as Adobe's CMYK, are Pillow's.
     # (Pillow calls a JPEG file MPO if more pictures follow the first one, as in those that some cameras write.)
     if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # it warns of bytes: they are read-only
+        writable = bytearray(data)  # frombuffer() warns if it gets read-only bytes
+        encoded = torch.frombuffer(writable, dtype=torch.uint8)
         try:
             return decode_jpeg(encoded, mode=ImageReadMode.RGB)
         except RuntimeError:
@@ -94,8 +96,8 @@ def darkness_warning(image):
         return ""
     # The usual reason is a file of 16 bits a value, of which the camera filled only 12 (see `scale_to_bytes()`).
     return (
-        f"nearly black: its brightest value is {brightest} of 255. Of a file with 16 bits a value the upper 8 are "
-        "read; if its values use fewer (12, say), multiply them (by 16) so that white is 65535, or save them as 8 bits"
+        f"nearly black: its brightest value is {brightest} of 255. In a 16-bit file only the upper 8 bits of a value "
+        "are read; if fewer than 16 are used (12, say), multiply (by 16) so that white is 65535, or save it as 8 bits"
     )
 
 
@@ -139,7 +141,7 @@ def check_image_file(path):
 
 
 def check_image_size(width, height, name):
-    """Refuse a header that would make the decoder, or `resize()`, allocate gigabytes (a decompression bomb)."""
+    """Refuse a header that would make the decoder, or interpolate(), allocate gigabytes (a decompression bomb)."""
     if width * height > MAX_IMAGE_PIXELS or max(width, height) > MAX_IMAGE_SIDE:
         limits = f"{MAX_IMAGE_PIXELS:,} (or {MAX_IMAGE_SIDE:,} a side) allowed; save it smaller, or remove it"
         raise ValueError(f"{name}: its header claims {width} x {height} pixels, more than the {limits}")
@@ -176,13 +178,13 @@ def scale_to_bytes(values):
     NaN, infinite and negative values become black.
     """
     if values.dtype.kind != "f":  # integers
-        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)  # drops the lower eight bits
+        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)  # 256 values a byte: 65280 to 65535 become 255
     values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
     brightest = values.max()
     if brightest <= 1:
         values = values * 255
     elif brightest > 255:
-        values = values / 257  # white: 65535 / 257 = 255
+        values = values / 257  # is rounded below: 65535 / 257 is 255, but 65535 / 256 would become 256
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
@@ -208,8 +210,8 @@ class PascalVOCDataset(Dataset):
     An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image (3, S, S) uint8,
     boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and difficulties (M,) uint8; M may be 0.
     Attributes: label_map; image_paths; sizes (n_images, 2), widths and heights; boxes_xy_pixels, labels and
-    difficulties of all objects, those of image i from starts[i] to starts[i + 1]; from COCO's files, else
-    None, image_ids (list) and areas (of each object, in square pixels).
+    difficulties of all objects, those of image i from starts[i] to starts[i + 1]; image_ids (a list, of the images)
+    and areas (of the objects, in square pixels), which COCO's files state: for other data sets both are None.
     Raises FileNotFoundError for a list that is missing, ValueError for one that `read_objects()` refuses.
     """
 
@@ -260,7 +262,7 @@ class PascalVOCDataset(Dataset):
         counts = [len(entry["boxes"]) for entry in entries]
         boxes = np.array(join(entries, "boxes"), dtype=np.float32).reshape(-1, 4)
         areas = np.array(join(entries, "areas"), dtype=np.float64)
-        has_areas = len(areas) == len(boxes)  # for COCO's files alone; elsewhere the entries state none
+        has_areas = len(areas) == len(boxes)  # only COCO's files state areas; missing ones are [], so none come here
         image_ids = [entry.get("image_id") for entry in entries]
         self.sizes = np.array([entry["size"] for entry in entries], dtype=np.int64).reshape(-1, 2)
         self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
@@ -268,14 +270,14 @@ class PascalVOCDataset(Dataset):
         self.labels = torch.tensor(join(entries, "labels"), dtype=torch.int64)
         self.difficulties = torch.tensor(join(entries, "difficulties"), dtype=torch.uint8)
         self.areas = areas if has_areas else None
-        self.image_ids = None if None in image_ids else image_ids
+        self.image_ids = None if None in image_ids else image_ids  # a list: ids may be text, and no worker reads it
 
     def __len__(self):
         return len(self.image_paths)
 
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        epoch = operator.index(epoch)  # a Python int of a tensor's or numpy's integer
+        epoch = operator.index(epoch)  # turns an integer of torch or NumPy into Python's int, and refuses floats
         index = operator.index(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index}: {self.split} has {len(self)} images")
@@ -320,7 +322,7 @@ class PascalVOCDataset(Dataset):
         stacked = torch.stack([item[0].permute(1, 2, 0) for item in batch])  # (N, S, S, 3)
         images = stacked.permute(0, 3, 1, 2)  # (N, 3, S, S), a view
         if get_worker_info() is not None:
-            images.share_memory_()  # see join_and_split()
+            images.share_memory_()  # here and not in the queue's feeder thread: see join_and_split()
         boxes = join_and_split([item[1] for item in batch])
         labels = join_and_split([item[2] for item in batch])
         difficulties = join_and_split([item[3] for item in batch])
@@ -328,11 +330,12 @@ class PascalVOCDataset(Dataset):
 
 
 def join_and_split(tensors):
-    """The same list of tensors, in one block of memory.
+    """The same list of tensors, as views of one storage.
 
-    A worker hands over each block by moving it to shared memory. Every such block is an open file, and one for each
-    image would be more than a system allows. The DataLoader moves blocks in a thread of the worker: there an error (no
-    space, say) is lost, and the run waits for ever. Here the block is moved earlier, and the run gets the error.
+    Tensors that view one storage travel from a worker as one block of shared memory. Every such block is an open file,
+    and one for each image would be more than a system allows. By default the queue's feeder thread moves a block to
+    shared memory. There an error (no space, say) is lost, and the run waits for ever. So the block is moved here,
+    before it enters the queue, and the run gets the error.
     """
     joined = torch.cat(tensors)
     if get_worker_info() is not None and joined.numel() > 0:  # in a worker, and there is memory to move
@@ -379,8 +382,9 @@ class TrainingBatches:
         for position in range(first, first + self.batch_size):
             epoch, place = divmod(position, self.n_images)
             if epoch != self.epoch:
-                # NumPy fills up short seeds with zeros. Without the spawn key, (seed, epoch) would give the random
-                # numbers of (seed, epoch, 0), with which `PascalVOCDataset` augments image 0.
+                # NumPy fills up short seeds with zeros: (seed, epoch) alone would give the same random numbers as
+                # (seed, epoch, 0), with which `PascalVOCDataset` augments image 0. The spawn key is mixed in after the
+                # filled-up seed, so that no seed of three numbers gives the same random numbers.
                 seeds = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
                 self.order = np.random.default_rng(seeds).permutation(self.n_images)
                 self.epoch = epoch
@@ -417,7 +421,7 @@ def check_entry(entry, n_classes):
     if not (is_whole and is_small_enough and min(width, height) >= 1):
         raise ValueError(f"{entry['size']} in its size is not a width and a height in pixels")
     for box in entry["boxes"]:
-        x_min, y_min, x_max, y_max = array("f", box)  # as float32, as in training: rounding can take a box's area
+        x_min, y_min, x_max, y_max = array("f", box)  # rounding to float32 can make x_min equal to x_max
         if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
             raise ValueError(f"{box} in its boxes holds NaN, has no area (in float32), or reaches beyond the image")
     for label in entry["labels"]:
@@ -439,7 +443,7 @@ def check_entry(entry, n_classes):
 def without_difficult(entry):
     """What a list says of one image, without its difficult objects."""
     easy = [i for i, difficulty in enumerate(entry["difficulties"]) if difficulty == 0]
-    keys = [key for key in ("boxes", "labels", "difficulties", "areas") if entry[key]]
+    keys = [key for key in ("boxes", "labels", "difficulties", "areas") if entry[key]]  # areas may be []
     chosen = {key: [entry[key][i] for i in easy] for key in keys}
     return {**entry, **chosen}
 
@@ -502,8 +506,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     photo = (0, 0, image.shape[2], image.shape[1])
     steps = augment if split == "TRAIN" else ()
 
-    # Draw what is random. Colours, canvas and flip are drawn even where their step is left out, and the crop, which is
-    # drawn only if it is taken, comes last: so leaving out one step gives no other step other random numbers.
+    # Draw what is random. Colours, canvas and flip are drawn even if their step is left out. The crop is drawn only if
+    # it is taken, but last. So if one step is left out, the others still get the same random numbers.
     if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
         colors = draw_colors(rng)
@@ -523,13 +527,14 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     image = resize(image, place[2] - place[0], place[3] - place[1], antialias)
     if "distort" in steps:
         image = distort(image, colors)
-    image = put_on_filler(image, place, size)
+    image = put_on_filler(image, place, size)  # after the colours, so that the filler keeps its own
     if "flip" in steps and is_flipped:
         image, boxes = flip(image, boxes)
     # Your own step:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
 
     boxes = boxes.astype(np.float32)
-    # Rounded to float32, a box narrower than a millionth of the image can have no area: such boxes are left out too.
+    # move_boxes() has left out boxes whose centre is not in the crop. Boxes that lose their area when they are rounded
+    # to float32, being narrower than a millionth of the image, are left out too.
     has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
     boxes = torch.from_numpy(boxes[has_area])  # (m, 4)
     kept = torch.from_numpy(kept[has_area])  # (m,): which of the n objects these boxes belong to
@@ -602,7 +607,8 @@ def draw_boxes_inside(canvas, n, rng):
     scales = 0.3 + 0.7 * draws[0]
     lowest_ratios = np.maximum(scales * scales, 0.5)  # (n,): 0.5 for s = 0.6, 0.64 for s = 0.8, 1 for s = 1
     highest_ratios = 1 / lowest_ratios
-    roots = np.sqrt(lowest_ratios + (highest_ratios - lowest_ratios) * draws[1])
+    ratios = lowest_ratios + (highest_ratios - lowest_ratios) * draws[1]
+    roots = np.sqrt(ratios)
     canvas_width = canvas[2] - canvas[0]
     canvas_height = canvas[3] - canvas[1]
     widths = np.maximum(np.rint(canvas_width * (scales * roots)), 1)
@@ -646,7 +652,8 @@ def move_boxes(boxes, crop, source, place, size):
     source_min, source_max = np.reshape(source, (2, 2))
     place_min, place_max = np.reshape(place, (2, 2))
     corners = np.clip(corners, source_min, source_max)
-    # Not size / crop, as in find_place(): there the place is rounded to whole pixels, which the source has to fill.
+    # The source fills the place, which find_place() has rounded to whole pixels. So the boxes are scaled by
+    # place / source, which differs a little from the size / crop that find_place() started from.
     scale = (place_max - place_min) / (source_max - source_min)
     corners = (place_min + (corners - source_min) * scale) / size
     return corners.reshape(-1, 4), is_kept.nonzero()[0]
@@ -656,7 +663,7 @@ def resize(image, width, height, antialias=True):
     """Bilinear resize of a (3, h, w) uint8 tensor to (3, height, width).
 
     antialias: True: where the image shrinks, a new pixel is made of all the pixels that it covers, as Pillow does it.
-        False: of the four pixels nearest to its centre alone, as in the SSDs of torchvision, amdegroot and lufficc.
+        False: it is made of the four pixels nearest to its centre alone, as in torchvision, amdegroot and lufficc.
     (For 640 x 480 pixels this takes 0.3 ms, Pillow's own resize() 1.8.)
     """
     # torch resizes faster if the channels lie last in memory. The second permute() changes the shape, not the memory.
@@ -768,16 +775,17 @@ def turn_hue(image, degrees):
     red, green, blue = image.split()
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
     highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
-    # For each channel, where its value is between the lowest (0) and the highest (255): 255, 240 and 0 in the example.
+    # composite() takes `highest` where a channel's mask is 255, `lowest` where it is 0, and mixes them in between.
+    # In the example the masks of R, G and B are 255, 240 and 0.
     masks = [hues.point(table) for table in make_hue_tables(degrees)]
     return Image.merge("RGB", [Image.composite(highest, lowest, mask) for mask in masks])
 
 
 @functools.cache
 def make_hue_tables(degrees):
-    """Three tables of 256 values, R, G and B: table[h] is that of the pure colour (S and V 255) of hue h, turned."""
+    """Three tables, for R, G and B. table[h]: that channel's value in the pure colour of hue h + degrees."""
     turn = round(degrees / 360 * HUE_STEPS)
-    hues = (np.arange(256) + turn) % HUE_STEPS
+    hues = (np.arange(256) + turn) % HUE_STEPS  # an entry for each byte; 255, once round, is the same hue as 0
     hsv = np.stack([hues, np.full(256, 255), np.full(256, 255)], axis=1).astype(np.uint8)  # (256, 3)
     rgb = Image.frombytes("HSV", (256, 1), hsv.tobytes()).convert("RGB")
     return [list(rgb.getchannel(channel).tobytes()) for channel in "RGB"]

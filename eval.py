@@ -70,12 +70,13 @@ def main():
         test_loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
         dataset = test_loader.dataset
         print_notes_on_classes(model.label_map, dataset.label_map)
-    # Files that cannot be written are an error now, not after the detection of all images.
+    # Files that cannot be written are an error now, not after the detection of all images: without detections, or
+    # results, the two functions only try whether they can write.
     parameters = utils.script_parameters(globals())
     if write_detections_to:
         write_detections(write_detections_to, dataset)
     if write_results_to:
-        write_results(write_results_to, {}, {}, len(dataset), parameters, trial=True)
+        write_results(write_results_to, dataset, parameters)
 
     start = time.perf_counter()
     if read_detections_from:
@@ -89,10 +90,11 @@ def main():
         print(f"detections written to {printable(write_detections_to)}")
     average_precisions, summary = score(detections, dataset, metric, min_overlap)
     if write_results_to:
-        write_results(write_results_to, average_precisions, summary, len(dataset), parameters)
+        write_results(write_results_to, dataset, parameters, average_precisions, summary)
         print(f"results written to {printable(write_results_to)}")
     print_table(average_precisions, summary)
-    print_notes_on_images(detections[1], dataset, metric)
+    _, det_labels, _ = detections
+    print_notes_on_images(det_labels, dataset, metric)
     verb = "read" if read_detections_from else "detected"
     rate = f"{len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
     print(f"{describe_metric(metric, min_overlap, dataset)}; {rate}")
@@ -160,12 +162,13 @@ def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, 
         images = model.normalize(images).contiguous(memory_format=memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             predicted_locs, predicted_scores = model(images)
+        # Classes that the data set lacks get scores of -inf, so they never become candidates.
         predicted_scores = hide_classes(predicted_scores, unknown)
         boxes, labels, scores = model.detect_objects(
             predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates
         )
         all_boxes += [part.cpu() for part in boxes]
-        all_labels += [new_labels[part.cpu()] for part in labels]
+        all_labels += [new_labels[part.cpu()] for part in labels]  # the model's labels -> the data set's
         all_scores += [part.cpu() for part in scores]
 
     for i, (width, height) in enumerate(dataset.sizes.tolist()):
@@ -174,9 +177,10 @@ def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, 
 
 
 def match_classes(model_label_map, label_map):
-    """The label that each label of a model has in a data set, by the names of the classes.
+    """Translate a model's labels into a data set's: classes of the same name are the same.
 
-    Returns (C,) int64; 0 for the background and for classes that the data set does not have.
+    Returns new_labels (C,) int64: the class with the label i in the model has new_labels[i] in the data set. This is
+    0 for the background and for classes that the data set does not have.
     Raises ValueError if the model knows no class of the data set.
     """
     names = sorted(model_label_map, key=model_label_map.get)  # by label
@@ -211,8 +215,8 @@ def score(detections, dataset, metric="11 points", min_overlap=0.5):
     return average_precisions, {"mean": mean}
 
 
-# As in the Python ports of the development kit: 3, 6 and 7 tenths come out a little above 0.3, 0.6 and 0.7, so
-# that a recall of just 3/10 does not reach the fourth point.
+# As in the Python ports of the development kit: 0.1 * 3 is 0.30000000000000004, so that a recall of just 3/10 does
+# not reach the fourth point. (0.1 * 6 and 0.1 * 7 come out too high as well.)
 RECALL_POINTS = tuple(0.1 * i for i in range(11))
 
 
@@ -318,8 +322,10 @@ def find_best_objects(det_images, det_boxes, true_images, true_boxes):
 
     # Compare all detections with the first object of their image, then with the second, ..., and keep the best.
     for i in range(int(counts.max())):
-        detections = (counts[det_images] > i).nonzero().squeeze(1)  # whose image has one more
-        objects = firsts[det_images[detections]] + i
+        has_more = counts[det_images] > i  # (D,) bool
+        detections = has_more.nonzero().squeeze(1)  # (d,): detections in images with more than i objects
+        first_objects = firsts[det_images[detections]]  # (d,): in the example 0 for image 0, and 2 for image 2
+        objects = first_objects + i  # (d,): for i = 1, object 1 of image 0; image 2 has no second object
         overlaps = find_paired_overlap(det_boxes[detections], true_boxes[objects])
         is_better = overlaps > best_overlaps[detections]
         best_objects[detections[is_better]] = objects[is_better]
@@ -333,7 +339,7 @@ def judge_detections(best_objects, best_overlaps, is_difficult, min_overlap):
     found = set()  # numbers of objects
     outcomes = []
     for best_object, overlap in zip(best_objects.tolist(), best_overlaps.tolist(), strict=True):
-        if overlap < min_overlap:  # it is on no object
+        if overlap < min_overlap:  # it is on no object. (Object -1 ends here: its overlap, 0, is below min_overlap.)
             outcomes.append("false")
         elif is_difficult[best_object]:
             outcomes.append("ignored")
@@ -357,13 +363,16 @@ def average_of_11_points(precision, recall):
 
 def area_under_curve(precision, recall):
     """The area under the curve of the best precision at each recall or a higher one."""
-    best_precision = precision.flip(0).cummax(dim=0).values.flip(0)
-    steps = recall.diff(prepend=torch.zeros(1))
+    best_precision = precision.flip(0).cummax(dim=0).values.flip(0)  # running maximum from the right
+    steps = recall.diff(prepend=torch.zeros(1))  # width of each step
     return float((best_precision * steps).sum())
 
 
 def join_images(boxes, labels, values, label_map):
-    """Join lists with a tensor an image: images (n,), numbers, boxes (n, 4), labels (n,) and values (n,)."""
+    """Join lists with a tensor an image. values: scores or difficulties.
+
+    Returns images (n,), the number of each entry's image; boxes (n, 4); labels (n,); values (n,).
+    """
     counts = [len(part) for part in labels]
     if [len(part) for part in boxes] != counts or [len(part) for part in values] != counts:
         raise ValueError("boxes, labels, and scores or difficulties differ in number in at least one image")
@@ -517,10 +526,10 @@ def most_of_a_class(labels):
     return max((int(part.bincount().max()) for part in labels if len(part)), default=0)
 
 
-def write_results(path, average_precisions, summary, n_images, parameters, trial=False):
+def write_results(path, dataset, parameters, average_precisions=None, summary=None):
     """Write the numbers of an evaluation, and what they were computed from, to a .json file.
 
-    Numbers that are not known are null. trial: only try whether it can be done.
+    Numbers that are not known are null. Without numbers this only tries whether it can be done.
     Raises ValueError or OSError, naming the file, if it cannot be written.
     """
     path = Path(path)
@@ -532,12 +541,13 @@ def write_results(path, average_precisions, summary, n_images, parameters, trial
         "metric": parameters["metric"],
         "checkpoint": None if is_read else parameters["checkpoint"],
         "detections": parameters["read_detections_from"] if is_read else None,
-        "images": n_images,
-        **none_for_nan(summary),
-        "average_precisions": none_for_nan(average_precisions),
+        "images": len(dataset),
+        **none_for_nan(summary or {}),
+        "average_precisions": none_for_nan(average_precisions or {}),
         "parameters": parameters,
     }
-    utils.write_files(path.parent, {path.name: json.dumps(results, indent=1) + "\n"}, trial)
+    is_trial = summary is None
+    utils.write_files(path.parent, {path.name: json.dumps(results, indent=1) + "\n"}, is_trial)
 
 
 def none_for_nan(numbers):
@@ -552,7 +562,7 @@ COCO_FORM = '{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height]
 
 
 def write_detections(path, dataset, detections=None):
-    """Write detections, three lists as from `detect_all()`, all files or none; None only tries whether it can be done.
+    """Write detections, three lists as from `detect_all()`: all files or none. Without them, only try whether it works.
 
     A .json file gets the format of COCO's results: a list of {"image_id", "category_id", "bbox", "score"}. In a folder
     each class gets a file comp4_det_test_<class>.txt, as Pascal VOC's development kit reads it: lines of `image score

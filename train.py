@@ -42,7 +42,7 @@ from utils import exit_with_message, load_checkpoint, override_parameters, print
 data_folder = "data"  # where create_data_lists.py wrote its lists
 keep_difficult = True  # also train on objects that are marked as difficult, as the Caffe code does
 augment = ("distort", "zoom_out", "crop", "flip")  # which of these; (): none, to check that a network can overfit
-skip_corrupt = False  # True: leave out images that cannot be decoded, instead of stopping
+skip_corrupt = False  # True: leave out images that are missing or damaged, instead of stopping
 workers = 4  # processes that prepare images; 0: the training process itself
 
 # Model
@@ -96,12 +96,15 @@ N_PROCESSES = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 
 
 
 def main():
+    """Train by the parameters above, from the start or from a checkpoint."""
     check_parameters()
     torch_device = start_process(device)
     label_map = utils.load_label_map(data_folder)
     model, optimizer, start = start_or_resume(label_map, torch_device)
-    if start.iteration >= iterations or 0 < 60 * minutes <= start.seconds:
-        end = f"of {iterations}" if start.iteration >= iterations else f"and its {minutes:g} minutes are over"
+    is_complete = start.iteration >= iterations
+    is_time_over = minutes > 0 and start.seconds >= 60 * minutes  # minutes = 0: there is no clock
+    if is_complete or is_time_over:
+        end = f"of {iterations}" if is_complete else f"and its {minutes:g} minutes are over"
         print_once(f"nothing to do: {checkpoint} is at iteration {start.iteration} {end}")
         return
     average = start_average(model, start.averaged_weights) if ema_decay else None
@@ -118,7 +121,8 @@ def main():
     log = TrainingLog(log_path(save_to), dataset, batches, start, minutes)
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
     try:
-        # Twice: when a worker dies, torch's signal handler raises its error anywhere, so perhaps within the first one.
+        # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps while the
+        # inner one is handling an error; the outer one catches that.
         with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
             train(model, average, criterion.to(torch_device), optimizer, batches, evaluation_loader, log, start)
     finally:
@@ -156,11 +160,14 @@ def train(model, average, criterion, optimizer, batches, evaluation_loader, log,
             update_average(average, model, ema_decay, iteration)
         done = iteration + 1  # iterations so far
 
-        # What is due now? The processes agree on it at every iteration: 30 s after a signal torchrun kills them.
+        # What is due now? All processes must stop at the same iteration, and soon: torchrun kills them 30 s after a
+        # signal. So they share the highest of their seconds, and of their signals' numbers (0: no signal came).
         now = time.perf_counter()
-        seconds, stopped_by = max_over_processes(seconds + now - clock, stop_signal.received)
+        step_seconds = now - clock
         clock = now
-        is_complete = done == iterations or 0 < 60 * minutes <= seconds
+        seconds, stopped_by = max_over_processes(seconds + step_seconds, stop_signal.received)
+        is_time_over = minutes > 0 and seconds >= 60 * minutes  # minutes = 0: there is no clock
+        is_complete = done == iterations or is_time_over
         is_last = is_complete or stopped_by > 0
         evaluates = evaluate_every > 0 and not stopped_by and (is_complete or done % evaluate_every == 0)
         saves = is_last or evaluates or (save_every > 0 and done % save_every == 0)
@@ -172,10 +179,11 @@ def train(model, average, criterion, optimizer, batches, evaluation_loader, log,
             mean_ap = evaluate_and_log(model if average is None else average, evaluation_loader, metric, log, done)
             if mean_ap > best_map:
                 is_saved = save(best_path(save_to), model, average, optimizer, done, seconds, mean_ap)
-                best_map = mean_ap if is_saved else best_map
+                if is_saved:  # else the file holds an older model, which a later one has to beat
+                    best_map = mean_ap
         if saves:
             save(save_to, model, average, optimizer, done, seconds, best_map, must_succeed=is_last)
-            clock = time.perf_counter()  # neither evaluating nor saving is training
+            clock = time.perf_counter()  # saving is not training, nor is evaluating, after which a save always comes
         if is_last:
             break
     log.bar.close()
@@ -573,7 +581,7 @@ def evaluate_and_log(model, loader, metric, log, done):
         print_once(f"iteration {done}: mAP {mean_ap:.4f} on {split}")
         n_skipped = len(loader.dataset.skipped_images())
         if n_skipped:
-            print_once(f"{n_skipped} {split} images could not be decoded; their objects count as missed")
+            print_once(f"{n_skipped} {split} images were missing or damaged; their objects count as missed")
     return max_over_processes(mean_ap)[0]
 
 
@@ -740,7 +748,7 @@ class TrainingLog:
         skipped = self.dataset.skipped_images()
         if skipped:
             names = "\n  ".join(printable(path) for path in skipped)
-            print_once(f"skipped {len(skipped)} images that could not be decoded:\n  {names}")
+            print_once(f"skipped {len(skipped)} images that were missing or damaged:\n  {names}")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ max_overlap = 0.45
 top_k = 200
 batch_size = 32
 workers = 4
-skip_corrupt = False  # True: take images that cannot be decoded for blank ones, instead of stopping
+skip_corrupt = False  # True: take images that are missing or damaged for blank ones, instead of stopping
 device = ""  # such as "cpu"; "": the GPU, if there is one
 
 ERRORS = ("localization", "other_class", "duplicate", "background")
