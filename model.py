@@ -62,6 +62,7 @@ class Architecture(NamedTuple):
     scales: tuple
     divisor: int = 1  # the paper's numbers of channels are divided by this
     batch_norm: bool = False  # batch normalisation after every convolution but the heads
+    l2_norm: bool = False  # the first map's cells are scaled to one length: see SSD300.build()
     is_lite: bool = False  # SSDLite: separable convolutions, priors no larger than the image
 
     @property
@@ -116,17 +117,23 @@ TINY_SOURCES = tuple(
 SCALES_300 = (0.1, 0.2, 0.375, 0.55, 0.725, 0.9, 1.0)
 LITE_SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 NETWORKS = {
-    "ssd300_vgg16": Architecture(300, "vgg16", SSD300_SOURCES, SCALES_300),
-    "ssd512_vgg16": Architecture(512, "vgg16", SSD512_SOURCES, (0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05)),
-    "ssd300_vgg16_bn": Architecture(300, "vgg16_bn", SSD300_SOURCES, SCALES_300, batch_norm=True),
-    "ssd300_tiny": Architecture(300, "vgg16_bn", TINY_SOURCES, SCALES_300, divisor=8, batch_norm=True),
+    "ssd300_vgg16": Architecture(300, "vgg16", SSD300_SOURCES, SCALES_300, l2_norm=True),
+    "ssd512_vgg16": Architecture(
+        512, "vgg16", SSD512_SOURCES, (0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05), l2_norm=True
+    ),
+    "ssd300_vgg16_bn": Architecture(300, "vgg16_bn", SSD300_SOURCES, SCALES_300, batch_norm=True, l2_norm=True),
+    "ssd300_tiny": Architecture(300, "vgg16_bn", TINY_SOURCES, SCALES_300, divisor=8, batch_norm=True, l2_norm=True),
     "ssdlite320_mobilenet_v3_large": Architecture(
         320, "mobilenet_v3_large", SSDLITE_SOURCES, LITE_SCALES, is_lite=True
     ),
     "ssd300_resnet50": Architecture(300, "resnet50", RESNET_SOURCES, SCALES_300, batch_norm=True),
     # The Caffe code's ssd_coco.py: smaller priors
-    "ssd300_vgg16_coco": Architecture(300, "vgg16", SSD300_SOURCES, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)),
-    "ssd512_vgg16_coco": Architecture(512, "vgg16", SSD512_SOURCES, (0.04, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9, 1.06)),
+    "ssd300_vgg16_coco": Architecture(
+        300, "vgg16", SSD300_SOURCES, (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), l2_norm=True
+    ),
+    "ssd512_vgg16_coco": Architecture(
+        512, "vgg16", SSD512_SOURCES, (0.04, 0.1, 0.26, 0.42, 0.58, 0.74, 0.9, 1.06), l2_norm=True
+    ),
 }
 
 # --- The bases ------------------------------------------------------------------------------------
@@ -187,7 +194,7 @@ class VGGBase(nn.Module):
     """VGG-16, its two large fully connected layers turned into the convolutions conv6 and conv7.
 
     Takes images, (N, 3, 300, 300) float, normalised. Returns conv4_3 (N, 512, 38, 38) and conv7 (N, 1024, 19, 19).
-    Source: Simonyan and Zisserman 2015; the changes: the paper, section 2.2, and the Caffe code.
+    Source: Simonyan and Zisserman 2015; the changes: the paper, section 3, and the Caffe code.
     """
 
     def __init__(self, architecture=NETWORKS["ssd300_vgg16"]):
@@ -265,7 +272,7 @@ class ResNetBase(nn.Module):
         return (x,)
 
 
-BASES = {  # the class, and torchvision's ImageNet weights for it
+BASES = {  # the class, and torchvision's ImageNet weights for it (None: there are none)
     "vgg16": (VGGBase, torchvision.models.VGG16_Weights),
     "vgg16_bn": (VGGBase, torchvision.models.VGG16_BN_Weights),
     "mobilenet_v3_large": (MobileNetBase, torchvision.models.MobileNet_V3_Large_Weights),
@@ -284,6 +291,7 @@ class AuxiliaryConvolutions(nn.Module):
 
     def __init__(self, architecture=NETWORKS["ssd300_vgg16"]):
         super().__init__()
+        self.source_names = [source.name for source in architecture.aux_sources]
         channels = architecture.base_sources[-1].channels
         for source in architecture.aux_sources:
             reduced = source.reduced_channels
@@ -295,7 +303,7 @@ class AuxiliaryConvolutions(nn.Module):
             else:
                 first = Convolution(channels, reduced, 1, batch_norm=architecture.batch_norm)
                 second = Convolution(reduced, source.channels, **options, batch_norm=architecture.batch_norm)
-            self.add_module(source.name[:-1] + "1", first)  # conv8_1
+            self.add_module(source.name.removesuffix("_2") + "_1", first)  # conv8_1
             self.add_module(source.name, second)  # conv8_2
             channels = source.channels
         # This replaces the initial weights from Convolution.__init__().
@@ -305,7 +313,7 @@ class AuxiliaryConvolutions(nn.Module):
         source_maps = []
         for name, layer in self.named_children():
             x = layer(x)
-            if name.endswith("_2"):  # the second convolution of a pair
+            if name in self.source_names:  # the second convolution of a pair
                 source_maps.append(x)  # (N, channels, G, G)
         return source_maps
 
@@ -395,9 +403,9 @@ class SSD300(nn.Module):
         self.aux_convs = AuxiliaryConvolutions(architecture)
         self.pred_convs = PredictionConvolutions(self.n_classes, architecture)
         self.rescale_factors = None
-        if architecture.sources[0].name == "conv4_3":
-            # VGG's values there are much larger than those of the deeper maps. They are normalised, then scaled by a
-            # factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). A narrow network
+        if architecture.l2_norm:
+            # VGG's values in conv4_3 are much larger than those of the deeper maps. They are normalised, then scaled by
+            # a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). A narrow network
             # starts lower: where fewer channels share a length of 1, their values are larger.
             start = 20 / architecture.divisor**0.5
             self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), start))
@@ -474,8 +482,9 @@ class SSD300(nn.Module):
         """As `nn.Module.train()`, but frozen layers of the base stay in evaluation mode, so that statistics stay."""
         super().train(mode)
         for layer in self.base.children():
-            is_trained = any(parameter.requires_grad for parameter in layer.parameters())
-            layer.train(mode and is_trained)  # (pooling layers, which have no parameters, do the same in both modes)
+            parameters = list(layer.parameters())
+            is_frozen = len(parameters) > 0 and not any(parameter.requires_grad for parameter in parameters)
+            layer.train(mode and not is_frozen)
         return self
 
     def change_classes(self, label_map):
@@ -629,7 +638,7 @@ def suppress_in_each_class(boxes_xy, labels, scores, max_overlap):
     if len(boxes_xy) == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes_xy.device)
     boxes_xy = boxes_xy.double()
-    distance = boxes_xy.max() - boxes_xy.min() + 1  # so far apart no two boxes overlap
+    distance = boxes_xy.max() - boxes_xy.min() + 1  # so far apart, boxes of different classes cannot overlap
     moved_xy = boxes_xy + (labels * distance)[:, None]
     return nms(moved_xy, scores.double(), max_overlap)
 
@@ -818,9 +827,9 @@ def load_pretrained(model, weights):
     architecture = model.architecture
     if architecture.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
-    known_weights = BASES[architecture.base][
-        1
-    ].__members__  # an Enum's names -> its members, which say where to download
+    known_weights = {}  # name -> what says where to download
+    if BASES[architecture.base][1] is not None:
+        known_weights = BASES[architecture.base][1].__members__
     state = utils.read_state_dict(weights, known_weights)
     # Caffe's weights have a mean and std of their own. They may come by name, or as a file: torchvision's file of them
     # has NaN in place of fc6.
@@ -830,12 +839,11 @@ def load_pretrained(model, weights):
     mean = CAFFE_MEAN if is_caffe else IMAGENET_MEAN
     std = CAFFE_STD if is_caffe else IMAGENET_STD
     try:
-        if architecture.base.startswith("vgg16"):
+        if isinstance(model.base, VGGBase):
             entries = vgg16_entries(model.base, state)
-        elif architecture.base == "resnet50":  # without layer4 and the classifier
-            entries = {name: tensor for name, tensor in state.items() if not name.startswith(("layer4.", "fc."))}
-        else:
-            entries = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+        else:  # torchvision's own names, without the layers that our base leaves out
+            own_names = model.base.state_dict().keys()
+            entries = {name: tensor for name, tensor in state.items() if name in own_names}
         set_mean_and_std(model, mean, std)
         fit_tail(model, entries)
         utils.check_finite(entries)

@@ -77,7 +77,7 @@ def test_priors_are_torchvisions_in_another_order(network, n_priors, grids, prio
     priors_cxcy = SSD300.create_prior_boxes(network)
     assert priors_cxcy.shape == (n_priors, 4) and priors_cxcy.dtype == torch.float32 and len(rows) == n_priors
     torch.testing.assert_close(cxcy_to_xy(priors_cxcy)[rows] * 512, theirs, rtol=0, atol=1e-4)
-    assert [source.n_priors for source in NETWORKS[network].sources] == list(priors_a_cell) and len(NETWORKS) == 8
+    assert [source.n_priors for source in NETWORKS[network].sources] == list(priors_a_cell)
     with torch.device("meta"):  # the layers predict something at each, from maps of these sizes
         ssd = SSD300(3, network).eval()
         outputs = ssd(torch.zeros(2, 3, ssd.input_size, ssd.input_size))
@@ -138,6 +138,35 @@ def test_resnet():
     assert [tuple(x.shape[1:]) for x in ssd.base(torch.zeros(1, 3, 300, 300, device="meta"))] == [(1024, 38, 38)]
     # Of ResNet-50's 25,557,032 parameters layer4 has 14,964,736 and the classifier 2,049,000.
     assert sum(parameter.numel() for parameter in ssd.base.parameters()) == 25_557_032 - 14_964_736 - 2_049_000
+
+
+class OwnBase(torch.nn.Module):
+    """A base as a user may add it: with dropout, one map, and no weights that torchvision knows."""
+
+    def __init__(self, architecture):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 8, stride=8, padding=2)  # 300 -> 38
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x):
+        return (self.dropout(self.stem(x)),)
+
+
+def test_a_network_of_ones_own(monkeypatch, tmp_path):
+    names = ("stem", "p4", "p5", "p6", "p7", "p8")
+    sources = tuple(s._replace(name=name) for s, name in zip(NETWORKS[RESNET].sources, names, strict=True))
+    sources = (sources[0]._replace(channels=8), *sources[1:])
+    monkeypatch.setitem(module.BASES, "own", (OwnBase, None))
+    monkeypatch.setitem(NETWORKS, "own", NETWORKS[RESNET]._replace(base="own", sources=sources))
+    ssd = SSD300(3, "own").train()
+    assert ssd(torch.zeros(2, 3, 300, 300))[0].shape == (2, 8732, 4)
+    assert ssd.base.dropout.training and ssd.rescale_factors is None
+    weights = {"stem.weight": torch.rand(8, 3, 8, 8), "stem.bias": torch.rand(8), "classifier.weight": torch.rand(5, 8)}
+    torch.save(weights, tmp_path / "w.pth")
+    load_pretrained(ssd, str(tmp_path / "w.pth"))
+    assert torch.equal(ssd.base.stem.weight, weights["stem.weight"])
+    with pytest.raises(FileNotFoundError, match="IMAGENET1K_V1"):
+        load_pretrained(ssd, "IMAGENET1K_V1")
 
 
 @torch.no_grad()

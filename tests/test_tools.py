@@ -95,7 +95,7 @@ def test_rows_within_the_spread_say_nothing_else():
     ("parameters", "words"),
     [
         ({"choices": ("no_crop", "none_such")}, "none_such"),
-        ({"choices": ("no_l2_norm",)}, "ssd300_tiny has no L2 norm"),
+        ({"choices": ("no_l2_norm",), "network": "ssd300_resnet50"}, "ssd300_resnet50 has no L2 norm"),
         ({"baseline_seeds": (1, 1)}, "two seeds"),
         ({"network": "ssd"}, "'ssd'"),
     ],

@@ -99,8 +99,9 @@ def leave_out_step_1():
 
 
 def leave_out_l2_norm():
-    """Do not normalise conv4_3. Its factors, which start at 20, stay, and change nothing at first."""
-    model.l2_normalize = lambda features: features.float() / 20
+    """Do not normalise conv4_3. Its factors stay; divided by where they start, they change nothing at first."""
+    start = 20 / model.NETWORKS[network].divisor ** 0.5
+    model.l2_normalize = lambda features: features.float() / start
 
 
 class Choice(NamedTuple):
@@ -162,8 +163,7 @@ def choose():
         raise ValueError(f"{', '.join(unknown)}: not a choice; these are: {', '.join(CHOICES)}")
     if len(set(baseline_seeds)) < 2:
         raise ValueError("baseline_seeds needs two seeds or more: the spread is that of the baselines")
-    architecture = model.NETWORKS[network]
-    has_l2_norm = not architecture.batch_norm and not architecture.is_lite
+    has_l2_norm = model.NETWORKS[network].l2_norm
     if "no_l2_norm" in choices and not has_l2_norm:
         raise ValueError(f"no_l2_norm: {network} has no L2 norm; ssd300_vgg16 has")
     names = [name for name in choices or CHOICES if name != "baseline"]
