@@ -72,7 +72,7 @@ seed = 0  # of the initial weights, the order of the images and their augmentati
 
 # Loss
 threshold = 0.5  # overlap from which a prior matches an object
-neg_pos_ratio = 3  # hardest background priors for each matched one
+neg_pos_ratio = 3.0  # hardest background priors for each matched one
 alpha = 1.0  # weight of the localisation loss
 n_negatives_without_objects = 0  # hardest background priors of an image without (remaining) objects; the paper: 0
 
