@@ -4,6 +4,7 @@
 PYTHON = .venv/bin/python
 SOURCES = *.py tools tests notebooks
 DEMO =  # parameters of tools/demo.py, such as DEMO="--minutes=1"
+FIGURES =  # parameters of tools/make_figures.py, such as FIGURES="--pages_only=True"
 GPU_CHECK =  # parameters of tools/gpu_check.py, such as GPU_CHECK="--parts=tests,benchmark"
 
 demo: .venv/installed
@@ -17,7 +18,7 @@ lint: .venv/installed-dev
 	$(PYTHON) -m ruff format --check $(SOURCES)
 
 figures: .venv/installed-dev
-	$(PYTHON) tools/make_figures.py
+	$(PYTHON) tools/make_figures.py $(FIGURES)
 
 benchmark: .venv/installed
 	$(PYTHON) tools/benchmark.py

@@ -1,6 +1,6 @@
 """Make the lists of images and objects that training and evaluation read.
 
-    python create_data_lists.py --download=True               fetch VOC2007 and VOC2012 (2.8 GB) first
+    python create_data_lists.py --download=True               fetch VOC2007 and VOC2012 (2.9 GB) first
     python create_data_lists.py                               VOC2007 + VOC2012 that are already there
     python create_data_lists.py --train_data=/path/to/mine    data of your own, with classes of their own
 
@@ -653,7 +653,7 @@ def prepare_voc(voc07_path, voc12_path, download):
         if path and not download and not os.path.isdir(folder):
             raise FileNotFoundError(
                 f"{path}: no such folder.\n"
-                "  --download=True fetches VOC2007 and VOC2012 (2.8 GB);\n"
+                "  --download=True fetches VOC2007 and VOC2012 (2.9 GB);\n"
                 "  --voc07_path=FOLDER and --voc12_path=FOLDER name them if they are elsewhere;\n"
                 "  --train_data=FOLDER takes data of your own, in any of the usual layouts."
             )

@@ -140,7 +140,7 @@ def draw_matching(_model):
     scene = Scene(with_predictions=False)
     figure, axes = panels(2, 5.1)
     titles = ("eight of the 8732 priors", "after matching: what each must predict")
-    places = ("top right", "left", "bottom right", "top", "bottom right", "top right", "top", "top")
+    places = ("top right", "left", "bottom right", "top", "bottom right", "left", "top", "top")
     for axis, title in zip(axes, titles, strict=True):
         show_photo(axis, scene.image, title)
     for name, prior, (item, _), place in zip(PRIOR_NAMES, scene.priors_cxcy, scene.owners(), places, strict=True):
@@ -180,11 +180,13 @@ def draw_overlaps(_model):
         for i in range(n_objects):
             for j in range(n_priors):
                 axis.text(j, i, f"{overlaps[i, j]:.2f}", ha="center", va="center", fontsize=11)
+        is_step_2 = k == n_objects + 1
         for item, prior in pairs[:k]:
-            axis.plot([-0.5, n_priors - 0.5], [item, item], color=RED, linewidth=1.2)
-            axis.plot([prior, prior], [-0.5, n_objects - 0.5], color=RED, linewidth=1.2)
+            if not is_step_2:  # there, the whole table counts again
+                axis.plot([-0.5, n_priors - 0.5], [item, item], color=RED, linewidth=1.2)
+                axis.plot([prior, prior], [-0.5, n_objects - 0.5], color=RED, linewidth=1.2)
             mark_cell(axis, prior, item, RED if pairs.index((item, prior)) == k - 1 else INK)
-        if k == n_objects + 1:
+        if is_step_2:
             for prior in takers:
                 mark_cell(axis, prior, overlaps[:, prior].argmax(), BLUE)
     return figure
@@ -235,7 +237,7 @@ def draw_pipeline(model):
 
     figure, axes = panels(3, 6.6, rows=2)
     captions = (
-        ("1. a photo", f"{photo.width} × {photo.height} pixels"),
+        ("1. a picture", f"{photo.width} × {photo.height} pixels"),
         ("2. the input", "300 × 300 pixels, normalised"),
         ("3. six feature maps", "38 × 38, 19 × 19, ... 1 × 1 cells"),
         ("4. priors with scores", "8732 priors: a few of them, and the best ones"),
@@ -328,7 +330,7 @@ def draw_nms(_model):
         if stays:
             kept.append(i)
         name = CLASS_NAMES[int(labels[i])]
-        axis.set_title(f"{i + 1}: {name} {float(scores[i]):.2f}", fontsize=12)
+        axis.set_title(f"{i + 1}: {name} {float(scores[i]):.5f}", fontsize=12)
         reason = f"no {name} so far" if rival is None else f"overlap with {rival + 1}: {overlap:.2f}"
         result = "→ kept" if stays else "→ dropped"
         axis.set_xlabel(f"{reason}\n{result}", fontsize=11, color=GREEN if stays else RED)

@@ -96,8 +96,8 @@ def draw_network(network):
         row = NETWORKS[network]
         by_name = {source.name: source for source in row.sources}
         stages = describe_stages(network)
-        figure, (axis,) = panels(1, 5.2)
-        bar = -2.55  # where the heads' outputs end
+        figure, (axis,) = panels(1, 5.5)
+        bar = -2.85  # where the heads' outputs end
         for x, (name, channels, grid, layers, is_source) in enumerate(stages):
             height = 0.13 + 0.87 * (grid / row.input_size) ** 0.5
             color = BLUE if is_source else FAINT if name.startswith("pool") else "#9aa4af"
@@ -110,10 +110,13 @@ def draw_network(network):
             if is_source:
                 source = by_name["conv4_3" if name.startswith("conv4") else name]
                 n = source.n_priors
-                add_arrow(axis, (x, -1.35), (x, -1.62), BLUE, width=1.5)
-                axis.add_patch(Rectangle((x - 0.44, -2.12), 0.88, 0.48, facecolor="white", edgecolor=BLUE))
-                axis.text(x, -1.88, f"{n}·4\n{n}·C", ha="center", va="center", fontsize=9, color=BLUE)
-                add_arrow(axis, (x, -2.14), (x, bar + 0.03), BLUE, width=1.5)
+                add_arrow(axis, (x, -1.35), (x, -1.92), BLUE, width=1.5)
+                if row.l2_norm and source == row.sources[0]:
+                    plate = {"facecolor": "white", "edgecolor": BLUE, "pad": 2}
+                    axis.text(x, -1.55, "L2 norm", ha="center", va="center", fontsize=9, color=BLUE, bbox=plate)
+                axis.add_patch(Rectangle((x - 0.44, -2.42), 0.88, 0.48, facecolor="white", edgecolor=BLUE))
+                axis.text(x, -2.18, f"{n}·4\n{n}·C", ha="center", va="center", fontsize=9, color=BLUE)
+                add_arrow(axis, (x, -2.44), (x, bar + 0.03), BLUE, width=1.5)
                 axis.text(x, bar - 0.45, f"{grid}²·{n}\n{grid * grid * n}", ha="center", va="top",
                           fontsize=9, color=BLUE)  # fmt: skip
         total = sum(source.n_priors * source.grid**2 for source in row.sources)
@@ -121,13 +124,13 @@ def draw_network(network):
         axis.text((len(stages) - 1) / 2, bar - 0.18, f"{total} priors: {total} × 4 offsets and {total} × C scores",
                   ha="center", va="center", color="white", fontsize=11)  # fmt: skip
         for y, text, color in (
-            (0, "cells in a row", INK), (-1.1, "channels", INK), (-1.78, "heads 3×3", BLUE),
+            (0, "cells in a row", INK), (-1.1, "channels", INK), (-2.08, "heads 3×3", BLUE),
             (bar - 0.45, "priors", BLUE),
         ):  # fmt: skip
             axis.text(-0.62, y, text, ha="right", va="center" if y == 0 else "top", fontsize=9.5, color=color)
         axis.set(xlim=(-2.6, len(stages) - 0.3), ylim=(bar - 1.1, 3.0))
-        title = f"{network}: C classes, {len(row.sources)} source maps in blue"
-        axis.set_title(f"{title}   (heights are not to scale: the root of the grid)", fontsize=11)
+        title = f"{network}, C classes. Blue: the {len(row.sources)} feature maps that heads look at"
+        axis.set_title(f"{title}. (Heights are not to scale.)", fontsize=11)
         hide(axis)
         return figure
 
