@@ -50,7 +50,7 @@ def test_every_command_is_of_a_known_kind():
     for launcher, *_ in RUNS:
         assert launcher in (["python"], [".venv/bin/python"]) or launcher[0] == "torchrun", launcher
     others = {words[0] for words in COMMANDS if not any(".py" in word for word in words)}
-    assert others <= {"make", "python3", ".venv/bin/python", "pip"}
+    assert others <= {"make", "python3", ".venv/bin/python", "pip", "source"}
 
 
 def test_targets_of_make_exist():
@@ -151,6 +151,16 @@ def test_the_scene_tells_what_the_text_says():
     width, height = ((triangle[2:] - triangle[:2]) * 300).round().int().tolist()
     assert f"{width} × {height} pixels" in WORDS
     assert f"more than {float(here.all_overlaps[scene.TINY].max()):.2f}" in WORDS
+    tied = here.all_overlaps[scene.TINY] > here.all_overlaps[scene.TINY].max() - 1e-5
+    assert int(tied.sum()) == 14 and "Fourteen priors tie" in WORDS and "one of the 14 that tie" in WORDS
+    _, entropies, counts, loc_losses = scene.losses(here)
+    of = dict(zip(scene.PRIOR_NAMES, range(8), strict=True))
+    assert bool(counts[of["D"]]) and bool(counts[of["F"]]) and not bool(counts[of["H"]])
+    assert float(entropies[of["F"]]) > 0.1 > 1000 * float(entropies[of["H"]])  # F is really hard
+    ace = float(loc_losses[[of["A"], of["C"], of["E"]]].sum() / loc_losses.sum())
+    assert 0.4 < ace < 0.6 and "about half of the localisation loss" in WORDS
+    total = float((entropies * counts).sum() + loc_losses.sum())
+    assert float(entropies[of["G"]] + loc_losses[of["G"]]) > total / 2 and "More than half of the total" in WORDS
 
 
 def test_matching_of_the_scene_is_the_code_s():

@@ -423,9 +423,9 @@ def answer(scene):
             raise ValueError("the README says that a prior that ties with G finds the triangle; tell it anew")
         fate = (
             f"It is found, with a score of {score:.2f}, but not by G. The prior that finds it is another one of the "
-            f"{n_tied} that tie: {describe_prior(scene, prior)}. In this picture it should have said background; in "
-            "training, small objects in slightly other places were its own, and that was just enough. With a higher "
-            "`min_score` the triangle would be missed."
+            f"{n_tied} that tie, {describe_prior(scene, prior)}. For this picture the loss would ask it to say "
+            "background. But in training, other small objects belonged to priors of its shape, and all cells share a "
+            "head's weights. That was just enough: with a higher `min_score` the triangle would be missed."
         )
     else:
         score = scene.predictions["best_tiny_score"]
