@@ -126,7 +126,7 @@ def choose_priors(overlaps, priors_cxcy):
     second = (left - 0.55).abs().masked_fill(~is_second, torch.inf)
     between = torch.minimum(left, right).masked_fill(overlaps.max(dim=0).values >= 0.5, 0)
     near_miss = circle.masked_fill(circle >= 0.5, 0)
-    near_misses = (near_miss > near_miss.max() - 0.001).nonzero()[:, 0]  # several that are as near; the first is uppermost
+    near_misses = (near_miss > near_miss.max() - 0.001).nonzero()[:, 0]  # as near; the first is the uppermost
     to_corner = (priors_cxcy[:, :2] - torch.tensor([0.84, 0.84])).square().sum(dim=1)
     is_far = (overlaps.sum(dim=0) == 0) & ((priors_cxcy[:, 2:] - 0.2).abs() < 0.01).all(dim=1)
     far = to_corner.masked_fill(~is_far, torch.inf)
@@ -353,7 +353,8 @@ def candidates_table(scene):
     priors = scene.predictions["candidate_priors"]
     for i, (box, label, score) in enumerate(zip(*candidates(scene), strict=True)):
         name = CLASS_NAMES[int(label)]
-        rows.append([f"**{i + 1}**", name, f"{float(score):.5f}", ", ".join(pixels(box)), describe_prior(scene, priors[i])])
+        prior = describe_prior(scene, priors[i])
+        rows.append([f"**{i + 1}**", name, f"{float(score):.5f}", ", ".join(pixels(box)), prior])
     n = scene.predictions["n_candidates"]
     text = f"With a `min_score` of {MIN_SCORE}, our picture has {n} candidates. Here are seven of them:"
     header = ["candidate", "class", "score", "box in pixels: x_min, y_min, x_max, y_max", "its prior"]
