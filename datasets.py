@@ -184,7 +184,7 @@ def scale_to_bytes(values):
     if brightest <= 1:
         values = values * 255
     elif brightest > 255:
-        values = values / 257  # is rounded below: 65535 / 257 is 255, but 65535 / 256 would become 256
+        values = values / 257  # 255 * 257 = 65535: exact at both ends
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 

@@ -230,7 +230,7 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        # reduced_tail: torchvision halves the channels of the last blocks, so that c5 has 480 in place of 960.
+        # c5 has 480 channels, or 960 with ImageNet's weights. reduced_tail halves those of torchvision's last blocks.
         is_halved = architecture.sources[1].channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features
         init_convolutions(self, LITE_INIT_STD)
@@ -405,8 +405,9 @@ class SSD300(nn.Module):
         self.rescale_factors = None
         if architecture.l2_norm:
             # VGG's values in conv4_3 are much larger than those of the deeper maps. They are normalised, then scaled by
-            # a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). A narrow network
-            # starts lower: where fewer channels share a length of 1, their values are larger.
+            # a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). In a vector of
+            # length 1 with C channels, values are about 1 / sqrt(C): the fewer, the larger. So a narrow network starts
+            # lower.
             start = 20 / architecture.divisor**0.5
             self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), start))
 
@@ -599,7 +600,7 @@ def keep_best_of_each_class(class_scores, n):
     """Scores (P, C - 1) of an image. In each column all but the n highest are replaced by 0: no candidates."""
     order = class_scores.argsort(dim=0, descending=True, stable=True)  # (P, C - 1): of each column, the best row first
     others = order[n:]  # (P - n, C - 1): in each column, the rows after the best n
-    return class_scores.scatter(dim=0, index=others, value=0.0)  # 0 in these rows
+    return class_scores.scatter(dim=0, index=others, value=0.0)  # in column j, 0 in the rows others[:, j]
 
 
 def suppress(boxes_xy, labels, scores, max_overlap, top_k):
@@ -608,8 +609,8 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
     boxes_xy: (K, 4) float32, boundary form. labels: (K,) int64. scores: (K,) float32.
     Returns the (n,) int64 indices of the best top_k survivors, by falling score.
     """
-    # Only better candidates can suppress a candidate. So what survives among the best few survives for good: look at
-    # these first, and at twice as many if fewer than top_k of them survive.
+    # Look at the best few first. Those not looked at are worse: they can neither suppress these nor come before them.
+    # If fewer than top_k survive, look at twice as many.
     n_best = min(FIRST_CANDIDATES * top_k, len(scores))
     while True:
         best = find_best(scores, n_best)  # (n_best,) indices, and more if some scores are equal
@@ -664,7 +665,7 @@ def match_priors(boxes_xy, priors_xy, threshold):
         return matched
     if n_objects > n_priors:
         raise ValueError(f"an image has {n_objects} objects, but there are {n_priors} priors to predict them")
-    overlap = find_jaccard_overlap(boxes_xy, priors_xy)  # (M, P): a table with a row an object, a column a prior
+    overlap = find_jaccard_overlap(boxes_xy, priors_xy)  # (M, P): a table, one row per object, one column per prior
 
     # Step 1. Take the highest number of the table, the first one if there are several. Its object owns its prior from
     # now on: cross out the row and the column. Repeat until every object has its prior. (NumPy's argmax() is ten times
@@ -790,7 +791,8 @@ class MultiBoxLoss(nn.Module):
             n_negatives = sum_over_processes(copy_to(device, n_negatives.float()))
             ratio = self.neg_pos_ratio or 1  # 0: positives come without negatives
             divisor = torch.maximum(divisor, n_negatives / ratio)
-        # With several processes, DistributedDataParallel takes the mean of their gradients. So each divides by a mean.
+        # With W processes, DistributedDataParallel takes the mean of their gradients g. So that the result is
+        # sum(g) / D, as in one process, each divides by D / W: 1 / W * sum(g / (D / W)) = sum(g) / D.
         return divisor.clamp(min=1) / count_processes()
 
 
@@ -831,8 +833,8 @@ def load_pretrained(model, weights):
     if BASES[architecture.base][1] is not None:
         known_weights = BASES[architecture.base][1].__members__
     state = utils.read_state_dict(weights, known_weights)
-    # Caffe's weights have a mean and std of their own. They may come by name, or as a file: torchvision's file of them
-    # has NaN in place of fc6.
+    # Caffe's weights have a mean and std of their own. Their name tells them, or in torchvision's file of them the NaN
+    # that stand in place of fc6.
     is_caffe = weights == "IMAGENET1K_FEATURES"
     if "classifier.0.bias" in state and state["classifier.0.bias"].isnan().any():
         is_caffe = True
@@ -898,7 +900,7 @@ def set_mean_and_std(model, mean, std):
 
 
 def fit_tail(model, entries):
-    """Rebuild an SSDLite for weights whose c5 has 960 channels, as ImageNet's has, where its own has 480.
+    """Rebuild an SSDLite with as many channels in c5 as weights have: 960 in ImageNet's, 480 in torchvision's detector.
 
     entries: the weights, ImageNet's for the base or a checkpoint's for the whole model.
     """
@@ -907,7 +909,8 @@ def fit_tail(model, entries):
     for name in ("features.16.0.weight", "base.features.16.0.weight"):  # the convolution that makes c5
         if name in entries:
             c4, c5, *others = model.architecture.sources
-            c5 = c5._replace(channels=len(entries[name]))
+            n_channels = entries[name].shape[0]
+            c5 = c5._replace(channels=n_channels)
             model.build(model.architecture._replace(sources=(c4, c5, *others)))
 
 
@@ -988,7 +991,8 @@ def fuse_batch_norm(model):
             module.weight = fused.weight
             module.bias = fused.bias
             module.norm = None
-        # torchvision's layers: bn1 comes after conv1, and so on. An Identity replaces bn1, which will still be called.
+        # torchvision's layers: conv1 is followed by bn1, and so on. The new convolution takes conv1's place; bn1 would
+        # still be called, so an Identity, which changes nothing, takes its place.
         children = list(module.named_children())
         for (name, layer), (next_name, next_layer) in pairwise(children):
             if isinstance(layer, nn.Conv2d) and isinstance(next_layer, nn.BatchNorm2d):

@@ -124,7 +124,7 @@ def main():
         # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps while the
         # inner one is handling an error; the outer one catches that.
         with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
-            train(model, average, criterion.to(torch_device), optimizer, batches, evaluation_loader, log, start)
+            train(model, average, criterion, optimizer, batches, evaluation_loader, log, start)
     finally:
         end_workers()
     if N_PROCESSES > 1:
