@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import nn
@@ -118,7 +119,11 @@ def main():
         evaluation_loader = make_evaluation_loader(data_folder, share, workers, model, skip_corrupt)
     criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
     describe_run(model, dataset, evaluation_loader, start)
-    log = TrainingLog(log_path(save_to), dataset, batches, start, minutes)
+    check_numbers_of_objects(dataset, model)
+    is_own = goes_on_in_its_files(checkpoint, save_to)
+    log = TrainingLog(log_path(save_to), is_own, dataset, batches, start, minutes)
+    if RANK == 0 and not is_own:
+        Path(best_path(save_to)).unlink(missing_ok=True)  # of another run, which this one may overwrite
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
     try:
         # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps while the
@@ -176,7 +181,11 @@ def train(model, average, criterion, optimizer, batches, evaluation_loader, log,
         if saves or done % log_every == 0:
             log.flush(done, optimizer)  # an error if a loss was not finite: before anything is saved
         if evaluates:
-            mean_ap = evaluate_and_log(model if average is None else average, evaluation_loader, metric, log, done)
+            try:
+                mean_ap = evaluate_and_log(model if average is None else average, evaluation_loader, metric, log, done)
+            except Exception:  # an image that cannot be read must not cost the training so far
+                save(save_to, model, average, optimizer, done, seconds, best_map)
+                raise
             if mean_ap > best_map:
                 is_saved = save(best_path(save_to), model, average, optimizer, done, seconds, mean_ap)
                 if is_saved:  # else the file holds an older model, which a later one has to beat
@@ -207,14 +216,33 @@ def set_parameters(arguments):
         raise ValueError(f"--network={network} does not go with {path}, which has an {its_network}: leave it out")
     if "pretrained" in given and pretrained not in ("", settings.get("pretrained")):
         raise ValueError(f"--pretrained={pretrained} does not go with {path}, which brings all weights: leave it out")
+    if checkpoint and "finetune_from" in given and finetune_from:
+        raise ValueError("--checkpoint goes on with a run, --finetune_from starts one: give one of them")
     if checkpoint:
         own_file = Path(checkpoint)
         last_name = Path(str(settings.get("save_to"))).name
         if own_file.name == f"best_{last_name}":
             own_file = own_file.with_name(last_name)
-        settings = {**settings, "save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite}
+            if "save_to" not in given and not overwrite:
+                check_last(own_file, saved)
+        # These are this call's own. (The device does not change the steps, and another machine has others.)
+        own = {"save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite, "device": device}
+        settings = {**settings, **own}
         for note in utils.restore_parameters(globals(), settings, given):
             print_once(f"note: {note}")
+
+
+def check_last(path, best):
+    """ValueError if the last checkpoint of a run is further on than the best one, from which it is to go on."""
+    if not path.is_file():
+        return
+    try:
+        last = load_checkpoint(path)["iteration"]
+    except (LookupError, ValueError):
+        return  # damaged: the best one may replace it
+    if last > best.get("iteration", last):
+        advice = f"--checkpoint={path} goes on there, --overwrite=True replaces it, --save_to names another file"
+        raise ValueError(f"{path} is at iteration {last}, further than {checkpoint}: {advice}")
 
 
 def check_parameters():
@@ -224,13 +252,14 @@ def check_parameters():
         ("workers", workers), ("bias_lr_factor", bias_lr_factor), ("momentum", momentum), ("warmup", warmup),
         ("weight_decay", weight_decay), ("grad_clip", grad_clip), ("neg_pos_ratio", neg_pos_ratio), ("alpha", alpha),
         ("n_negatives_without_objects", n_negatives_without_objects), ("save_every", save_every),
-        ("evaluate_every", evaluate_every), ("minutes", minutes), ("ema_decay", ema_decay),
+        ("evaluate_every", evaluate_every), ("minutes", minutes), ("ema_decay", ema_decay), ("threshold", threshold),
+        ("decay_lr_by", decay_lr_by), *(("decay_lr_at", at) for at in decay_lr_at),
     ]  # fmt: skip
     for name, value in positive:
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; it must be more than 0")
     for name, value in not_negative:
-        if not 0 <= value < math.inf:
+        if isinstance(value, str) or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}; it must be 0 or more")
     if ema_decay >= 1:
         raise ValueError(f"ema_decay is {ema_decay}; it must be less than 1, such as 0.999")
@@ -250,11 +279,17 @@ def check_files(save_to, checkpoint, overwrite):
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(save_to).is_dir():
         raise ValueError(f"save_to is {save_to!r}: no file can be written there; make the folder, or name another")
     files = [save_to, best_path(save_to), log_path(save_to)]
-    goes_on_in_them = checkpoint and Path(checkpoint).resolve() in [Path(path).resolve() for path in files]
     for path in files:
-        if Path(path).exists() and not goes_on_in_them and not overwrite:
-            advice = f"--checkpoint={save_to} goes on with its run, --overwrite=True replaces it"
-            raise ValueError(f"{path} is there already: {advice}, --save_to names another file")
+        if Path(path).exists() and not goes_on_in_its_files(checkpoint, save_to) and not overwrite:
+            goes_on = f"--checkpoint={save_to} goes on with its run, " if Path(save_to).exists() else ""
+            advice = f"{goes_on}--overwrite=True replaces it, --save_to names another file"
+            raise ValueError(f"{path} is there already: {advice}")
+
+
+def goes_on_in_its_files(checkpoint, save_to):
+    """Whether a run is resumed from one of the files that it saves to."""
+    files = [Path(path).resolve() for path in (save_to, best_path(save_to))]
+    return bool(checkpoint) and Path(checkpoint).resolve() in files
 
 
 def best_path(save_to):
@@ -265,6 +300,18 @@ def best_path(save_to):
 def log_path(save_to):
     """Where the log goes: checkpoint_ssd300.csv for checkpoint_ssd300.pth.tar."""
     return re.sub(r"\.(pth\.tar|pth|pt)$", "", save_to) + ".csv"
+
+
+def check_numbers_of_objects(dataset, model):
+    """ValueError, naming the image, if one has more objects than there are priors to predict them."""
+    n_objects = np.diff(dataset.starts)  # of each image
+    n_priors = len(model.priors_cxcy)
+    most = n_objects.argmax()
+    if n_objects[most] > n_priors:
+        has = f"{dataset.image_paths[most]} has {n_objects[most]} objects"
+        raise ValueError(
+            f"{has}, more than the {n_priors} priors of {model.network}: cut it into tiles, or leave it out"
+        )
 
 
 def start_process(device_name):
@@ -619,7 +666,10 @@ def describe_end(log, done, seconds, best_map, stopped_by):
         torch.distributed.all_reduce(log.dataset.skipped, torch.distributed.ReduceOp.MAX)
     if stopped_by:
         name = signal.Signals(stopped_by).name
-        print_once(f"stopped by {name} after iteration {done}; go on with --checkpoint={save_to}")
+        advice = f"go on with --checkpoint={save_to}"
+        if done == iterations:
+            advice = f"it was the last, and {save_to} is saved; eval.py makes an evaluation that was due"
+        print_once(f"stopped by {name} after iteration {done}; {advice}")
         raise SystemExit(128 + stopped_by)
     print_once(f"done after iteration {done}, {datetime.timedelta(seconds=round(seconds))} of training")
     print_once(f"saved    {save_to}, the log in {log_path(save_to)}")
@@ -640,7 +690,8 @@ class TrainingLog:
     Losses stay on the device until `flush()`, so that no iteration waits for the one before it.
     """
 
-    def __init__(self, path, dataset, batches, start, minutes):
+    def __init__(self, path, is_own, dataset, batches, start, minutes):
+        """path: the CSV file. is_own: whether one that is there already is this run's, which goes on in it."""
         self.path = path
         self.dataset = dataset
         self.batches = batches
@@ -659,7 +710,7 @@ class TrainingLog:
             n_iterations = batches.iterations.stop
             self.bar = tqdm(total=n_iterations, initial=start.iteration, unit="it", disable=RANK > 0)
         self.file_mode = "w"  # a new file, made when its first row is written
-        if start.iteration > 0 and Path(path).is_file() and RANK == 0:
+        if is_own and start.iteration > 0 and Path(path).is_file() and RANK == 0:
             self.file_mode = "a"
             self.drop_rows_after(start.iteration)
 

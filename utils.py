@@ -556,6 +556,9 @@ def restore_parameters(namespace, saved, given):
     restored = []
     for name, value in saved.items():
         was = f"{printable(name)} was {printable(repr(value))} when the checkpoint was saved"
+        kind = type(parameters.get(name))
+        if (type(value) is int and kind is float) or (type(value) is float and kind is int and value.is_integer()):
+            value = kind(value)  # 3 and 3.0 are the same parameter
         if type(value) is not type(parameters.get(name)):
             notes.append(f"{was}; there is no such parameter now")
         elif name in given and value != parameters[name]:

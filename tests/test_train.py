@@ -13,8 +13,10 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from helpers import REPO, assert_same_state, finish, read_files, read_log, script, start, training
@@ -210,7 +212,9 @@ def test_a_run_goes_on_in_its_own_files_with_its_own_settings(run_with, run, lis
     assert read_files(tmp_path).items() >= others.items()
     assert {path.name for path in tmp_path.iterdir()} == {*others, "a.pth.tar", "best_a.pth.tar", "a.csv"}
     # From the best one it goes on in the file of the last one.
-    assert run_with("--checkpoint=best_a.pth.tar", "--iterations=4")["iteration"] == 4
+    with pytest.raises(ValueError, match=r"a\.pth\.tar is at iteration 3, further than best_a"):
+        run_with("--checkpoint=best_a.pth.tar", "--iterations=4")
+    assert run_with("--checkpoint=best_a.pth.tar", "--iterations=4", "--overwrite=True")["iteration"] == 4
     assert load_checkpoint("a.pth.tar")["iteration"] == 4
     # Elsewhere, if asked for; but not in the files of another run.
     run_with("--checkpoint=a.pth.tar", "--iterations=5", "--save_to=b.pth.tar", "--evaluate_every=0")
@@ -298,6 +302,23 @@ def test_a_frozen_base_stays_until_a_run_goes_on_without(run, run_with, monkeypa
     thawed = run_with("--checkpoint=last.pth.tar", "--freeze_up_to=", "--iterations=3", "--evaluate_every=0")["model"]
     name = next(name for name in thawed if name.startswith("base."))
     assert not torch.equal(thawed[name], frozen[name])
+
+
+def test_an_evaluation_that_fails_costs_no_training(run, monkeypatch):
+    def fail(*_):
+        raise ValueError("no such image")
+
+    monkeypatch.setattr(train, "evaluate_and_log", fail)
+    with pytest.raises((ValueError, SystemExit), match="no such image"):
+        run(iterations=2, evaluate_every=2, save_every=0)
+    assert load_checkpoint("last.pth.tar")["iteration"] == 2
+
+
+def test_an_image_with_more_objects_than_priors_is_named():
+    dataset = SimpleNamespace(starts=np.array([0, 2, 7]), image_paths=["a.jpg", "b.jpg"])
+    train.check_numbers_of_objects(dataset, SimpleNamespace(priors_cxcy=torch.zeros(5, 4), network="net"))
+    with pytest.raises(ValueError, match=r"b\.jpg has 5 objects, more than the 4 priors of net"):
+        train.check_numbers_of_objects(dataset, SimpleNamespace(priors_cxcy=torch.zeros(4, 4), network="net"))
 
 
 def test_a_new_run_replaces_no_earlier_one(run):

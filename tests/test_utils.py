@@ -318,3 +318,9 @@ def test_nothing_is_assumed_of_a_device_that_was_not_measured():
     mps, network = torch.device("mps"), torch.nn.BatchNorm2d(1)
     assert not utils.has_bf16_units(mps) and utils.fastest_memory_format(mps, network) == torch.contiguous_format
     assert utils.fastest_memory_format(torch.device("cpu"), network) == torch.channels_last
+
+
+def test_whole_numbers_are_restored_whichever_type_they_have():
+    namespace = {"ratio": 3.0, "count": 5}
+    assert utils.restore_parameters(namespace, {"ratio": 2, "count": 4.0}, given={}) != []
+    assert namespace == {"ratio": 2.0, "count": 4} and type(namespace["ratio"]) is float
