@@ -125,6 +125,7 @@ def test_source_of_a_function_without_its_docstring():
     quoted = make_figures.source_of("utils.py", "cxcy_to_gcxgcy").splitlines()
     assert quoted[0].startswith("def cxcy_to_gcxgcy(") and quoted[-1].startswith("    return ")
     assert not any("Encode boxes" in line for line in quoted)
+    assert "is_lite" not in make_figures.source_of("model.py", "SSD300.create_prior_boxes")
     with pytest.raises(ValueError, match="does not define nothing"):
         make_figures.source_of("model.py", "nothing")
 
@@ -223,7 +224,7 @@ def test_priors_in_the_text():
     low, high = priors_cxcy[:, :2] - priors_cxcy[:, 2:] / 2, priors_cxcy[:, :2] + priors_cxcy[:, 2:] / 2
     assert f"{int(((low < 0) | (high > 1)).any(dim=1).sum())} of the {len(priors_cxcy)} do" in WORDS
     area = float((300 * priors_cxcy[:, 2:]).prod(dim=1).min())
-    assert f"fewer than {int((area / 2) ** 0.5)} pixels" in WORDS
+    assert f"less than {int((area / 2) ** 0.5)} pixels" in WORDS
     fewer = 37**2 * SSD.sources[0].n_priors
     assert f"37 · 37 · 4 = {fewer} priors" in WORDS
     assert f"{len(priors_cxcy) - 38**2 * SSD.sources[0].n_priors + fewer} in all" in WORDS

@@ -307,8 +307,11 @@ def draw_mining(model):
     others = f"left out: {n_negative - n_hard} others,\neach below {bars[n_hard - 1]:.1g}"
     right.bar(range(n_hard), bars[:n_hard], 1.0, color=RED, label=f"the hardest {n_hard} count")
     right.bar(range(n_hard, n_shown), bars[n_hard:], 1.0, color=FAINT, label=others)
+    right.axvline(n_hard - 0.5, color=RED, linestyle="--")
+    right.text(n_hard + 2, bars[0] / 10, f"mining stops\nafter {n_hard}", color=RED, fontsize=10)
+    right.set_yscale("log")
     right.set_xlabel(f"negatives, hardest first: the first {n_shown} of {n_negative}")
-    right.set_ylabel("cross entropy")
+    right.set_ylabel("cross entropy (logarithmic)")
     right.set_title(f"{n_positive} positives, so 3 · {n_positive} = {n_hard} negatives", fontsize=12)
     plain_axes(right)
     right.legend(frameon=False)

@@ -141,6 +141,8 @@ def quote_code(text):
 def source_of(file, name):
     """The lines of a function, class or table in a file, as they are there, without its docstring.
 
+    `if architecture.is_lite:` and what it does is left out, too: the README explains SSD without SSDLite.
+
     name: as it is called; of `MultiBoxLoss.forward` the `forward` of class `MultiBoxLoss` is meant.
     Raises ValueError, naming both, if there is none.
     """
@@ -160,6 +162,9 @@ def source_of(file, name):
             numbers -= set(range(docstring.lineno, docstring.end_lineno + 1))
             if text.splitlines()[docstring.end_lineno] == "":
                 numbers.discard(docstring.end_lineno + 1)
+    for child in ast.walk(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "architecture.is_lite" and not child.orelse:
+            numbers -= set(range(child.lineno, child.end_lineno + 1))
     lines = text.splitlines()
     return textwrap.dedent("\n".join(lines[number - 1] for number in sorted(numbers)))
 
