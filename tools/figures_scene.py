@@ -304,17 +304,18 @@ def draw_mining(model):
         left.text(x, y, f"{float(losses[prior]):.1f}", color="white", fontsize=10, ha="center", va="center", bbox=plate)
     n_shown = min(2 * n_hard, n_negative)
     bars = losses[order[:n_shown]].numpy()
-    others = f"left out: {n_negative - n_hard} others,\neach below {bars[n_hard - 1]:.1g}"
+    others = f"left out: {n_negative - n_hard} others,\neach about {bars[n_hard]:.1g} or less"
     right.bar(range(n_hard), bars[:n_hard], 1.0, color=RED, label=f"the hardest {n_hard} count")
     right.bar(range(n_hard, n_shown), bars[n_hard:], 1.0, color=FAINT, label=others)
-    right.axvline(n_hard - 0.5, color=RED, linestyle="--")
-    right.text(n_hard + 2, bars[0] / 10, f"mining stops\nafter {n_hard}", color=RED, fontsize=10)
     right.set_yscale("log")
+    right.set_ylim(bars[-1] / 2, bars[0] * 2)
+    right.axvline(n_hard - 0.5, ymax=0.5, color=RED, linestyle="--")
+    right.text(n_hard + 3, bars[n_hard] * 4, f"mining stops\nafter {n_hard}", color=RED, fontsize=10)
     right.set_xlabel(f"negatives, hardest first: the first {n_shown} of {n_negative}")
     right.set_ylabel("cross entropy (logarithmic)")
     right.set_title(f"{n_positive} positives, so 3 · {n_positive} = {n_hard} negatives", fontsize=12)
     plain_axes(right)
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="upper right")
     return figure
 
 
