@@ -351,10 +351,12 @@ def parse_annotation(path, first_pixel=1):
 def parse_xml(path, shown):
     """The root element of an XML file that declares no entities; ValueError, naming it, for any other."""
     content = read_bytes(path)
-    declared = re.match(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["']""", content.lstrip())
+    declared = re.match(rb"""<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)["']""", content.lstrip())
     encoding = find_encoding(content) or (declared[1].decode() if declared else "utf-8")
+    if not find_encoding(content) and encoding.lower().startswith("utf-16"):  # .NET declares it, and writes UTF-8
+        encoding = "utf-8"
     try:
-        text = content.decode(encoding).lstrip("\ufeff")
+        text = content.decode(encoding).lstrip("\ufeff").strip()
     except UnicodeDecodeError:
         hint = "save it as UTF-8, or let its first line say its encoding"
         raise ValueError(
@@ -529,7 +531,7 @@ def read_coco_box(entry, guesses):
     """[x_min, y_min, width, height] of an object: its "bbox", or, if it has none, the box around its outline."""
     box = entry.get("bbox")
     outline = entry.get("segmentation")
-    if not box and outline:
+    if outline and (not box or (isinstance(box, list) and not any(box))):
         box = box_of_mask(outline) if isinstance(outline, dict) else box_of_polygons(outline)
         guesses["no 'bbox': the box around the outline taken"] += 1
     if not box:
@@ -616,11 +618,14 @@ def pair_listed(part):
     """(image, label file, what the list says if the image was guessed from it, else "") for each line of a list."""
     images = Files(part.images, SOUGHT_IMAGES)
     find_labels = functools.cache(labels_folder_of)
+    find_files = functools.cache(lambda folder: Files(folder, (".txt",)))
     pairs = []
     for line in read_lines(part.image_list):
         image, guessed_from = find_image(line, [part.images, os.path.dirname(part.image_list)], images)
         folder, name = os.path.split(image)
-        label = os.path.join(find_labels(folder), f"{os.path.splitext(name)[0]}.txt")
+        labels = find_files(find_labels(folder))
+        stem = os.path.splitext(name)[0]
+        label = os.path.join(labels.folder, labels.same_stem(stem)[0] if labels.same_stem(stem) else f"{stem}.txt")
         pairs.append((image, label, guessed_from))
     return pairs
 
@@ -698,7 +703,8 @@ def count_keypoint_numbers(rows, parts):
     if len({len(row) for row in long_rows}) != 1:  # none, or outlines, which have as many points as they need
         return 0
     n_numbers = len(long_rows[0])
-    may_be_keypoints = any(all(fits_keypoints(row, size) for row in long_rows) for size in (2, 3))
+    n_fitting = max(sum(fits_keypoints(row, size) for row in long_rows) for size in (2, 3))
+    may_be_keypoints = n_fitting >= 0.8 * len(long_rows)  # a few keypoints may lie far from their boxes
     may_be_outlines = n_numbers % 2 == 0 and all(0 <= number <= 1 for row in long_rows for number in row)
     if may_be_keypoints and may_be_outlines:
         raise ValueError(
@@ -710,10 +716,13 @@ def count_keypoint_numbers(rows, parts):
 
 
 def fits_keypoints(row, size):
-    """Whether numbers can be a box, and keypoints of `size` numbers in it: x, y and perhaps visibility (0, 1 or 2)."""
+    """Whether numbers can be a box, and keypoints of `size` numbers in it: x, y and perhaps the visibility (0, 1 or 2)
+    or a confidence (0 to 1)."""
     c_x, c_y, width, height = row[:4]
     points = row[4:]
-    if len(points) % size or (size == 3 and any(visibility not in (0, 1, 2) for visibility in points[2::3])):
+    if len(points) % size:
+        return False
+    if size == 3 and not all(0 <= number <= 1 or number == 2 for number in points[2::3]):
         return False
     is_inside = abs(c_x - 0.5) + width / 2 <= 0.51 and abs(c_y - 0.5) + height / 2 <= 0.51
     # A keypoint that cannot be seen is (0, 0). Some lie a little outside.
@@ -732,9 +741,15 @@ def yolo_box(numbers, n_keypoints, has_outlines):
     if n_keypoints and n_more in (n_keypoints, n_keypoints + 1, n_keypoints + 2):
         return boundary(numbers), f"box and keypoints ({len(numbers)} numbers), the box taken"
     if has_outlines and n_more >= 2 and n_more % 2 == 0:
-        xs = numbers[::2]
-        ys = numbers[1::2]
-        return (min(xs), min(ys), max(xs), max(ys)), ""
+        points = numbers
+        # A track id would be a point far outside; it comes with a confidence.
+        if max(numbers) > 1.01 and numbers[-1].is_integer() and 0 <= numbers[-2] <= 1:
+            points = numbers[:-2]
+        return box_around(points), ""
+    if has_outlines and n_more >= 3 and 0 <= numbers[-1] <= 1:
+        return box_around(numbers[:-1]), "outline and confidence, the outline taken"
+    if n_more == 1 and numbers[4] >= 0 and numbers[4].is_integer():
+        return boundary(numbers), "box and track (5 numbers), the box taken"
     is_confidence = n_more in (1, 2) and 0 <= numbers[4] <= 1
     if is_confidence and n_more == 1:
         return boundary(numbers), "box and confidence (5 numbers), the box taken"
@@ -744,6 +759,13 @@ def yolo_box(numbers, n_keypoints, has_outlines):
         f"{printable(' '.join(map('{:g}'.format, numbers)), 60)!r}: {len(numbers)} numbers; a class and 4 numbers "
         "are expected (perhaps a confidence and a track, or keypoints), or an outline of 4 points or more"
     )
+
+
+def box_around(points):
+    """The box around an outline: x, y, x, y, ..."""
+    xs = points[::2]
+    ys = points[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def boundary(numbers):
@@ -822,6 +844,9 @@ def split_folders(folder):
     for path in list_folder(folder):
         name = os.path.basename(path).lower().rstrip("0123456789")
         if name in SPLIT_NAMES and os.path.isdir(path):
+            if name in found:
+                both = f"{printable(found[name])} and {printable(path)}"
+                raise ValueError(f"two folders for {name}: {both}; name them as --train_data, separated by commas")
             found[name] = path
     return found
 
@@ -835,7 +860,7 @@ def find_voc(folder):
     words = f"XML files in {os.path.basename(annotations)}, images in {os.path.basename(images)}"
     part = Part("VOC", words, annotations, images)
     parts = {}
-    for path in list_folder(os.path.join(folder, "ImageSets", "Main")):
+    for path in list_folder(find_child(find_child(folder, "ImageSets"), "Main")):
         name, suffix = os.path.splitext(os.path.basename(path))
         if suffix.lower() == ".txt" and not is_class_list(path, annotations):
             parts[name] = [part._replace(words=f"{words}, ImageSets/Main", image_list=path)]
@@ -998,9 +1023,11 @@ def find_data_yaml(folder):
             if is_data or not find_class_file(folder):
                 raise
             continue
-        if is_data or class_names_of(content):
+        if is_data or (class_names_of(content) and content.keys() & {"train", "val", "path"}):
             return path, content
-        if "nc" in content or {"train", "val"} <= content.keys():
+        if class_names_of(content):
+            others.insert(0, (path, content))
+        elif "nc" in content or {"train", "val"} <= content.keys():
             others.append((path, content))
     return others[0] if others else ("", None)
 
@@ -1101,7 +1128,7 @@ def name_classes(part, source, class_names):
             return part._replace(class_names=names, classes_from=file)
     data_file, data = find_data_yaml(above) if split_in_name(folder) else ("", None)
     if data and class_names_of(data) and speaks_of(data_file, data, folder):
-        return part._replace(class_names=class_names_of(data), classes_from=data_file)
+        return part._replace(class_names=class_names_of(data), classes_from=data_file, data=data, data_file=data_file)
     if class_names:
         return part._replace(class_names=dict(enumerate(class_names)), classes_from="--class_names")
     n_classes = str((part.data or {}).get("nc"))
@@ -1245,7 +1272,10 @@ class Files:
         slashes = name.replace("\\", "/")
         decoded = unquote(slashes)
         behind_url = decoded.rpartition("?d=")[2]  # Label Studio: /data/local-files/?d=cam0%2Fa.jpg
-        for spelling in dict.fromkeys([name, slashes, unquote(name), decoded, behind_url]):
+        without_query = decoded.partition("?")[0]  # of a cloud's address: a.jpg?X-Amz-Date=...
+        without_prefix = re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]*$)", r"\1", decoded)  # Label Studio: 1a2b3c4d-a.jpg
+        spellings = [name, slashes, unquote(name), decoded, behind_url, without_query, without_prefix]
+        for spelling in dict.fromkeys(spellings):
             found = self.find(spelling) or self.find(self.without_suffix(spelling)) or self.find_closest(spelling)
             if found:
                 return found

@@ -51,7 +51,7 @@ MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
 # S x H pixels exist for a moment.)
 MAX_IMAGE_SIDE = 65_500
 # An image in which no value, of 255, reaches this is reported as nearly black. Night photos reach it.
-NEARLY_BLACK = 32
+NEARLY_BLACK = 64
 # Errors that say nothing about a file: too many are open, a disk or its network fails, memory is short.
 MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
 

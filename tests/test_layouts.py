@@ -7,7 +7,7 @@ import pytest
 from helpers import object_xml, write, write_annotation, write_image
 from test_annotations import BOX, WANTED, coco, read, write_coco, write_xml_layout, write_yolo_layout
 
-from annotations import Files, read_annotations
+from annotations import Files, fits_keypoints, read_annotations, yolo_box
 
 # --- Names of images ------------------------------------------------------------------------------
 
@@ -242,3 +242,33 @@ def test_an_empty_test_split_falls_back_with_a_note(tmp_path):
     description, records = read_annotations(str(tmp_path), wanted, notes := {})
     assert records.keys() == {"TRAIN", "TEST"} and "val: TEST" in description
     assert [(row["split"], Path(row["file"]).name) for row in notes["split_empty"]] == [("TEST", "test.txt")]
+
+
+# --- What a review found --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers, box", [
+    ("0.5 0.5 0.4 0.2 3", (0.3, 0.4, 0.7, 0.6)),  # box and track
+    ("0.5 0.5 0.4 0.2 1", (0.3, 0.4, 0.7, 0.6)),
+])  # fmt: skip
+def test_five_numbers_are_a_box_and_a_track_or_a_confidence(numbers, box):
+    found, note = yolo_box([float(number) for number in numbers.split()], 0, has_outlines=False)
+    assert found == pytest.approx(box) and "the box taken" in note
+
+
+@pytest.mark.parametrize("extra", [[0.8], [0.8, 7.0]])
+def test_outlines_with_a_confidence_and_a_track(extra):
+    outline = [0.1, 0.2, 0.5, 0.2, 0.5, 0.6, 0.1, 0.6]
+    found, _ = yolo_box([*outline, *extra], 0, has_outlines=True)
+    assert found == pytest.approx((0.1, 0.2, 0.5, 0.6))
+
+
+def test_keypoints_with_confidences_are_not_taken_for_outlines():
+    row = [0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.91, 0.6, 0.6, 0.37]
+    assert fits_keypoints(row, 3) and not fits_keypoints([*row[:-1], 1.4], 3)
+
+
+@pytest.mark.parametrize("name", ["1a2b3c4d-a.jpg", "https://x.org/b/a.jpg?X-Amz-Date=20260101"])
+def test_names_of_label_studio_and_of_clouds(tmp_path, name):
+    write_image(tmp_path / "a.jpg")
+    assert Path(Files(tmp_path, (".jpg",)).guess(name)).name == "a.jpg"

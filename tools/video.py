@@ -188,6 +188,8 @@ def annotate_video(video, target, model, rows):
         capture.release()
         if writer is not None:
             writer.release()
+    if n_frames == 0 and stopped:
+        return 0  # before the first frame: there is nothing to check
     if n_frames == 0:
         raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
     check_written(target, n_frames)
