@@ -505,7 +505,7 @@ def test_images_with_few_of_16_bits_are_reported(tmp_path, bits):
     Image.fromarray(pixels).save(folder / "JPEGImages" / "a.png")
     report, _ = make_lists(folder)
     assert kinds(report) == ({} if bits == 16 else {"image_dark": 1})
-    assert bits == 16 or "16 bits" in report["notes"]["image_dark"][0]["what"]
+    assert bits == 16 or "16-bit" in report["notes"]["image_dark"][0]["what"]
 
 
 @pytest.mark.parametrize(("orientation", "stored"), [  # stored: how the image is, given the image as shown
