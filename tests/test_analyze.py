@@ -45,8 +45,14 @@ def make_detections(*images):
 
 def judge_one_image(folder, detections, objects):
     """The kinds of the detections of one image, by falling score, and whether its objects are found."""
-    verdicts = analyze.judge_detections(make_detections(detections), make_dataset(folder, objects))
-    return verdicts.kinds.tolist(), verdicts.is_found.tolist()
+    dataset = make_dataset(folder, objects)
+    verdicts = analyze.judge_detections(make_detections(detections), dataset)
+    return verdicts["kind"].tolist(), list_found(verdicts, dataset)
+
+
+def list_found(verdicts, dataset):
+    """Of each object whether a detection is right about it."""
+    return [number in verdicts["object"][verdicts["kind"] == "right"] for number in range(len(dataset.labels))]
 
 
 # --- What each detection is -----------------------------------------------------------------------
@@ -99,10 +105,10 @@ def test_objects_of_other_images_do_not_count(tmp_path):
     dataset = make_dataset(tmp_path, [(A, CAT, 0)], [], [(B, CAT, 0), (A, DOG, 0)])
     detections = make_detections([(B, CAT, 0.6)], [(A, CAT, 0.9)], [(B, CAT, 0.8), (A, CAT, 0.7)])
     verdicts = analyze.judge_detections(detections, dataset)
-    assert verdicts.images.tolist() == [1, 2, 2, 0]
-    assert verdicts.kinds.tolist() == ["background", "right", "other_class", "background"]
-    assert verdicts.objects.tolist() == [-1, 1, 2, -1]
-    assert verdicts.is_found.tolist() == [False, True, False]
+    assert verdicts["image"].tolist() == [1, 2, 2, 0]
+    assert verdicts["kind"].tolist() == ["background", "right", "other_class", "background"]
+    assert verdicts["object"].tolist() == [-1, 1, 2, -1]
+    assert list_found(verdicts, dataset) == [False, True, False]
 
 
 def test_counts_by_hand(tmp_path):
@@ -207,12 +213,12 @@ def test_the_right_ones_are_those_of_the_metric(voc07_test, monkeypatch, metric)
     dataset = PascalVOCDataset(voc07_test, "TEST", keep_difficult=True)
     detections = analyze.read_detections(voc07_test / "det", dataset)
     verdicts = analyze.judge_detections(detections, dataset)
-    expected = analyze.find_average_precisions(detections, dataset)
+    expected, _ = analyze.score(detections, dataset, metric)
     assert len(expected) == 20
     for name, value in expected.items():
         label = dataset.label_map[name]
         curve = analyze.make_curve(verdicts, dataset, label, analyze.find_easy_objects(dataset, label))
-        assert analyze.average_precision(*curve, metric) == pytest.approx(value, abs=1e-9)
+        assert analyze.find_average_precision(*curve) == pytest.approx(value, abs=1e-9)
 
 
 # --- Sizes ----------------------------------------------------------------------------------------
@@ -283,22 +289,29 @@ def test_reasons_of_missed_objects(tmp_path):
     assert cases[3].object_xy.tolist() == bad and cases[3].detection_xy.tolist() == part_of_bad
 
 
+def draw_case(case, dataset):
+    """A Case on axes of its own; returns the axes and the crop, (H, W, 3)."""
+    axis = analyze.make_figure(4, 3).subplots()
+    analyze.draw_case(axis, case, dataset)
+    return axis, np.asarray(axis.images[0].get_array()).astype(int)
+
+
 def test_a_crop_shows_its_boxes_where_they_are(tmp_path):
-    Image.new("RGB", (900, 900), "black").save(tmp_path / "a.png")
+    picture = Image.new("RGB", (900, 900), "black")
+    picture.paste("red", (300, 300, 400, 360))
+    picture.save(tmp_path / "a.png")
     dataset = make_dataset(tmp_path, [], paths=[str(tmp_path / "a.png")], size=(900, 900))
-    case = analyze.Case(0, np.array([300.0, 300, 400, 360]), np.array([400.0, 360, 500, 420]), "")
-    pixels = np.array(analyze.draw_tile(case, dataset)).astype(int)
-    is_red = (pixels[..., 0] > 200) & (pixels[..., 1] < 100)
-    is_green = (pixels[..., 1] > 200) & (pixels[..., 0] < 100)
-    extents = []
-    for mask in (is_red, is_green):
-        rows, columns = np.nonzero(mask)
-        extents.append([columns.min(), rows.min(), columns.max(), rows.max()])
-    # The boxes share a corner, the middle of the crop and of the tile, and are of one size.
-    assert np.abs(np.array(extents[0][2:]) - (150, 112)).max() <= 4
-    assert np.abs(np.array(extents[1][:2]) - (150, 112)).max() <= 4
-    sizes = [(x_max - x_min, y_max - y_min) for x_min, y_min, x_max, y_max in extents]
-    assert sizes[0] == pytest.approx(sizes[1], abs=2) and sizes[0][0] > 60
+    boxes = ([300, 300, 400, 360], [400, 360, 500, 420])
+    axis, pixels = draw_case(analyze.Case(0, *map(np.array, boxes), "why"), dataset)
+    drawn = {patch.get_edgecolor()[0] > 0.5: patch.get_bbox().extents.tolist() for patch in axis.patches}
+    assert drawn == {True: boxes[0], False: boxes[1]}  # red is the detection, green the object
+    assert axis.get_title() == "why"
+    # The boxes share a corner, the middle of the crop.
+    left, right, lower, upper = axis.images[0].get_extent()
+    assert (left + right, lower + upper) == (800, 720) and right - left == 400
+    rows, columns = np.nonzero(pixels[..., 0] > 128)  # the red pixels, from 0 to 360 and from 0 to 480
+    assert [columns.min(), columns.max() + 1] == pytest.approx([480 / 4, 480 / 2], abs=1)
+    assert [rows.min(), rows.max() + 1] == pytest.approx([360 * 3 / 10, 360 / 2], abs=1)
 
 
 def test_worst_cases_at_the_edge_of_an_image(tmp_path):
@@ -313,8 +326,8 @@ def test_worst_cases_at_the_edge_of_an_image(tmp_path):
         [59, 39, 200, 300],
         [200, 200, 210, 210],
     ):
-        tile = analyze.draw_tile(analyze.Case(0, np.array(box, float), None, ""), dataset)
-        assert tile.size == (analyze.TILE_WIDTH, analyze.TILE_HEIGHT)
+        _, pixels = draw_case(analyze.Case(0, np.array(box, float), None, ""), dataset)
+        assert pixels.shape == (analyze.TILE_SIZE[1], analyze.TILE_SIZE[0], 3)
 
 
 # --- The log --------------------------------------------------------------------------------------
@@ -430,7 +443,7 @@ def test_parameters_that_cannot_be(tmp_path, run_main, parameters, words):
 
 
 def test_it_says_how_to_get_matplotlib(run_main, monkeypatch):
-    monkeypatch.setattr(analyze.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(analyze, "matplotlib", None)
     with pytest.raises(ValueError, match="pip install matplotlib"):
         run_main(analyze, log_file="log.csv")
 

@@ -34,7 +34,6 @@ Shapes in comments: D detections and M objects, those of all images one after th
 """
 
 import csv
-import importlib.util
 import io
 import math
 import sys
@@ -44,14 +43,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+try:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+except ImportError:
+    matplotlib = None
+
 import utils
 from datasets import PascalVOCDataset, read_image
-from eval import calculate_mAP, detect_all, make_test_loader, read_detections
+from eval import area_under_curve, average_of_11_points, detect_all, make_test_loader, read_detections, score
 from model import load_model
 from utils import find_jaccard_overlap, printable
 
@@ -99,7 +105,7 @@ def main():
         return
     dataset = PascalVOCDataset(data_folder, split, keep_difficult=True)
     detections = read_detections(read_detections_from, dataset) if read_detections_from else run_network()
-    average_precisions = find_average_precisions(detections, dataset)
+    average_precisions, _ = score(detections, dataset, metric, min_overlap)
     verdicts = judge_detections(detections, dataset, min_overlap)
     rows = count_by_class(verdicts, dataset, average_precisions)
     write_summary(rows, folder / "summary.csv")
@@ -112,7 +118,7 @@ def main():
 
 def check_parameters():
     """Refuse now what would be an error after the detection of all images."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if matplotlib is None:
         raise ValueError("the pictures are drawn by matplotlib, which is missing: pip install matplotlib")
     if not checkpoint and not read_detections_from and not log_file:
         raise ValueError("nothing to analyze: give --checkpoint, --read_detections_from or --log_file")
@@ -133,106 +139,66 @@ def run_network():
     return detect_all(loader, model, min_score, max_overlap, top_k)
 
 
-def find_average_precisions(detections, dataset):
-    """The average precision of each class, by the metric itself: a dict of class name to number."""
-    counts = np.diff(dataset.starts).tolist()  # objects of each image
-    true_boxes = dataset.boxes_xy_pixels.split(counts)
-    true_labels = dataset.labels.split(counts)
-    true_difficulties = dataset.difficulties.split(counts)
-    average_precisions, _ = calculate_mAP(
-        *detections, true_boxes, true_labels, true_difficulties, dataset.label_map, min_overlap, metric
-    )
-    return average_precisions
-
-
 # --- What each detection is -----------------------------------------------------------------------
 
-
-class Verdicts(NamedTuple):
-    """What each detection is, and which objects are found. Detections stand by falling score."""
-
-    images: np.ndarray  # (D,) int64, the image that each detection is in
-    boxes_xy_pixels: np.ndarray  # (D, 4) float64, boundary form
-    labels: np.ndarray  # (D,) int64
-    scores: np.ndarray  # (D,) float64
-    kinds: np.ndarray  # (D,) strings out of KINDS
-    objects: np.ndarray  # (D,) int64, the number of the object that the kind speaks of, -1 for background
-    overlaps: np.ndarray  # (D,) float64, with that object
-    is_found: np.ndarray  # (M,) bool
+# A row of the table of verdicts: one detection.
+VERDICT = np.dtype([
+    ("image", int),  # the number of its image
+    ("box_xy_pixels", float, 4),
+    ("label", int),
+    ("score", float),
+    ("kind", "U12"),  # out of KINDS
+    ("object", int),  # the number of the object that the kind speaks of, 0 to M - 1; -1 for background
+    ("overlap", float),  # with that object
+])  # fmt: skip
 
 
 def judge_detections(detections, dataset, min_overlap=0.5):
-    """Decide what each detection is, by the rules at the top of this file, and which objects are found.
+    """Decide what each detection is, by the rules at the top of this file.
 
     detections: three lists with a tensor an image, as from `eval.detect_all()`. dataset: a PascalVOCDataset with
-    difficult objects. min_overlap: from which a detection finds an object. Returns Verdicts.
+    difficult objects. min_overlap: from which a detection finds an object.
+    Returns a structured array (D,) of VERDICT, by falling score.
     """
-    boxes_xy_pixels = torch.cat(list(detections[0])).double().numpy()  # (D, 4)
-    labels = torch.cat(list(detections[1])).numpy()  # (D,)
-    scores = torch.cat(list(detections[2])).double().numpy()  # (D,)
-    images = np.repeat(np.arange(len(dataset)), [len(image_labels) for image_labels in detections[1]])  # (D,)
-    own, own_overlaps, other, other_overlaps = find_nearest_objects(detections, dataset)  # (D,) each
-    is_difficult = dataset.difficulties.numpy() != 0  # (M,)
-
-    kinds = np.full(len(labels), "background", dtype="U12")
-    objects = np.full(len(labels), -1)
-    overlaps = np.zeros(len(labels))
-    is_found = np.zeros(len(is_difficult), bool)
-    order = np.argsort(-scores, kind="stable")  # equal scores keep their order, as in the metric
-    for d in order:
-        if own_overlaps[d] >= min_overlap:
-            if is_difficult[own[d]]:
-                kinds[d] = "ignored"
-            elif is_found[own[d]]:
-                kinds[d] = "duplicate"
-            else:
-                kinds[d] = "right"
-                is_found[own[d]] = True
-            objects[d] = own[d]
-            overlaps[d] = own_overlaps[d]
-        elif own_overlaps[d] >= MIN_LOCALIZATION_OVERLAP:
-            kinds[d] = "localization"
-            objects[d] = own[d]
-            overlaps[d] = own_overlaps[d]
-        elif other_overlaps[d] >= min_overlap:
-            kinds[d] = "other_class"
-            objects[d] = other[d]
-            overlaps[d] = other_overlaps[d]
-    return Verdicts(
-        images=images[order], boxes_xy_pixels=boxes_xy_pixels[order], labels=labels[order], scores=scores[order],
-        kinds=kinds[order], objects=objects[order], overlaps=overlaps[order], is_found=is_found,
-    )  # fmt: skip
-
-
-def find_nearest_objects(detections, dataset):
-    """For each detection the object of its class that it overlaps most, and the one of any other class.
-
-    Returns four arrays (D,): the number of the object of its class (the first of equals; without meaning where the
-    overlap is 0) and the overlap with it, and the same two for other classes.
-    """
-    own, own_overlaps, other, other_overlaps = [], [], [], []
-    for image, (boxes_xy, labels, _) in enumerate(zip(*detections, strict=True)):
-        first = dataset.starts[image]
+    is_difficult = dataset.difficulties.tolist()
+    found = set()  # numbers of objects
+    rows = []
+    for image, (boxes_xy, labels, scores) in enumerate(zip(*detections, strict=True)):
+        first = dataset.starts[image]  # the number of the image's first object
         last = dataset.starts[image + 1]
-        objects_xy = dataset.boxes_xy_pixels[first:last]
-        table = find_jaccard_overlap(boxes_xy.double(), objects_xy.double()).numpy()  # a row a detection of the image
+        objects_xy = dataset.boxes_xy_pixels[first:last].double()
+        overlaps = find_jaccard_overlap(boxes_xy.double(), objects_xy).numpy()  # a row a detection, a column an object
         is_own_class = (labels[:, None] == dataset.labels[first:last]).numpy()  # the same shape
-        columns, highest = find_highest(table, is_own_class)
-        own.append(first + columns)
-        own_overlaps.append(highest)
-        columns, highest = find_highest(table, ~is_own_class)
-        other.append(first + columns)
-        other_overlaps.append(highest)
-    return np.concatenate(own), np.concatenate(own_overlaps), np.concatenate(other), np.concatenate(other_overlaps)
+        for i in scores.argsort(descending=True, stable=True).tolist():  # equal scores stay in their order
+            own, own_overlap = find_highest(np.where(is_own_class[i], overlaps[i], 0.0))
+            other, other_overlap = find_highest(np.where(is_own_class[i], 0.0, overlaps[i]))
+            number, overlap = first + own, own_overlap
+            if own_overlap >= min_overlap and is_difficult[number]:
+                kind = "ignored"
+            elif own_overlap >= min_overlap and number in found:
+                kind = "duplicate"
+            elif own_overlap >= min_overlap:
+                kind = "right"
+                found.add(number)
+            elif own_overlap >= MIN_LOCALIZATION_OVERLAP:
+                kind = "localization"
+            elif other_overlap >= min_overlap:
+                kind = "other_class"
+                number, overlap = first + other, other_overlap
+            else:
+                kind = "background"
+                number, overlap = -1, 0.0
+            rows.append((image, boxes_xy[i].tolist(), labels[i].item(), scores[i].item(), kind, number, overlap))
+    rows.sort(key=lambda row: -row[3])
+    return np.array(rows, dtype=VERDICT)
 
 
-def find_highest(table, is_candidate):
-    """The column and the value of the highest candidate in each row of a table; 0 and 0 without a candidate."""
-    n_rows, n_columns = table.shape
-    if n_columns == 0:
-        return np.zeros(n_rows, np.int64), np.zeros(n_rows)
-    candidates = np.where(is_candidate, table, 0.0)
-    return candidates.argmax(axis=1), candidates.max(axis=1)
+def find_highest(overlaps):
+    """The place and the value of the highest number of an array; 0 and 0.0 if it is empty."""
+    if len(overlaps) == 0:
+        return 0, 0.0
+    place = overlaps.argmax()
+    return place, overlaps[place]
 
 
 def find_easy_objects(dataset, label):
@@ -240,18 +206,26 @@ def find_easy_objects(dataset, label):
     return ((dataset.labels == label) & (dataset.difficulties == 0)).numpy()
 
 
+def find_missed_objects(verdicts, dataset):
+    """The objects that are to be found, and that no detection is right about: (M,) bool."""
+    is_missed = (dataset.difficulties == 0).numpy()
+    is_missed[verdicts["object"][verdicts["kind"] == "right"]] = False
+    return is_missed
+
+
 def count_by_class(verdicts, dataset, average_precisions):
     """The rows of summary.csv, a dict for each class of column to value."""
+    is_missed = find_missed_objects(verdicts, dataset)
     rows = []
     for name, label in dataset.label_map.items():
         if label == 0:  # background
             continue
         is_easy = find_easy_objects(dataset, label)
-        kinds = verdicts.kinds[verdicts.labels == label]
+        kinds = verdicts["kind"][verdicts["label"] == label]
         row = {"class": name, "objects": int(is_easy.sum()), "detections": len(kinds)}
         for kind in KINDS:
             row[kind] = int((kinds == kind).sum())
-        row["missed"] = int((is_easy & ~verdicts.is_found).sum())
+        row["missed"] = int((is_easy & is_missed).sum())
         row["average_precision"] = average_precisions[name]
         rows.append(row)
     return rows
@@ -294,28 +268,25 @@ def make_curve(verdicts, dataset, label, is_member):
     about another object is left out; every false detection counts.
     The precision of a group is Hoiem's normalised one: as if the class's objects were all found as often as those of
     the group. It can be compared between groups of different sizes; of all objects together it is the usual one.
-    Returns two arrays with an entry a detection that counts.
+    Returns two tensors with an entry a detection that counts.
     """
-    is_class = verdicts.labels == label
-    kinds = verdicts.kinds[is_class]
-    objects = verdicts.objects[is_class]
-    is_right = (kinds == "right") & is_member[objects]
-    is_false = np.isin(kinds, ERRORS)
+    of_class = verdicts[verdicts["label"] == label]
+    is_right = (of_class["kind"] == "right") & is_member[of_class["object"]]
+    is_false = np.isin(of_class["kind"], ERRORS)
     counts = is_right | is_false
     n_right = is_right[counts].cumsum()
     n_false = is_false[counts].cumsum()
     recall = n_right / is_member.sum()
     n_right_of_all = recall * find_easy_objects(dataset, label).sum()
-    return recall, n_right_of_all / (n_right_of_all + n_false)
+    precision = n_right_of_all / (n_right_of_all + n_false)
+    return torch.from_numpy(recall), torch.from_numpy(precision)
 
 
-def average_precision(recall, precision, metric):
-    """The average precision of a curve of `make_curve()`: see `eval.calculate_mAP()` for the two metrics."""
+def find_average_precision(recall, precision):
+    """The average precision of a curve of `make_curve()`, by `metric`."""
     if metric == "11 points":
-        points = [0.1 * i for i in range(11)]
-        return sum(precision[recall >= point].max(initial=0.0) for point in points) / 11
-    highest_from_here = np.maximum.accumulate(precision[::-1])[::-1]  # the highest precision at this recall or more
-    return float(np.sum(np.diff(recall, prepend=0.0) * highest_from_here))
+        return average_of_11_points(precision, recall)
+    return area_under_curve(precision, recall)
 
 
 def group_objects(values):
@@ -330,19 +301,21 @@ def score_groups(verdicts, dataset, label, values):
 
     Returns two lists of five numbers, NaN for a group without objects.
     """
+    is_missed = find_missed_objects(verdicts, dataset)
     easy_objects = np.flatnonzero(find_easy_objects(dataset, label))
     groups = group_objects(values[easy_objects])
-    recalls, precisions = [], []
+    recalls = []
+    precisions = []
     for group in range(5):
-        is_member = np.zeros(len(dataset.labels), bool)
-        is_member[easy_objects[groups == group]] = True
-        if is_member.any():
-            recalls.append(verdicts.is_found[is_member].mean())
-            recall, precision = make_curve(verdicts, dataset, label, is_member)
-            precisions.append(average_precision(recall, precision, metric))
-        else:
+        members = easy_objects[groups == group]
+        if len(members) == 0:
             recalls.append(math.nan)
             precisions.append(math.nan)
+            continue
+        is_member = np.zeros(len(dataset.labels), bool)
+        is_member[members] = True
+        recalls.append(1 - is_missed[members].mean())
+        precisions.append(find_average_precision(*make_curve(verdicts, dataset, label, is_member)))
     return recalls, precisions
 
 
@@ -356,16 +329,14 @@ INK = "#1f2328"
 
 
 def make_figure(width, height):
-    """An empty matplotlib figure; sides in inches."""
-    from matplotlib.figure import Figure  # only who draws needs matplotlib
-
+    """An empty figure; sides in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure, path):
-    """Write a figure as a PNG file."""
+    """Write a figure, a PNG or JPEG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format=path.suffix[1:], dpi=110)
     utils.write_file(path, buffer.getvalue())
     print(f"written: {path}")
 
@@ -405,7 +376,6 @@ def draw_log(columns):
     figure = make_figure(7.5 + 2 * n_columns, 10)
     losses, rates, scores = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 3))
 
-    highest = 0.0
     for name, label, color in (
         ("loss", "loss", INK),
         ("conf_loss", "its confidence part", COLORS["background"]),
@@ -418,39 +388,34 @@ def draw_log(columns):
             smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
             losses.plot(iterations[window - 1 :], smooth, color=color, label=label)
             losses.set_ylabel("loss" if window == 1 else f"loss (bold: mean of {window} rows)")
-            highest = max(highest, np.quantile(values, 0.98))  # the first few may be far above the others
-    if highest:
-        losses.set_ylim(0, 1.1 * highest)
-        losses.legend(frameon=False)
+            losses.legend(frameon=False)
+        if values and name == "loss":
+            losses.set_ylim(0, 1.1 * np.quantile(values, 0.98))  # the first few may be far above the others
 
     rates.plot(*columns.get("lr", ([], [])), color=INK)
     rates.set_ylabel("learning rate")
 
-    draw_class_lines(scores, [(show_name(name), *columns[name]) for name in classes], marker=".")
+    set_class_colors(scores)
+    for name in classes:
+        scores.plot(*columns[name], linewidth=1.2, marker=".", label=show_name(name))
     iterations, values = columns.get("mAP", ([], []))
     if values:
         scores.plot(iterations, values, color=INK, linewidth=2.5, marker="o", markersize=4, label="mean")
         scores.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=n_columns)
-        scores.set_ylim(0, 1)
     else:
         scores.text(0.5, 0.5, "no evaluations in the log", ha="center", transform=scores.transAxes)
-    scores.set(ylabel="average precision", xlabel="iteration")
+    scores.set(ylabel="average precision", xlabel="iteration", ylim=(0, 1))
     for axis in (losses, rates, scores):
         tidy(axis)
     return figure
 
 
-def draw_class_lines(axis, curves, marker=""):
-    """Draw lines of 20 colours, of another style for each 20 more. curves: a list of (label, x, y), one a class."""
-    import matplotlib
-
+def set_class_colors(axis):
+    """Let the lines of an axis have 20 colours, and another style for each 20 more."""
     pairs = matplotlib.colormaps["tab20"].colors  # a strong colour, its pale one, the next strong one, ...
-    palette = pairs[::2] + pairs[1::2]
-    styles = ("-", "--", ":", "-.")
-    for place, (label, x, y) in enumerate(curves):
-        style = styles[place // len(palette) % len(styles)]
-        color = palette[place % len(palette)]
-        axis.plot(x, y, style, color=color, linewidth=1.2, marker=marker, label=label)
+    colors = matplotlib.cycler(color=pairs[::2] + pairs[1::2])
+    styles = matplotlib.cycler(linestyle=("-", "--", ":", "-."))
+    axis.set_prop_cycle(styles * colors)
 
 
 def tidy(axis):
@@ -463,20 +428,19 @@ def tidy(axis):
 def draw_precision_recall(verdicts, dataset, average_precisions):
     """precision_recall.png: the curve of each class, the one with the highest average precision first."""
     scored = {name: value for name, value in average_precisions.items() if not math.isnan(value)}
-    curves = []
+    mean = sum(scored.values()) / len(scored) if scored else math.nan
+    n_columns = math.ceil(len(scored) / 30)  # of the legend
+    figure = make_figure(7.5 + 2.2 * n_columns, 6.5)
+    axis = figure.subplots()
+    set_class_colors(axis)
     for name, value in sorted(scored.items(), key=lambda item: -item[1]):
         label = dataset.label_map[name]
         recall, precision = make_curve(verdicts, dataset, label, find_easy_objects(dataset, label))
-        curves.append((f"{value:.3f}  {show_name(name)}", recall, precision))
-    mean = sum(scored.values()) / len(scored) if scored else math.nan
-    n_columns = math.ceil(len(curves) / 30)  # of the legend
-    figure = make_figure(7.5 + 2.2 * n_columns, 6.5)
-    axis = figure.subplots()
-    draw_class_lines(axis, curves)
+        axis.plot(recall, precision, linewidth=1.2, label=f"{value:.3f}  {show_name(name)}")
     axis.set_title(f"{split}: mean average precision {mean:.3f} ({metric}, overlap {min_overlap:g} or more)")
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     tidy(axis)
-    if curves:
+    if scored:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8, ncols=n_columns, title="average precision")
     return figure
 
@@ -488,21 +452,20 @@ def draw_errors(verdicts, dataset, rows):
     """
     counts_of_best = []
     for row in rows:
-        kinds = verdicts.kinds[verdicts.labels == dataset.label_map[row["class"]]]
+        kinds = verdicts["kind"][verdicts["label"] == dataset.label_map[row["class"]]]
         kinds = kinds[kinds != "ignored"][: row["objects"]]
         counts_of_best.append({kind: int((kinds == kind).sum()) for kind in KINDS})
     counts_of_best.append(add_up(counts_of_best))
     rows = [*rows, {"class": "all", **add_up(rows)}]
     names = [f"{show_name(row['class'])} ({row['objects']})" for row in rows]
-    totals_of_all = [row["detections"] - row["ignored"] for row in rows]
-    totals_of_objects = [row["objects"] for row in rows]
+    n_detections = [row["detections"] - row["ignored"] for row in rows]
+    n_objects = [row["objects"] for row in rows]
 
     figure = make_figure(13, 2.2 + 0.3 * len(rows))
-    figure.get_layout_engine().set(wspace=0.04)
     best, all_scores, objects = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 2))
-    draw_shares(best, names, counts_of_best, totals_of_objects, ("right", *ERRORS))
-    draw_shares(all_scores, names, rows, totals_of_all, ("right", *ERRORS))
-    draw_shares(objects, names, rows, totals_of_objects, ("right", "missed"))
+    draw_shares(best, names, counts_of_best, n_objects, ("right", *ERRORS))
+    draw_shares(all_scores, names, rows, n_detections, ("right", *ERRORS))
+    draw_shares(objects, names, rows, n_objects, ("right", "missed"))
     best.set(xlabel="% of N", title="The N best-scored detections of a class\nN: its objects, in brackets")
     all_scores.set(xlabel="% of the detections", title="All detections")
     objects.set(xlabel="% of the objects", title="Objects: found and missed")
@@ -512,7 +475,7 @@ def draw_errors(verdicts, dataset, rows):
         "other_class": "another class", "duplicate": "duplicate", "background": "background",
         "missed": "missed by all detections",
     }  # fmt: skip
-    patches = [best.bar(0, 0, color=COLORS[kind], label=text) for kind, text in labels.items()]
+    patches = [Patch(color=COLORS[kind], label=text) for kind, text in labels.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
@@ -520,24 +483,21 @@ def draw_errors(verdicts, dataset, rows):
 def draw_shares(axis, names, counts, totals, kinds):
     """Draw a bar a class, whose parts are the shares of some kinds. counts: a dict a class of kind to number."""
     left = np.zeros(len(names))
-    totals = np.maximum(totals, 1)
     for kind in kinds:
-        shares = 100 * np.array([row[kind] for row in counts]) / totals
-        axis.barh(names, shares, left=left, color=COLORS[kind], height=0.75)
-        for place, share in enumerate(shares):
-            if share >= 6:  # room for its number
-                axis.text(left[place] + share / 2, place, f"{share:.0f}", ha="center", va="center", fontsize=8)
+        shares = 100 * np.array([row[kind] for row in counts]) / np.maximum(totals, 1)
+        bars = axis.barh(names, shares, left=left, color=COLORS[kind], height=0.75)
+        numbers = [f"{share:.0f}" if share >= 6 else "" for share in shares]  # where there is room
+        axis.bar_label(bars, numbers, label_type="center", fontsize=8)
         left += shares
     axis.set(xlim=(0, 100), xticks=range(0, 101, 25))
-    axis.margins(y=0.01)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw_sizes(verdicts, dataset):
     """sizes.png: recall and average precision of each class, by the size of its objects and by their aspect ratio."""
-    sides = dataset.boxes_xy_pixels[:, 2:] - dataset.boxes_xy_pixels[:, :2]  # (M, 2)
-    areas = (sides[:, 0] * sides[:, 1]).numpy()
-    aspect_ratios = (sides[:, 0] / sides[:, 1]).numpy()  # width : height
+    sides = (dataset.boxes_xy_pixels[:, 2:] - dataset.boxes_xy_pixels[:, :2]).numpy()  # (M, 2)
+    areas = sides[:, 0] * sides[:, 1]
+    aspect_ratios = sides[:, 0] / sides[:, 1]  # width : height
     classes = {
         name: label for name, label in dataset.label_map.items() if label and find_easy_objects(dataset, label).any()
     }
@@ -547,11 +507,9 @@ def draw_sizes(verdicts, dataset):
         (axes[:2], areas, SIZE_GROUPS, "by size"),
         (axes[2:], aspect_ratios, ASPECT_GROUPS, "by aspect ratio"),
     ):
-        recalls, precisions = [], []
-        for label in classes.values():
-            recall, precision = score_groups(verdicts, dataset, label, values)
-            recalls.append(recall)
-            precisions.append(precision)
+        scores = [score_groups(verdicts, dataset, label, values) for label in classes.values()]
+        recalls = [recall for recall, _ in scores]
+        precisions = [precision for _, precision in scores]
         draw_table(pair[0], recalls, list(classes), groups, f"Recall {title}")
         draw_table(pair[1], precisions, list(classes), groups, f"Average precision {title}")
     figure.supxlabel(
@@ -566,10 +524,7 @@ def draw_sizes(verdicts, dataset):
 def draw_table(axis, numbers, classes, groups, title):
     """Draw a table of numbers from 0 to 1, with colours: a row a class, and the mean below; a column a group."""
     numbers = np.array(numbers).reshape(-1, len(groups))
-    has_number = ~np.isnan(numbers)
-    sums = np.where(has_number, numbers, 0.0).sum(axis=0)
-    counts = has_number.sum(axis=0)
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    means = np.ma.masked_invalid(numbers).mean(axis=0).filled(np.nan)  # of the classes that have such objects
     numbers = np.vstack([numbers, means])
     axis.imshow(numbers, cmap="RdYlGn", vmin=0, vmax=1, alpha=0.75, aspect="auto")
     for row, column in np.ndindex(*numbers.shape):
@@ -585,13 +540,10 @@ def draw_table(axis, numbers, classes, groups, title):
 
 # --- The worst cases ------------------------------------------------------------------------------
 
-TILE_WIDTH, TILE_HEIGHT = 300, 225  # of a crop on worst.jpg, in pixels
-N_COLUMNS = 5
-N_LINES = 2  # of text below a crop
-TEXT_SIZE = 14
-LINE_HEIGHT = TEXT_SIZE + 4
-HEADING_HEIGHT = 2 * LINE_HEIGHT
-DETECTION_COLOR, OBJECT_COLOR = "#ff3030", "#30e050"
+N_COLUMNS = 5  # of worst.jpg
+TILE_SIZE = (480, 360)  # of a crop, in pixels
+DETECTION_COLOR = "#ff3030"
+OBJECT_COLOR = "#30e050"
 
 
 class Case(NamedTuple):
@@ -608,134 +560,114 @@ def write_worst(verdicts, dataset, path):
     false_cases = list_false_detections(verdicts, dataset, n_worst)
     missed_cases = list_missed_objects(verdicts, dataset, n_worst)
     try:
-        sheet = draw_cases(false_cases, missed_cases, dataset)
+        figure = draw_cases(false_cases, missed_cases, dataset)
     except (OSError, ValueError) as error:
         path.unlink(missing_ok=True)  # that of an earlier analysis shows other detections
         print(f"left out: {path}, for which the images are needed: {printable(error)}")
         return
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85)
-    utils.write_file(path, buffer.getvalue())
-    print(f"written: {path}")
+    save_figure(figure, path)
+
+
+REASONS = {  # why a detection is false
+    "localization": "localised badly, overlap {overlap:.2f} with the nearest {name}",
+    "duplicate": "duplicate, a better-scored detection has found this {name} (overlap {overlap:.2f})",
+    "other_class": "it is of another class, {other} (overlap {overlap:.2f})",
+    "background": "background, no object overlaps it enough",
+}
 
 
 def list_false_detections(verdicts, dataset, n):
     """The n best-scored false detections, as Cases."""
-    names = utils.rev_label_map(dataset.label_map)
+    names = [show_name(name) for name in dataset.label_map]  # by label
     cases = []
-    for d in np.flatnonzero(np.isin(verdicts.kinds, ERRORS))[:n]:  # detections stand by falling score
-        name = printable(names[verdicts.labels[d]], 30)
-        overlap = f"overlap {verdicts.overlaps[d]:.2f}"
-        number = verdicts.objects[d]
-        if verdicts.kinds[d] == "localization":
-            reason = f"localised badly, {overlap} with the nearest {name}"
-        elif verdicts.kinds[d] == "duplicate":
-            reason = f"duplicate, a better-scored detection has found this {name} ({overlap})"
-        elif verdicts.kinds[d] == "other_class":
-            reason = f"it is of another class, {printable(names[int(dataset.labels[number])], 30)} ({overlap})"
-        else:
-            reason = "background, no object overlaps it enough"
-        object_xy = dataset.boxes_xy_pixels[number].numpy() if number >= 0 else None
-        reason = f"{name} {verdicts.scores[d]:.2f}: {reason}"
-        cases.append(Case(verdicts.images[d], verdicts.boxes_xy_pixels[d], object_xy, reason))
+    for verdict in verdicts[np.isin(verdicts["kind"], ERRORS)][:n]:
+        name = names[verdict["label"]]
+        object_xy = None
+        other = ""
+        if verdict["kind"] != "background":
+            object_xy = dataset.boxes_xy_pixels[verdict["object"]].numpy()
+            other = names[dataset.labels[verdict["object"]]]
+        reason = REASONS[verdict["kind"]].format(name=name, other=other, overlap=verdict["overlap"])
+        reason = f"{name} {verdict['score']:.2f}: {reason}"
+        cases.append(Case(verdict["image"], verdict["box_xy_pixels"], object_xy, reason))
     return cases
 
 
 def list_missed_objects(verdicts, dataset, n):
     """The n largest objects, by their area in pixels, that no detection is right about, as Cases."""
-    is_missed = (dataset.difficulties == 0).numpy() & ~verdicts.is_found  # (M,)
-    missed = np.flatnonzero(is_missed)
+    missed = np.flatnonzero(find_missed_objects(verdicts, dataset))
     sides = (dataset.boxes_xy_pixels[:, 2:] - dataset.boxes_xy_pixels[:, :2]).numpy()
     areas = (sides[:, 0] * sides[:, 1])[missed]
     cases = []
     for number in missed[np.argsort(-areas, kind="stable")][:n]:
         image = np.searchsorted(dataset.starts, number, side="right") - 1
-        d, reason = explain_missed(number, image, verdicts, dataset)
-        detection_xy = None if d is None else verdicts.boxes_xy_pixels[d]
+        detection_xy, reason = explain_missed(number, verdicts[verdicts["image"] == image], dataset)
         cases.append(Case(image, detection_xy, dataset.boxes_xy_pixels[number].numpy(), reason))
     return cases
 
 
-def explain_missed(number, image, verdicts, dataset):
-    """Why an object is missed: the number of the best-scored detection that is about it, None for none, and words."""
-    names = utils.rev_label_map(dataset.label_map)
-    label = int(dataset.labels[number])
-    name = printable(names[label], 30)
+def explain_missed(number, verdicts, dataset):
+    """Why an object is missed: the box of the best-scored detection that is about it, None for none, and words.
+
+    verdicts: those of the object's image, by falling score.
+    """
+    names = [show_name(name) for name in dataset.label_map]  # by label
+    label = dataset.labels[number]
+    name = names[label]
     object_xy = dataset.boxes_xy_pixels[number].double()
-    in_image = np.flatnonzero(verdicts.images == image)  # detections, by falling score
-    boxes_xy = torch.from_numpy(verdicts.boxes_xy_pixels[in_image])
+    boxes_xy = torch.from_numpy(verdicts["box_xy_pixels"].copy())
     overlaps = find_jaccard_overlap(boxes_xy, object_xy[None])[:, 0].tolist()
-    for d, overlap in zip(in_image, overlaps, strict=True):
-        is_same_class = verdicts.labels[d] == label
-        found = f"{printable(names[verdicts.labels[d]], 30)} {verdicts.scores[d]:.2f}"
+    for verdict, overlap in zip(verdicts, overlaps, strict=True):
+        box_xy = verdict["box_xy_pixels"]
+        is_same_class = verdict["label"] == label
+        found = f"{names[verdict['label']]} {verdict['score']:.2f}"
         if is_same_class and overlap >= min_overlap:
-            return d, f"{name} missed: {found} overlaps another {name} more (this one {overlap:.2f})"
+            return box_xy, f"{name} missed: {found} overlaps another {name} more (this one {overlap:.2f})"
         if is_same_class and overlap >= MIN_LOCALIZATION_OVERLAP:
-            return d, f"{name} missed: {found} localised badly, overlap {overlap:.2f}"
+            return box_xy, f"{name} missed: {found} localised badly, overlap {overlap:.2f}"
         if not is_same_class and overlap >= min_overlap:
-            return d, f"{name} missed: taken for {found} (overlap {overlap:.2f})"
+            return box_xy, f"{name} missed: taken for {found} (overlap {overlap:.2f})"
     return None, f"{name} missed: no detection of it"
 
 
 def draw_cases(false_cases, missed_cases, dataset):
-    """The contact sheet of both lists of Cases: a PIL image. Raises OSError or ValueError where an image is missing."""
-    parts = [
-        (f"The most confident false detections (red), and the objects that they are compared with (green): {split}",
-         false_cases),
-        (f"The largest missed objects (green), and the best-scored detections that are about them (red): {split}",
-         missed_cases),
-    ]  # fmt: skip
-    cell_height = TILE_HEIGHT + N_LINES * LINE_HEIGHT + 8
-    n_rows = sum(math.ceil(len(cases) / N_COLUMNS) for _, cases in parts)
-    sheet = Image.new("RGB", (N_COLUMNS * TILE_WIDTH, n_rows * cell_height + 2 * HEADING_HEIGHT), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(TEXT_SIZE)
-    top = 0
-    for heading, cases in parts:
-        draw.text((6, top + HEADING_HEIGHT // 4), heading, fill="black", font=ImageFont.load_default(TEXT_SIZE + 4))
-        top += HEADING_HEIGHT
-        for place, case in enumerate(cases):
-            x = place % N_COLUMNS * TILE_WIDTH
-            y = top + place // N_COLUMNS * cell_height
-            sheet.paste(draw_tile(case, dataset), (x, y))
-            lines = wrap_text(case.reason, font)
-            for number, line in enumerate(lines[:N_LINES]):
-                draw.text((x + 4, y + TILE_HEIGHT + 2 + number * LINE_HEIGHT), line, fill="black", font=font)
-        top += math.ceil(len(cases) / N_COLUMNS) * cell_height
-    return sheet
+    """worst.jpg: both lists of Cases. Raises OSError or ValueError where an image is missing."""
+    parts = (
+        (false_cases, "The most confident false detections (red), and the objects that they are compared with (green)"),
+        (missed_cases, "The largest missed objects (green), and the best-scored detections that are about them (red)"),
+    )
+    n_rows = [max(1, math.ceil(len(cases) / N_COLUMNS)) for cases, _ in parts]
+    figure = make_figure(15, 0.8 + 2.9 * sum(n_rows))
+    subfigures = figure.subfigures(2, 1, height_ratios=n_rows)
+    for subfigure, n, (cases, heading) in zip(subfigures, n_rows, parts, strict=True):
+        subfigure.suptitle(f"{heading}: {split}")
+        axes = list(subfigure.subplots(n, N_COLUMNS).flat)
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, case in zip(axes, cases, strict=False):
+            draw_case(axis, case, dataset)
+    return figure
 
 
-def wrap_text(text, font):
-    """Break a text into lines that fit below a crop."""
-    n_letters = int((TILE_WIDTH - 8) / font.getlength(text) * len(text))  # that fit, if they are as wide as the mean
-    return textwrap.wrap(text, n_letters - 2)
-
-
-def draw_tile(case, dataset):
-    """The part of a Case's image around its boxes, with the boxes: a PIL image of TILE_WIDTH x TILE_HEIGHT."""
+def draw_case(axis, case, dataset):
+    """Show the part of a Case's image around its boxes, with the boxes and the reason; white lies beyond the image."""
     image = to_pil_image(read_image(str(dataset.image_paths[case.image])))
-    shown = [box for box in (case.detection_xy, case.object_xy) if box is not None]
-    x_min, y_min = np.min(shown, axis=0)[:2]
-    x_max, y_max = np.max(shown, axis=0)[2:]
-    # The crop has the tile's shape where the image allows, and its boxes take half of it.
-    width = 2 * max(x_max - x_min, (y_max - y_min) * TILE_WIDTH / TILE_HEIGHT, 20)
-    height = width * TILE_HEIGHT / TILE_WIDTH
-    left = max(0, int((x_min + x_max - width) / 2))
-    upper = max(0, int((y_min + y_max - height) / 2))
-    right = min(image.width, math.ceil((x_min + x_max + width) / 2))
-    lower = min(image.height, math.ceil((y_min + y_max + height) / 2))
-    crop = image.crop((left, upper, max(right, left + 1), max(lower, upper + 1)))
-    scale = min((TILE_WIDTH - 8) / crop.width, (TILE_HEIGHT - 4) / crop.height)
-    crop = crop.resize((max(1, round(crop.width * scale)), max(1, round(crop.height * scale))))
-    draw = ImageDraw.Draw(crop)
-    for box, color in ((case.object_xy, OBJECT_COLOR), (case.detection_xy, DETECTION_COLOR)):
-        if box is not None:
-            corners = (box.reshape(2, 2) - (left, upper)) * scale
-            (x_0, y_0), (x_1, y_1) = corners.clip(0, (crop.width - 1, crop.height - 1))  # some reach beyond the image
-            draw.rectangle([x_0, y_0, max(x_0, x_1), max(y_0, y_1)], outline=color, width=3)
-    tile = Image.new("RGB", (TILE_WIDTH, TILE_HEIGHT), "white")
-    tile.paste(crop, ((TILE_WIDTH - crop.width) // 2, (TILE_HEIGHT - crop.height) // 2))
-    return tile
+    boxes = [(case.object_xy, OBJECT_COLOR), (case.detection_xy, DETECTION_COLOR)]
+    boxes = [(box, color) for box, color in boxes if box is not None]
+    x_min, y_min = np.min([box for box, _ in boxes], axis=0)[:2]
+    x_max, y_max = np.max([box for box, _ in boxes], axis=0)[2:]
+    # The part has the tile's shape, and the boxes take half of it.
+    shape = TILE_SIZE[0] / TILE_SIZE[1]
+    width = 2 * max(x_max - x_min, (y_max - y_min) * shape, 20)
+    height = width / shape
+    left = (x_min + x_max - width) / 2
+    upper = (y_min + y_max - height) / 2
+    part = (left, upper, left + width, upper + height)
+    tile = image.transform(TILE_SIZE, Image.Transform.EXTENT, part, Image.Resampling.BICUBIC, fillcolor="white")
+    axis.imshow(tile, extent=(left, left + width, upper + height, upper))
+    for (x_0, y_0, x_1, y_1), color in boxes:
+        axis.add_patch(Rectangle((x_0, y_0), x_1 - x_0, y_1 - y_0, fill=False, edgecolor=color, linewidth=2))
+    axis.set_title(textwrap.fill(case.reason, 45), fontsize=9)
 
 
 if __name__ == "__main__":
