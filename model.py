@@ -679,12 +679,11 @@ def match_priors(boxes_xy, priors_xy, threshold):
         row = highest.argmax()
         column = its_column[row]
         matched[column] = int(row)
-        highest[row] = CROSSED_OUT
+        table[row, :] = CROSSED_OUT
         table[:, column] = CROSSED_OUT
-        for other in np.flatnonzero(its_column == column):  # these rows have lost their highest number
-            if highest[other] != CROSSED_OUT:
-                its_column[other] = table[other].argmax()
-                highest[other] = table[other, its_column[other]]
+        for changed in np.flatnonzero(its_column == column):  # the rows whose highest number is now crossed out
+            its_column[changed] = table[changed].argmax()
+            highest[changed] = table[changed].max()
 
     # Step 2. Every other prior takes the object that it overlaps most, if that overlap reaches the threshold.
     best_overlap, best_object = overlap.max(dim=0)  # (P,) each
@@ -789,19 +788,20 @@ class MultiBoxLoss(nn.Module):
         """What the loss of a batch is divided by, a float32 scalar: the number of positives, at least 1.
 
         n_positives: (N, 1) int64, of each image, on the CPU.
-        With n_negatives_without_objects (0 by default), a batch may have many negatives and hardly any positives. Then
-        it is the number of positives that so many negatives usually come with, if that is larger: 5 positives, and 60
-        negatives in images without objects, 3 per positive, give max(5, 60 / 3) = 20.
+        With n_negatives_without_objects (0 by default), a batch may have many negatives and hardly any positives, and
+        divided by 5, the losses of 60 such negatives would outweigh other batches. So every 3 of them (the ratio) count
+        like one positive: if that gives more than there are positives, it is the divisor, here 60 / 3 = 20.
         """
         divisor = sum_over_processes(copy_to(device, n_positives.sum().float()))
         if self.n_negatives_without_objects > 0:
             n_images = (n_positives == 0).sum()  # those without objects
-            n_negatives = n_images * min(self.n_negatives_without_objects, len(self.priors_cxcy))
+            n_priors = len(self.priors_cxcy)
+            n_negatives = n_images * min(self.n_negatives_without_objects, n_priors)  # an image has no more than priors
             n_negatives = sum_over_processes(copy_to(device, n_negatives.float()))
-            ratio = self.neg_pos_ratio or 1  # 0: positives come without negatives
+            ratio = self.neg_pos_ratio if self.neg_pos_ratio > 0 else 1  # one cannot divide by 0
             divisor = torch.maximum(divisor, n_negatives / ratio)
-        # With W processes, DistributedDataParallel takes the mean of their gradients g. So that the result is
-        # sum(g) / D, as in one process, each divides by D / W: 1 / W * sum(g / (D / W)) = sum(g) / D.
+        # DistributedDataParallel takes the mean over the W processes, where we want the sum of all losses, divided by
+        # this divisor. A mean is the sum divided by W. So each process divides its own losses by divisor / W.
         return divisor.clamp(min=1) / count_processes()
 
 
@@ -838,12 +838,11 @@ def load_pretrained(model, weights):
     architecture = model.architecture
     if architecture.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
-    known_weights = {}  # name -> what says where to download
-    if BASES[architecture.base][1] is not None:
-        known_weights = BASES[architecture.base][1].__members__
+    has_weights = BASES[architecture.base][1] is not None  # a base of your own may have none
+    known_weights = BASES[architecture.base][1].__members__ if has_weights else {}  # name -> where to download it
     state = utils.read_state_dict(weights, known_weights)
-    # Caffe's weights have a mean and std of their own. Their name tells them, or in torchvision's file of them the NaN
-    # that stand in place of fc6.
+    # Caffe's weights have a mean and std of their own. We recognise them by their name, or, in a file, by the NaN that
+    # torchvision put in place of fc6.
     is_caffe = weights == "IMAGENET1K_FEATURES"
     if "classifier.0.bias" in state and state["classifier.0.bias"].isnan().any():
         is_caffe = True
@@ -864,14 +863,18 @@ def load_pretrained(model, weights):
 
 
 def vgg16_entries(base, state):
-    """The entries of a VGG-16's state dict, under the names that our base has for them."""
+    """The entries of a VGG-16's state dict, under the names that our base has for them, and all others of our base.
+
+    Where fc6 and fc7 are missing, conv6 and conv7 of our base start from random weights.
+    """
     if has_usable_fc_layers(state):
         from_fc = entries_from_fc_layers(state)
     else:
         from_fc = {}
         init_convolutions(base.conv6)  # as all layers that SSD adds to VGG
         init_convolutions(base.conv7)
-    # What VGG-16 does not have for conv6 and conv7, such as their batch normalisation, stays as it is in our base.
+    # load_state_dict() wants an entry for every name. So begin with conv6 and conv7 as they are in our base: what a
+    # VGG-16 does not have for them, such as their batch normalisation, stays so.
     entries = {name: tensor for name, tensor in base.state_dict().items() if name.startswith(("conv6.", "conv7."))}
     entries.update(from_fc)
 
@@ -884,7 +887,8 @@ def vgg16_entries(base, state):
     own_name_of = dict(zip(numbers, own_names, strict=False))
     for name, tensor in features.items():
         _, number, kind = name.split(".")  # features, 0, weight
-        own_name = own_name_of.get(int(number), name)  # a layer too many: load_state_dict() will refuse its name
+        # Layers that ours does not have, such as VGG-19's, keep their names, and load_state_dict() refuses them.
+        own_name = own_name_of.get(int(number), name)
         entries[f"{own_name}.{kind}"] = tensor
     return entries
 
@@ -978,8 +982,12 @@ def model_from_checkpoint(saved, name, label_map=None):
 
 
 def check_number_of_classes(state, n_classes):
-    """ValueError if a state dict's class heads cannot be for so many classes. (A damaged label map may claim a million
-    classes, and a model for them would fill the memory. load_state_dict() checks the exact number later.)"""
+    """ValueError if a state dict's class heads cannot be for so many classes.
+
+    A damaged label map may claim a million classes, and a model for them would fill the memory. The last head has
+    n_priors * C outputs, 84 for 4 priors and 21 classes. A number that divides 84 is at most 84, so it is harmless
+    here; load_state_dict() checks it exactly later.
+    """
     biases = [tensor for name, tensor in state.items() if name.startswith("pred_convs.cl_") and name.endswith("bias")]
     n_scores = biases[-1].numel()  # of the last head's last layer: n_priors * C
     if n_classes < 2 or n_scores % n_classes != 0:
