@@ -31,7 +31,7 @@ import utils
 from datasets import PascalVOCDataset
 from detect import hide_classes
 from model import load_model
-from utils import find_paired_overlap, printable
+from utils import find_jaccard_overlap, printable
 
 # Data
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -62,6 +62,7 @@ METRICS = ("11 points", "area", "coco")
 
 
 def main():
+    """Get detections, from a network or from files, score them, and write and print the results."""
     check_metric(metric, min_overlap)
     if read_detections_from:
         dataset = PascalVOCDataset(data_folder, split, keep_difficult=True, augment=())
@@ -70,31 +71,27 @@ def main():
         test_loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
         dataset = test_loader.dataset
         print_notes_on_classes(model.label_map, dataset.label_map)
-    # Files that cannot be written are an error now, not after the detection of all images: without detections, or
-    # results, the two functions only try whether they can write.
     parameters = utils.script_parameters(globals())
-    if write_detections_to:
-        write_detections(write_detections_to, dataset)
-    if write_results_to:
-        write_results(write_results_to, dataset, parameters)
+    check_output_files(write_detections_to, write_results_to, dataset, parameters)
 
+    # Detect.
     start = time.perf_counter()
     if read_detections_from:
         detections = read_detections(read_detections_from, dataset)
     else:
         detections = detect_all(test_loader, model, min_score, max_overlap, top_k, max_candidates or None, bf16)
     seconds = time.perf_counter() - start
-
     if write_detections_to:
         write_detections(write_detections_to, dataset, detections)
         print(f"detections written to {printable(write_detections_to)}")
+
+    # Score.
     average_precisions, summary = score(detections, dataset, metric, min_overlap)
     if write_results_to:
         write_results(write_results_to, dataset, parameters, average_precisions, summary)
         print(f"results written to {printable(write_results_to)}")
     print_table(average_precisions, summary)
-    _, det_labels, _ = detections
-    print_notes_on_images(det_labels, dataset, metric)
+    print_notes_on_images(detections, dataset, metric)
     verb = "read" if read_detections_from else "detected"
     rate = f"{len(dataset)} images {verb} in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second"
     print(f"{describe_metric(metric, min_overlap, dataset)}; {rate}")
@@ -108,6 +105,14 @@ def check_metric(metric, min_overlap):
         raise ValueError('the metric "coco" is computed by pycocotools, which is missing: pip install pycocotools')
     if not 0 < min_overlap <= 1:
         raise ValueError(f"min_overlap is {min_overlap}; it is more than 0, and 1 at most")
+
+
+def check_output_files(write_detections_to, write_results_to, dataset, parameters):
+    """Try to write the files: one that cannot be written is an error now, not after the detection of all images."""
+    if write_detections_to:
+        write_detections(write_detections_to, dataset, detections=None)  # None: it only tries
+    if write_results_to:
+        write_results(write_results_to, dataset, parameters, average_precisions=None, summary=None)
 
 
 def evaluate(
@@ -152,6 +157,7 @@ def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, 
     """
     dataset = test_loader.dataset
     new_labels = match_classes(model.label_map, dataset.label_map)
+    # The model's classes that the data set does not have:
     unknown = [label for label, new_label in enumerate(new_labels.tolist()) if label > 0 and new_label == 0]
     device = model.mean.device
     memory_format = utils.fastest_memory_format(device, model)
@@ -248,6 +254,7 @@ def calculate_mAP(
         raise ValueError(f"{len(det_boxes)} images with detections, but {len(true_boxes)} with objects")
     if label_map is None:
         label_map = utils.make_label_map(utils.voc_labels)
+    # All images in one tensor each: (D,), (D, 4), (D,), (D,) and (M,), (M, 4), (M,), (M,).
     det_images, det_boxes, det_labels, det_scores = join_images(det_boxes, det_labels, det_scores, label_map)
     true_images, true_boxes, true_labels, difficulties = join_images(
         true_boxes, true_labels, true_difficulties, label_map
@@ -308,29 +315,30 @@ def calculate_average_precision(
 def find_best_objects(det_images, det_boxes, true_images, true_boxes):
     """For each detection of a class, the object in its image that it overlaps most, the first if there are several.
 
-    det_images (D,) and det_boxes (D, 4); true_images (M,), rising, and true_boxes (M, 4).
-    Returns the number of the object, (D,), -1 if there is none that it touches, and how much they overlap, (D,).
+    det_images (D,), det_boxes (D, 4), true_images (M,), true_boxes (M, 4): as in `calculate_average_precision()`.
+    Returns the numbers of the objects, (D,) int64, and the overlaps, (D,); in an image without objects -1 and 0.
     """
     best_objects = torch.full((len(det_images),), -1)
     best_overlaps = torch.zeros(len(det_images), dtype=torch.float64)
-    if len(det_images) == 0:
-        return best_objects, best_overlaps
-    # How many objects each image has, and the number of its first one. With objects in the images 0, 0, 2 the images
-    # 0, 1, 2 have 2, 0, 1 objects; these begin at 0, 2, 2.
-    counts = true_images.bincount(minlength=int(det_images.max()) + 1)
-    firsts = counts.cumsum(dim=0) - counts
-
-    # Compare all detections with the first object of their image, then with the second, ..., and keep the best.
-    for i in range(int(counts.max())):
-        has_more = counts[det_images] > i  # (D,) bool
-        detections = has_more.nonzero().squeeze(1)  # (d,): detections in images with more than i objects
-        first_objects = firsts[det_images[detections]]  # (d,): in the example 0 for image 0, and 2 for image 2
-        objects = first_objects + i  # (d,): for i = 1, object 1 of image 0; image 2 has no second object
-        overlaps = find_paired_overlap(det_boxes[detections], true_boxes[objects])
-        is_better = overlaps > best_overlaps[detections]
-        best_objects[detections[is_better]] = objects[is_better]
-        best_overlaps[detections[is_better]] = overlaps[is_better]
+    detections_of = group_by_image(det_images)
+    objects_of = group_by_image(true_images)
+    for image in detections_of.keys() & objects_of.keys():  # the images that have both
+        detections = detections_of[image]  # (d,)
+        objects = objects_of[image]  # (m,)
+        overlaps = find_jaccard_overlap(det_boxes[detections], true_boxes[objects])  # (d, m)
+        overlaps = overlaps.nan_to_num(0)  # of boxes whose coordinates are not finite
+        highest_overlaps, columns = overlaps.max(dim=1)  # (d,) each: of every row the highest overlap, and its column
+        best_objects[detections] = objects[columns]
+        best_overlaps[detections] = highest_overlaps
     return best_objects, best_overlaps
+
+
+def group_by_image(images):
+    """Which entries belong to each image: for entries of the images [7, 2, 7] it is {7: [0, 2], 2: [1]}, as tensors."""
+    entries = {}
+    for entry, image in enumerate(images.tolist()):
+        entries.setdefault(image, []).append(entry)
+    return {image: torch.tensor(of_image) for image, of_image in entries.items()}
 
 
 def judge_detections(best_objects, best_overlaps, is_difficult, min_overlap):
@@ -339,7 +347,7 @@ def judge_detections(best_objects, best_overlaps, is_difficult, min_overlap):
     found = set()  # numbers of objects
     outcomes = []
     for best_object, overlap in zip(best_objects.tolist(), best_overlaps.tolist(), strict=True):
-        if overlap < min_overlap:  # it is on no object. (Object -1 ends here: its overlap, 0, is below min_overlap.)
+        if overlap < min_overlap:  # it is on no object. (Object -1, which is none, has an overlap of 0.)
             outcomes.append("false")
         elif is_difficult[best_object]:
             outcomes.append("ignored")
@@ -504,7 +512,7 @@ def print_notes_on_classes(model_label_map, label_map):
         print(f"note: classes of the model that the data set does not have; they are not detected: {names}")
 
 
-def print_notes_on_images(det_labels, dataset, metric):
+def print_notes_on_images(detections, dataset, metric):
     """Say which images could not be read, and whether COCO's metric leaves detections out."""
     skipped = dataset.skipped_images()
     if skipped:
@@ -512,6 +520,7 @@ def print_notes_on_images(det_labels, dataset, metric):
         print(f"note: images that could not be read ({len(skipped)}); their objects count as missed: {names}")
     if metric == "coco":
         counts = np.diff(dataset.starts).tolist()
+        _, det_labels, _ = detections
         most_detections = most_of_a_class(det_labels)
         most_objects = most_of_a_class(dataset.labels.split(counts))
         if most_detections > COCO_LIMIT:
@@ -727,5 +736,5 @@ def read_category_ids(dataset):
 
 if __name__ == "__main__":
     utils.override_parameters(globals(), sys.argv[1:])
-    with utils.exit_with_message(), utils.exit_with_message():  # twice: see main() in train.py
+    with utils.exit_with_message(), utils.exit_with_message():  # twice: see ending_cleanly() in train.py
         main()

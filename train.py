@@ -102,56 +102,67 @@ def main():
     torch_device = start_process(device)
     label_map = utils.load_label_map(data_folder)
     model, optimizer, start = start_or_resume(label_map, torch_device)
-    is_complete = start.iteration >= iterations
-    is_time_over = minutes > 0 and start.seconds >= 60 * minutes  # minutes = 0: there is no clock
-    if is_complete or is_time_over:
-        end = f"of {iterations}" if is_complete else f"and its {minutes:g} minutes are over"
-        print_once(f"nothing to do: {checkpoint} is at iteration {start.iteration} {end}")
+    progress = Progress(start, iterations, minutes, log_every, evaluate_every, save_every)
+    if progress.is_complete():
+        print_once(f"nothing to do: {checkpoint} is at the end of its run, iteration {start.iteration}")
         return
+
+    # What learns, and how.
     average = start_average(model, start.averaged_weights) if ema_decay else None
+    criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
+    learning_rate = LearningRate(lr, warmup, schedule, decay_lr_at, decay_lr_by, iterations, minutes)
+
+    # The images.
     dataset = PascalVOCDataset(
         data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment, model.input_size, model.antialias
     )
+    check_numbers_of_objects(dataset, model)
     batches = TrainingBatches(len(dataset), batch_size, seed, start.iteration, iterations, RANK, N_PROCESSES)
-    share = math.ceil(batch_size / N_PROCESSES)  # this process's images of a batch, which fit into its memory
+    loader = make_train_loader(dataset, batches, workers, torch_device)
     evaluation_loader = None
     if evaluate_every:
-        evaluation_loader = make_evaluation_loader(data_folder, share, workers, model, skip_corrupt)
-    criterion = MultiBoxLoss(model.priors_cxcy, threshold, neg_pos_ratio, alpha, n_negatives_without_objects)
+        evaluation_loader = make_evaluation_loader(data_folder, batch_size, workers, model, skip_corrupt)
+
+    # What the run says and writes.
     describe_run(model, dataset, evaluation_loader, start)
-    check_numbers_of_objects(dataset, model)
-    is_own = goes_on_in_its_files(checkpoint, save_to)
-    log = TrainingLog(log_path(save_to), is_own, dataset, batches, start, minutes)
+    is_own = goes_on_in_its_files(checkpoint, save_to)  # else the files that are there are another run's
     if RANK == 0 and not is_own:
-        Path(best_path(save_to)).unlink(missing_ok=True)  # of another run, which this one may overwrite
-    hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
-    try:
-        # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps while the
-        # inner one is handling an error; the outer one catches that.
-        with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
-            train(model, average, criterion, optimizer, batches, evaluation_loader, log, start)
-    finally:
-        end_workers()
+        Path(best_path(save_to)).unlink(missing_ok=True)
+    log = TrainingLog(log_path(save_to), is_own, dataset, batches, progress)
+
+    with ending_cleanly(log, save_to):
+        train(
+            model, average, criterion, optimizer, learning_rate, loader, evaluation_loader, progress, log,
+            bf16=bf16, compile_model=compile_model, grad_clip=grad_clip, ema_decay=ema_decay, metric=metric,
+            save_to=save_to,
+        )  # fmt: skip
+        describe_end(progress)
     if N_PROCESSES > 1:
         torch.distributed.destroy_process_group()
 
 
-def train(model, average, criterion, optimizer, batches, evaluation_loader, log, start):
-    """Train until the last iteration, the end of the time, or a signal; each way the end saves a checkpoint."""
+def train(
+    model, average, criterion, optimizer, learning_rate,  # what learns, and how
+    loader, evaluation_loader,  # the images
+    progress, log,  # how far it is
+    bf16, compile_model, grad_clip, ema_decay, metric, save_to,  # parameters, explained at the top of this file
+):  # fmt: skip
+    """Train until the last iteration is done, the time is over, or a signal comes. Then a checkpoint is saved, too.
+
+    average: a copy of the model, for the moving average of its weights; None: there is none.
+    loader: yields a batch for each iteration that is left. evaluation_loader: None if the run never evaluates.
+    """
     torch_device = model.mean.device
     use_bf16 = bf16 and utils.has_bf16_units(torch_device)
     memory_format = utils.fastest_memory_format(torch_device, model)
     parallel_model = wrap_model(model, compile_model)
-    learning_rate = LearningRate(lr, warmup, schedule, decay_lr_at, decay_lr_by, iterations, minutes)
     stop_signal = StopSignal()
-    best_map = start.best_map
-    seconds = start.seconds  # of training
-    clock = time.perf_counter()
-    loader = make_train_loader(log.dataset, batches, workers, torch_device)
-    for iteration, (images, boxes, labels, _) in zip(batches.iterations, loader, strict=True):
+    progress.start_clock()
+    for images, boxes, labels, _ in loader:
         # One step.
+        rate = learning_rate.at(progress.iteration, progress.seconds)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate.at(iteration, seconds) * group["lr_factor"]
+            group["lr"] = rate * group["lr_factor"]
         images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
         with torch.autocast(torch_device.type, torch.bfloat16, enabled=use_bf16):
             predicted_locs, predicted_scores = parallel_model(images)  # (N, 8732, 4), (N, 8732, C)
@@ -162,41 +173,21 @@ def train(model, average, criterion, optimizer, batches, evaluation_loader, log,
             nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
         if average is not None:
-            update_average(average, model, ema_decay, iteration)
-        done = iteration + 1  # iterations so far
+            update_average(average, model, ema_decay, progress.iteration)
+        progress.count_iteration(stop_signal)
+        log.add(loss, criterion.conf_loss, criterion.loc_loss)
 
-        # What is due now? All processes must stop at the same iteration, and soon: torchrun kills them 30 s after a
-        # signal. So they share the highest of their seconds, and of their signals' numbers (0: no signal came).
-        now = time.perf_counter()
-        step_seconds = now - clock
-        clock = now
-        seconds, stopped_by = max_over_processes(seconds + step_seconds, stop_signal.received)
-        is_time_over = minutes > 0 and seconds >= 60 * minutes  # minutes = 0: there is no clock
-        is_complete = done == iterations or is_time_over
-        is_last = is_complete or stopped_by > 0
-        evaluates = evaluate_every > 0 and not stopped_by and (is_complete or done % evaluate_every == 0)
-        saves = is_last or evaluates or (save_every > 0 and done % save_every == 0)
-
-        log.add(loss, criterion.conf_loss, criterion.loc_loss, seconds)
-        if saves or done % log_every == 0:
-            log.flush(done, optimizer)  # an error if a loss was not finite: before anything is saved
-        if evaluates:
-            try:
-                mean_ap = evaluate_and_log(model if average is None else average, evaluation_loader, metric, log, done)
-            except Exception:  # an image that cannot be read must not cost the training so far
-                save(save_to, model, average, optimizer, done, seconds, best_map)
-                raise
-            if mean_ap > best_map:
-                is_saved = save(best_path(save_to), model, average, optimizer, done, seconds, mean_ap)
-                if is_saved:  # else the file holds an older model, which a later one has to beat
-                    best_map = mean_ap
-        if saves:
-            save(save_to, model, average, optimizer, done, seconds, best_map, must_succeed=is_last)
-            clock = time.perf_counter()  # saving is not training, nor is evaluating, after which a save always comes
-        if is_last:
+        # What is it time for?
+        if progress.is_time_to_log():
+            log.flush(rate)  # an error if a loss is not finite; nothing is saved then
+        if progress.is_time_to_evaluate():
+            evaluate_and_save_best(model, average, optimizer, evaluation_loader, metric, progress, log, save_to)
+        if progress.is_time_to_save():
+            save(save_to, model, average, optimizer, progress, must_succeed=progress.is_time_to_stop())
+            progress.start_clock()  # anew: evaluating and saving are not training
+        if progress.is_time_to_stop():
             break
-    log.bar.close()
-    describe_end(log, done, seconds, best_map, int(stopped_by))
+    log.finish()
 
 
 # --- Before the loop: parameters, processes, model, optimizer, data -------------------------------
@@ -506,7 +497,8 @@ def make_train_loader(dataset, batches, workers, torch_device):
 def make_evaluation_loader(data_folder, batch_size, workers, model, skip_corrupt):
     """The VAL lists, or where there are none the TEST lists, in order."""
     split = "VAL" if Path(data_folder, "VAL_images.json").exists() else "TEST"
-    loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
+    share = math.ceil(batch_size / N_PROCESSES)  # images that this process trains on at a time: they fit into memory
+    loader = make_test_loader(data_folder, share, workers, model, skip_corrupt, split)
     loader.worker_init_fn = ignore_signals  # this and the generator: as in make_train_loader()
     loader.generator = torch.Generator()
     return loader
@@ -516,6 +508,19 @@ def ignore_signals(_worker):
     """Ctrl-C, and a cluster's SIGTERM, may reach the workers too; it is the main process that decides to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def ending_cleanly(log, save_to):
+    """However training ends: the log is closed, an error becomes a message with advice, and no worker is left over."""
+    hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
+    try:
+        # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps while the
+        # inner exit_with_message() is handling an error. The outer one catches that.
+        with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
+            yield
+    finally:
+        end_workers()
 
 
 def end_workers():
@@ -563,7 +568,80 @@ def describe_run(model, dataset, evaluation_loader, start):
         print_once(f"warning: the warm-up, {warmup}, is longer than the run; --warmup={iterations // 10} is usual")
 
 
-# --- Within the loop: learning rate, average, signals; evaluate, save -----------------------------
+# --- Within the loop: progress, signals, learning rate, average; evaluate, save -------------------
+
+
+class Progress:
+    """How far a run is, and what it is time for. All processes of the run get the same answers."""
+
+    def __init__(self, start, iterations, minutes, log_every, evaluate_every, save_every):
+        """start: a Start, which says how far the run was before. The others are explained at the top of this file."""
+        self.iteration = start.iteration  # iterations so far; also the number of the next one, counted from 0
+        self.seconds = start.seconds  # of training so far
+        self.best_map = start.best_map  # highest mAP of the evaluations so far; -1: there was none
+        self.stopped_by = 0  # number of the signal that came to stop the run; 0: none came
+        self.clock = 0.0  # what time.perf_counter() said when `seconds` was last counted
+        self.iterations = iterations
+        self.minutes = minutes
+        self.log_every = log_every
+        self.evaluate_every = evaluate_every
+        self.save_every = save_every
+
+    def start_clock(self):
+        """Count seconds from now on: what the program did before was not training."""
+        self.clock = time.perf_counter()
+
+    def count_iteration(self, stop_signal):
+        """Count the iteration that was just done, and its seconds, and see whether a signal came.
+
+        The processes must stop after the same iteration, and soon: torchrun kills them 30 s after a signal. So after
+        each one they agree on the highest of their seconds, and on the highest of their signals' numbers.
+        """
+        now = time.perf_counter()
+        step_seconds = now - self.clock
+        self.clock = now
+        self.iteration += 1
+        seconds, number = max_over_processes(self.seconds + step_seconds, stop_signal.received)
+        self.seconds = seconds
+        self.stopped_by = int(number)
+
+    def is_complete(self):
+        """Whether the last iteration is done, or the time is over."""
+        is_time_over = self.minutes > 0 and self.seconds >= 60 * self.minutes  # minutes = 0: there is no clock
+        return self.iteration >= self.iterations or is_time_over
+
+    def is_time_to_stop(self):
+        return self.is_complete() or self.stopped_by > 0
+
+    def is_time_to_evaluate(self):
+        """Every so many iterations and at the end; never after a signal, for it would take too long."""
+        if self.evaluate_every == 0 or self.stopped_by > 0:
+            return False
+        return self.is_complete() or self.iteration % self.evaluate_every == 0
+
+    def is_time_to_save(self):
+        """Every so many iterations, after each evaluation, and at the end."""
+        is_turn = self.save_every > 0 and self.iteration % self.save_every == 0
+        return is_turn or self.is_time_to_evaluate() or self.is_time_to_stop()
+
+    def is_time_to_log(self):
+        """Every so many iterations, and before a checkpoint is saved."""
+        return self.iteration % self.log_every == 0 or self.is_time_to_save()
+
+
+class StopSignal:
+    """Takes note of SIGINT (Ctrl-C) or SIGTERM: the run then ends after the iteration, with a checkpoint."""
+
+    def __init__(self):
+        self.received = 0  # the number of the signal; 0: none came
+        signal.signal(signal.SIGINT, self.receive)
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, number, _frame):
+        """A second Ctrl-C ends the process at once. SIGTERM may well come twice, from a cluster and from torchrun."""
+        if self.received == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or number
 
 
 class LearningRate(NamedTuple):
@@ -602,48 +680,48 @@ def update_average(average, model, decay, iteration):
         averaged.copy_(buffer)
 
 
-class StopSignal:
-    """Takes note of SIGINT (Ctrl-C) or SIGTERM: the run then ends after the iteration, with a checkpoint."""
+def evaluate_and_save_best(model, average, optimizer, loader, metric, progress, log, save_to):
+    """Evaluate, and save the checkpoint as the best one if its mean average precision is higher than any before."""
+    try:
+        mean_ap = evaluate_and_log(model if average is None else average, loader, metric, progress, log)
+    except Exception:  # an image that cannot be read must not cost the training so far
+        save(save_to, model, average, optimizer, progress)
+        raise
+    if mean_ap > progress.best_map:
+        best_before = progress.best_map
+        progress.best_map = mean_ap
+        is_saved = save(best_path(save_to), model, average, optimizer, progress)
+        if not is_saved:  # the file holds an older model, which a later one has to beat
+            progress.best_map = best_before
 
-    def __init__(self):
-        self.received = 0  # the number of the signal
-        signal.signal(signal.SIGINT, self.receive)
-        signal.signal(signal.SIGTERM, self.receive)
 
-    def receive(self, number, _frame):
-        """A second Ctrl-C ends the process at once. SIGTERM may well come twice, from a cluster and from torchrun."""
-        if self.received == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = self.received or number
-
-
-def evaluate_and_log(model, loader, metric, log, done):
-    """The mean average precision after `done` iterations, in all processes; the first computes it, the others wait."""
+def evaluate_and_log(model, loader, metric, progress, log):
+    """The mean average precision, in all processes; the first one computes it, the others wait."""
     mean_ap = -1.0
     if RANK == 0:
         average_precisions, mean_ap = evaluate(loader, model, metric=metric)
         model.train()
         split = loader.dataset.split
-        log.write_evaluation(done, mean_ap, average_precisions)
-        print_once(f"iteration {done}: mAP {mean_ap:.4f} on {split}")
+        log.write_evaluation(mean_ap, average_precisions)
+        print_once(f"iteration {progress.iteration}: mAP {mean_ap:.4f} on {split}")
         n_skipped = len(loader.dataset.skipped_images())
         if n_skipped:
             print_once(f"{n_skipped} {split} images were missing or damaged; their objects count as missed")
     return max_over_processes(mean_ap)[0]
 
 
-def save(path, model, average, optimizer, done, seconds, best_map, must_succeed=False):
+def save(path, model, average, optimizer, progress, must_succeed=False):
     """Save all that a resumed run needs. Returns whether it worked: a disk may be full, or the file locked."""
     if RANK > 0:
         return True
     for tensor in model.state_dict().values():
         if not tensor.isfinite().all():
             advice = f"{path} is left as it was. Try a lower lr (--lr), a longer --warmup, or --grad_clip=10"
-            raise FloatingPointError(f"weights are no longer finite at iteration {done}; {advice}")
+            raise FloatingPointError(f"weights are no longer finite at iteration {progress.iteration}; {advice}")
     state = {
         **model_state(model if average is None else average),
         "optimizer": optimizer.state_dict(),
-        "iteration": done, "seconds": seconds, "best_map": best_map,
+        "iteration": progress.iteration, "seconds": progress.seconds, "best_map": progress.best_map,
         # Of torch's generators. (Data order and augmentation need none: see datasets.py.)
         "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         "parameters": {**script_parameters(globals()), "network": model.network},
@@ -660,21 +738,20 @@ def save(path, model, average, optimizer, done, seconds, best_map, must_succeed=
         return False
 
 
-def describe_end(log, done, seconds, best_map, stopped_by):
+def describe_end(progress):
     """Say what was saved and where; end with the exit code of a signal, if one asked for the end."""
-    if N_PROCESSES > 1:  # bring together what the processes skipped
-        torch.distributed.all_reduce(log.dataset.skipped, torch.distributed.ReduceOp.MAX)
-    if stopped_by:
-        name = signal.Signals(stopped_by).name
+    iteration = progress.iteration
+    if progress.stopped_by:
+        name = signal.Signals(progress.stopped_by).name
         advice = f"go on with --checkpoint={save_to}"
-        if done == iterations:
+        if progress.is_complete():
             advice = f"it was the last, and {save_to} is saved; eval.py makes an evaluation that was due"
-        print_once(f"stopped by {name} after iteration {done}; {advice}")
-        raise SystemExit(128 + stopped_by)
-    print_once(f"done after iteration {done}, {datetime.timedelta(seconds=round(seconds))} of training")
+        print_once(f"stopped by {name} after iteration {iteration}; {advice}")
+        raise SystemExit(128 + progress.stopped_by)
+    print_once(f"done after iteration {iteration}, {datetime.timedelta(seconds=round(progress.seconds))} of training")
     print_once(f"saved    {save_to}, the log in {log_path(save_to)}")
-    if best_map >= 0 and Path(best_path(save_to)).exists():
-        print_once(f"         {best_path(save_to)}, the best so far, mAP {best_map:.4f}")
+    if progress.best_map >= 0 and Path(best_path(save_to)).exists():
+        print_once(f"         {best_path(save_to)}, the best so far, mAP {progress.best_map:.4f}")
     print_once(f"next     python eval.py --data_folder={data_folder} --checkpoint={save_to}")
     print_once(f"         python detect.py --checkpoint={save_to} --images=YOUR_PHOTOS")
 
@@ -690,67 +767,68 @@ class TrainingLog:
     Losses stay on the device until `flush()`, so that no iteration waits for the one before it.
     """
 
-    def __init__(self, path, is_own, dataset, batches, start, minutes):
+    def __init__(self, path, is_own, dataset, batches, progress):
         """path: the CSV file. is_own: whether one that is there already is this run's, which goes on in it."""
         self.path = path
         self.dataset = dataset
         self.batches = batches
-        self.minutes = minutes
+        self.progress = progress  # of the run: the loop counts its iterations and seconds, the log reads them
         self.class_names = list(dataset.label_map)[1:]  # a column each, for the average precision
         self.columns = [*LOG_COLUMNS, *self.class_names]
         self.losses = []  # since the last flush; (3,) tensors on the device: the loss and its two parts
-        self.seconds = start.seconds  # of training so far
-        self.flushed_at = start.seconds
+        self.flushed_at = progress.seconds  # of training, at the last flush
         self.first_flush = None  # iterations and seconds until then: the first ones are slower
         self.has_told_speed = False
-        if minutes:
+        if progress.minutes:
             form = "{l_bar}{bar}| {n:.1f} of {total:.1f} minutes{postfix}"
-            self.bar = tqdm(total=minutes, initial=start.seconds / 60, bar_format=form, disable=RANK > 0)
+            self.bar = tqdm(total=progress.minutes, initial=progress.seconds / 60, bar_format=form, disable=RANK > 0)
         else:
-            n_iterations = batches.iterations.stop
-            self.bar = tqdm(total=n_iterations, initial=start.iteration, unit="it", disable=RANK > 0)
+            self.bar = tqdm(total=progress.iterations, initial=progress.iteration, unit="it", disable=RANK > 0)
         self.file_mode = "w"  # a new file, made when its first row is written
-        if is_own and start.iteration > 0 and Path(path).is_file() and RANK == 0:
+        if is_own and progress.iteration > 0 and Path(path).is_file() and RANK == 0:
             self.file_mode = "a"
-            self.drop_rows_after(start.iteration)
+            self.drop_rows_after(progress.iteration)
 
-    def add(self, loss, conf_loss, loc_loss, seconds):
-        """Take note of an iteration's losses, and of the seconds of training so far."""
+    def add(self, loss, conf_loss, loc_loss):
+        """Take note of the losses of the iteration that is done."""
         self.losses.append(torch.stack([loss.detach(), conf_loss, loc_loss]))
-        self.seconds = seconds
-        self.bar.update(min(seconds / 60, self.minutes) - self.bar.n if self.minutes else 1)
+        if self.progress.minutes:
+            minutes = min(self.progress.seconds / 60, self.progress.minutes)
+            self.bar.update(minutes - self.bar.n)
+        else:
+            self.bar.update(1)
 
-    def flush(self, done, optimizer):
-        """Check the losses since the last flush; show and write their mean. done: iterations so far."""
+    def flush(self, rate):
+        """Check the losses since the last flush; show and write their mean. rate: the learning rate now."""
         losses = torch.stack(self.losses)  # (n, 3)
         if N_PROCESSES > 1:  # the mean over the processes is the loss of the whole batch
             torch.distributed.all_reduce(losses)
             losses /= N_PROCESSES
         losses = losses.tolist()
         self.losses = []
-        for iteration, (loss, _, _) in enumerate(losses, start=done - len(losses)):
+        first = self.progress.iteration - len(losses)  # the iteration of the first one
+        for iteration, (loss, _, _) in enumerate(losses, start=first):
             if not math.isfinite(loss):
                 self.stop_at_bad_loss(iteration, loss)
         loss, conf_loss, loc_loss = [sum(column) / len(losses) for column in zip(*losses, strict=True)]
-        rate = optimizer.param_groups[0]["lr"]
-        speed = len(losses) * self.batches.batch_size / (self.seconds - self.flushed_at)
-        self.flushed_at = self.seconds
+        speed = len(losses) * self.batches.batch_size / (self.progress.seconds - self.flushed_at)
+        self.flushed_at = self.progress.seconds
         self.bar.set_postfix({"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "img/s": f"{speed:.1f}"})
-        self.write(done, f"{loss:.6f}", f"{conf_loss:.6f}", f"{loc_loss:.6f}", f"{rate:.3e}", f"{speed:.1f}")
-        self.tell_speed(done)
+        self.write(f"{loss:.6f}", f"{conf_loss:.6f}", f"{loc_loss:.6f}", f"{rate:.3e}", f"{speed:.1f}")
+        self.tell_speed()
 
-    def write_evaluation(self, done, mean_ap, average_precisions):
+    def write_evaluation(self, mean_ap, average_precisions):
         """Write the mean average precision, and that of each class: a dict by name, NaN where there is no object."""
         by_class = [average_precisions.get(name, math.nan) for name in self.class_names]
         by_class = ["" if math.isnan(value) else f"{value:.6f}" for value in by_class]
-        self.write(done, "", "", "", "", "", f"{mean_ap:.6f}", *by_class)
+        self.write("", "", "", "", "", f"{mean_ap:.6f}", *by_class)
 
-    def write(self, done, *fields):
+    def write(self, *fields):
         """Append a row of the columns from the third on. A full disk costs the row, not the run."""
         if RANK > 0:
             return
-        epoch = done * self.batches.batch_size / len(self.dataset)
-        row = [done, f"{epoch:.3f}", *fields]
+        epoch = self.progress.iteration * self.batches.batch_size / len(self.dataset)
+        row = [self.progress.iteration, f"{epoch:.3f}", *fields]
         row += [""] * (len(self.columns) - len(row))
         rows = [self.columns, row] if self.file_mode == "w" else [row]
         try:
@@ -771,17 +849,18 @@ class TrainingLog:
         csv.writer(new_text).writerows(rows)
         utils.write_file(self.path, new_text.getvalue().encode("utf-8", "backslashreplace"))
 
-    def tell_speed(self, done):
+    def tell_speed(self):
         """Say once, ten iterations after the first flush, how long an iteration takes, and the rest of the run."""
+        done = self.progress.iteration
         if self.first_flush is None:
-            self.first_flush = (done, self.seconds)
+            self.first_flush = (done, self.progress.seconds)
         first_done, first_seconds = self.first_flush
         if self.has_told_speed or done < first_done + 10:
             return
         self.has_told_speed = True
-        step = (self.seconds - first_seconds) / (done - first_done)
-        to_go = datetime.timedelta(seconds=round(step * (self.batches.iterations.stop - done)))
-        print_once(f"{step:.2f} s an iteration" + ("" if self.minutes else f": about {to_go} to go"))
+        step = (self.progress.seconds - first_seconds) / (done - first_done)
+        to_go = datetime.timedelta(seconds=round(step * (self.progress.iterations - done)))
+        print_once(f"{step:.2f} s an iteration" + ("" if self.progress.minutes else f": about {to_go} to go"))
 
     def stop_at_bad_loss(self, iteration, loss):
         """End the run, naming what was in the batch; the checkpoint on disk is from before."""
@@ -792,6 +871,12 @@ class TrainingLog:
             "a longer --warmup, or --grad_clip=10; if it happens again with the same images, look at their boxes. "
             f"The images of this batch:\n  {names}"
         )
+
+    def finish(self):
+        """Close the bar at the end of the loop; there all processes bring together which images they skipped."""
+        self.bar.close()
+        if N_PROCESSES > 1:
+            torch.distributed.all_reduce(self.dataset.skipped, torch.distributed.ReduceOp.MAX)
 
     def close(self):
         """Close the bar, and say which images were skipped, however the run ends."""

@@ -495,6 +495,21 @@ def test_learning_rate_schedules():
         assert by_the_clock.at(iteration, seconds) == pytest.approx(5e-4)
 
 
+@pytest.mark.parametrize(("iteration", "parameters", "stopped_by", "expected"), [
+    (1, {}, 0, ""), (2, {}, 0, "log"), (3, {"save_every": 3}, 0, "log save"), (12, {}, 0, "log save stop"),
+    (3, {"evaluate_every": 3}, 0, "log evaluate save"), (12, {"evaluate_every": 5}, 0, "log evaluate save stop"),
+    (3, {"evaluate_every": 3}, 15, "log save stop"), (12, {"evaluate_every": 3}, 15, "log save stop"),
+    (1, {"minutes": 2}, 0, ""), (1, {"minutes": 1, "evaluate_every": 3}, 0, "log evaluate save stop"),
+])  # fmt: skip
+def test_what_it_is_time_for(iteration, parameters, stopped_by, expected):
+    """In a run of 12 iterations, after a minute."""
+    settings = {"minutes": 0, "log_every": 2, "evaluate_every": 0, "save_every": 0, **parameters}
+    progress = train.Progress(train.Start("", iteration, seconds=60.0), 12, **settings)
+    progress.stopped_by = stopped_by
+    times = [name for name in ("log", "evaluate", "save", "stop") if getattr(progress, f"is_time_to_{name}")()]
+    assert " ".join(times) == expected
+
+
 @pytest.mark.parametrize(("optimizer_name", "factor"), [("sgd", 2.0), ("adamw", 1.0)])
 def test_groups_of_parameters(optimizer_name, factor):
     """Only weights of convolutions decay; of biases only those of convolutions learn faster, and only in SGD."""
