@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageChops
 from torch.utils.data import Dataset, get_worker_info
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import pil_to_tensor
 
 from utils import MAX_IMAGE_PIXELS, find_jaccard_overlap, load_label_map, printable, read_json
 
@@ -47,8 +47,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000",
 HEIC_STARTS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftyphevx", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 # As many bytes take so many pixels uncompressed, 4 channels of 16 bits; no image file is larger.
 MAX_IMAGE_BYTES = 8 * MAX_IMAGE_PIXELS
-# The longest side that a JPEG can have. (It also limits H: torch's interpolate() resizes the width first, so that
-# S x H pixels exist for a moment.)
+# The longest side that a JPEG can have, and the limit for all files. (Without one, an image of 1 x 80,000,000 pixels
+# could pass. Resizing begins with the width, and would make 300 x 80,000,000 of them.)
 MAX_IMAGE_SIDE = 65_500
 # An image in which no value, of 255, reaches this is reported as nearly black. Night photos reach it.
 NEARLY_BLACK = 64
@@ -64,16 +64,16 @@ def read_image(path):
     Raises FileNotFoundError or ValueError, naming the file, if it is missing, damaged or too large; another
     OSError if the machine is at fault.
     """
-    data, image = open_image_file(path)
+    contents, image = open_image_file(path)  # the file's bytes; a PIL image, not decoded yet
     # torchvision decodes the usual JPEGs twice as fast as Pillow. Unusual ones, such as Adobe's CMYK, are Pillow's.
     # (Pillow calls a JPEG file MPO if more pictures follow the first one, as in those that some cameras write.)
-    if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-        writable = bytearray(data)  # frombuffer() warns if it gets read-only bytes
-        encoded = torch.frombuffer(writable, dtype=torch.uint8)
+    is_usual_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+    if decode_jpeg and is_usual_jpeg:
+        writable = bytearray(contents)  # frombuffer() warns if it gets read-only bytes
         try:
-            return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+            return decode_jpeg(torch.frombuffer(writable, dtype=torch.uint8), mode=ImageReadMode.RGB)
         except RuntimeError:
-            pass  # unusual, or damaged: Pillow decides
+            pass  # unusual after all, or damaged: Pillow finds out
     try:
         return pil_to_tensor(pil_to_rgb(image))
     except Exception as error:  # decoders raise errors of many kinds
@@ -105,7 +105,7 @@ def open_image_file(path):
     """The bytes of an image file, and a PIL image of which Pillow has read the header and no pixels yet."""
     try:
         check_image_file(path)
-        data = Path(path).read_bytes()
+        contents = Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
     except (OSError, ValueError) as error:
@@ -114,11 +114,11 @@ def open_image_file(path):
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{printable(path, 1000)}: the image file cannot be read ({printable(error)})") from None
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(contents), formats=IMAGE_FORMATS)
     except Exception as error:
         raise ValueError(f"{path}: not an image that can be read ({explain_unreadable(path, error)})") from None
     check_image_size(*image.size, path)
-    return data, image
+    return contents, image
 
 
 def explain_unreadable(path, error):
@@ -156,7 +156,9 @@ def read_orientation(image):
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF data: the pixels are fine
         return 1
-    return orientation if orientation in range(1, 9) and image.format != "TIFF" else 1
+    if orientation not in range(1, 9) or image.format == "TIFF":
+        return 1
+    return orientation
 
 
 def pil_to_rgb(image):
@@ -167,7 +169,9 @@ def pil_to_rgb(image):
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "RGB":
+        return image
+    return image.convert("RGB")
 
 
 def scale_to_bytes(values):
@@ -177,8 +181,8 @@ def scale_to_bytes(values):
     value decides: white is 1 if the highest is at most 1, 255 if it is at most 255, and 65535 if it is more.
     NaN, infinite and negative values become black.
     """
-    if values.dtype.kind != "f":  # integers
-        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)  # 256 values a byte: 65280 to 65535 become 255
+    if np.issubdtype(values.dtype, np.integer):
+        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)  # 0 to 255 become 0, 65280 to 65535 become 255
     values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
     brightest = values.max()
     if brightest <= 1:
@@ -209,10 +213,15 @@ class PascalVOCDataset(Dataset):
 
     An item's key is an index (then the epoch is 0), or (epoch, index). An item is the image (3, S, S) uint8,
     boxes (M, 4) float32, boundary form, fractional, labels (M,) int64 and difficulties (M,) uint8; M may be 0.
-    Attributes: label_map; image_paths; sizes (n_images, 2), widths and heights; boxes_xy_pixels, labels and
-    difficulties of all objects, those of image i from starts[i] to starts[i + 1]; image_ids (a list, of the images)
-    and areas (of the objects, in square pixels), which COCO's files state: for other data sets both are None.
     Raises FileNotFoundError for a list that is missing, ValueError for one that `read_objects()` refuses.
+
+    Attributes:
+        label_map, image_paths
+        sizes                                   (n_images, 2): widths and heights
+        boxes_xy_pixels, labels, difficulties   of the objects of all images, one image's after another's
+        starts                                  image i has the objects from starts[i] to starts[i + 1]
+        image_ids, areas                        of images, and of objects in square pixels, as COCO's files state them;
+                                                None for other data sets
     """
 
     def __init__(
@@ -246,37 +255,42 @@ class PascalVOCDataset(Dataset):
         self.skipped = torch.zeros(len(self.image_paths), dtype=torch.uint8).share_memory_()
 
     def read_lists(self):
-        """Read label_map.json and the split's two lists, into a few large arrays."""
-        # Why arrays, and not lists: workers share the memory of this process until they write to it. Even reading a
-        # Python object writes to it, since it counts its users, so each worker would soon have a copy of all lists.
+        """Read label_map.json and the split's two lists: the paths of the images, and their objects."""
         self.label_map = load_label_map(self.data_folder)
         images_path = self.data_folder / f"{self.split}_images.json"
-        images = read_json(images_path, list)
-        if not all(isinstance(path, str) for path in images):
+        paths = read_json(images_path, list)
+        if not all(isinstance(path, str) for path in paths):
             raise ValueError(f"{images_path}: not a list of paths")
-        self.image_paths = np.array(images, dtype=np.str_)
-
-        entries = read_objects(self.data_folder / f"{self.split}_objects.json", images, len(self.label_map))
+        entries = read_objects(self.data_folder / f"{self.split}_objects.json", paths, len(self.label_map))
         if not self.keep_difficult:
             entries = [without_difficult(entry) for entry in entries]
-        counts = [len(entry["boxes"]) for entry in entries]
-        boxes = np.array(join(entries, "boxes"), dtype=np.float32).reshape(-1, 4)
-        areas = np.array(join(entries, "areas"), dtype=np.float64)
-        has_areas = len(areas) == len(boxes)  # only COCO's files state areas; missing ones are [], so none come here
-        image_ids = [entry.get("image_id") for entry in entries]
+
+        # Large arrays, since lists of small objects would be copied into every worker. (A worker shares the memory of
+        # this process until it writes to it. But just to read a Python object means to count one user more, in it.)
+        self.image_paths = np.array(paths, dtype=np.str_)
         self.sizes = np.array([entry["size"] for entry in entries], dtype=np.int64).reshape(-1, 2)
-        self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
+
+        # The objects of all images, one image's after another's.
+        boxes = np.array(join(entries, "boxes"), dtype=np.float32).reshape(-1, 4)
         self.boxes_xy_pixels = torch.from_numpy(boxes)
         self.labels = torch.tensor(join(entries, "labels"), dtype=torch.int64)
         self.difficulties = torch.tensor(join(entries, "difficulties"), dtype=torch.uint8)
-        self.areas = areas if has_areas else None
-        self.image_ids = None if None in image_ids else image_ids  # a list: ids may be text, and no worker reads it
+        counts = [len(entry["boxes"]) for entry in entries]
+        self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
+
+        # COCO's files also state an area for each object and an id for each image. Other files state none.
+        areas = join(entries, "areas")
+        self.areas = np.array(areas, dtype=np.float64) if len(areas) == len(boxes) else None
+        ids = [entry.get("image_id") for entry in entries]
+        self.image_ids = ids if None not in ids else None  # a list: ids may be text, and no worker reads them
 
     def __len__(self):
         return len(self.image_paths)
 
     def __getitem__(self, key):
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not isinstance(key, tuple):
+            key = (0, key)
+        epoch, index = key
         epoch = operator.index(epoch)  # turns an integer of torch or NumPy into Python's int, and refuses floats
         index = operator.index(index)
         if not -len(self) <= index < len(self):
@@ -291,6 +305,7 @@ class PascalVOCDataset(Dataset):
                 raise type(error)(f"{error}; --skip_corrupt=True goes on without such images") from None
             self.skipped[index] = 1
             return blank_image(self.size).clone(), *NO_OBJECTS
+
         _, height, width = image.shape
         listed_width, listed_height = self.sizes[index]  # against which the boxes were checked
         if (width, height) != (listed_width, listed_height):
@@ -300,7 +315,9 @@ class PascalVOCDataset(Dataset):
             )
 
         objects = slice(self.starts[index], self.starts[index + 1])
-        boxes, labels, difficulties = self.boxes_xy_pixels[objects], self.labels[objects], self.difficulties[objects]
+        boxes = self.boxes_xy_pixels[objects]  # (M, 4)
+        labels = self.labels[objects]  # (M,)
+        difficulties = self.difficulties[objects]  # (M,)
         # transform() augments only for "TRAIN". Here self.augment decides, whatever the split that the image is from.
         split = "TRAIN" if self.augment else "TEST"
         rng = np.random.default_rng((self.seed, epoch, index))
@@ -317,37 +334,53 @@ class PascalVOCDataset(Dataset):
     @staticmethod
     def collate_fn(batch):
         """A batch of a list of N items: images (N, 3, S, S) uint8, and lists of their boxes, labels, difficulties."""
-        # transform() returns images whose channels lie last in memory, since resize() is faster so. Stacked as
-        # (S, S, 3) they are copied in the order in which they lie, which takes a fifth of the time.
-        stacked = torch.stack([item[0].permute(1, 2, 0) for item in batch])  # (N, S, S, 3)
-        images = stacked.permute(0, 3, 1, 2)  # (N, 3, S, S), a view
-        if get_worker_info() is not None:
-            images.share_memory_()  # here and not in the queue's feeder thread: see join_and_split()
+        images = stack_images([item[0] for item in batch])
         boxes = join_and_split([item[1] for item in batch])
         labels = join_and_split([item[2] for item in batch])
         difficulties = join_and_split([item[3] for item in batch])
         return images, boxes, labels, difficulties
 
 
-def join_and_split(tensors):
-    """The same list of tensors, as views of one storage.
+def stack_images(images):
+    """Stack a list of N images (3, S, S) to an (N, 3, S, S) tensor.
 
-    Tensors that view one storage travel from a worker as one block of shared memory. Every such block is an open file,
-    and one for each image would be more than a system allows. By default the queue's feeder thread moves a block to
-    shared memory. There an error (no space, say) is lost, and the run waits for ever. So the block is moved here,
-    before it enters the queue, and the run gets the error.
+    transform() returns images whose channels lie last in memory: R, G and B of a pixel side by side. Seen as
+    (S, S, 3), they are copied in the order in which they lie, which takes a fifth of the time.
     """
-    joined = torch.cat(tensors)
-    if get_worker_info() is not None and joined.numel() > 0:  # in a worker, and there is memory to move
-        joined.share_memory_()
-    return list(joined.split([len(tensor) for tensor in tensors]))
+    stacked = torch.stack([image.permute(1, 2, 0) for image in images])  # (N, S, S, 3)
+    stacked = stacked.permute(0, 3, 1, 2)  # (N, 3, S, S), the same memory
+    return move_to_shared_memory(stacked)
+
+
+def join_and_split(tensors):
+    """The same list of tensors, but as slices of one long tensor.
+
+    A worker of the DataLoader hands tensors over to the main process in shared memory. Each tensor takes an open file
+    there, and one for each image would soon be more than the system allows. All slices of a tensor take one.
+    """
+    lengths = [len(tensor) for tensor in tensors]  # such as [2, 0, 3]
+    joined = torch.cat(tensors)  # 5 rows
+    joined = move_to_shared_memory(joined)
+    return list(joined.split(lengths))  # rows 0 and 1; no row; rows 2, 3 and 4
+
+
+def move_to_shared_memory(tensor):
+    """In a worker of the DataLoader, move a tensor to shared memory, where the main process reads it; return it.
+
+    Otherwise PyTorch does this later, in a background thread. If it fails there (no space, say), nobody learns of it,
+    and the main process waits for ever. If it fails here, the main process gets the error.
+    """
+    is_worker = get_worker_info() is not None
+    if is_worker and tensor.numel() > 0:
+        tensor.share_memory_()
+    return tensor
 
 
 class TrainingBatches:
     """Batch sampler of one uninterrupted run: batch i is the same whenever, and wherever, the run resumes.
 
-    The images are read in an endless sequence of seeded permutations, one for each epoch, batch_size at a time:
-    a batch may straddle two epochs, and no image is left out of any.
+    Every epoch reads all images, each time in another order. Batches are cut from one epoch after another, so that no
+    image is left out: of 7 images in batches of 3, batch 2 is the last image of epoch 0 and the first two of epoch 1.
 
     batch_size: over all ranks. first_iteration, last_iteration: which batches are yielded, as in range().
     rank, world_size: this process of how many; each takes its share of every batch.
@@ -365,38 +398,41 @@ class TrainingBatches:
         self.iterations = range(first_iteration, last_iteration)
         self.rank = rank
         self.world_size = world_size
-        self.epoch = None  # of self.order
-        self.order = None  # the permutation that was computed last
 
     def __len__(self):
         return len(self.iterations)
 
     def __iter__(self):
         for iteration in self.iterations:
-            yield self.batch(iteration)[self.rank :: self.world_size]
+            batch = self.batch(iteration)
+            yield batch[self.rank :: self.world_size]  # of 4 ranks, rank 1 takes images 1, 5, 9, ... of the batch
 
     def batch(self, iteration):
         """The (epoch, index) of all batch_size images of an iteration, over all ranks."""
         first = iteration * self.batch_size
         keys = []
         for position in range(first, first + self.batch_size):
-            epoch, place = divmod(position, self.n_images)
-            if epoch != self.epoch:
-                # NumPy fills up short seeds with zeros: (seed, epoch) alone would give the same random numbers as
-                # (seed, epoch, 0), with which `PascalVOCDataset` augments image 0. The spawn key is mixed in after the
-                # filled-up seed, so that no seed of three numbers gives the same random numbers.
-                seeds = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
-                self.order = np.random.default_rng(seeds).permutation(self.n_images)
-                self.epoch = epoch
-            keys.append((epoch, int(self.order[place])))
+            epoch, place = divmod(position, self.n_images)  # of 7 images, position 9 is place 2 of epoch 1
+            order = shuffle(self.n_images, self.seed, epoch)
+            keys.append((epoch, int(order[place])))
         return keys
+
+
+@functools.lru_cache(maxsize=1)  # an epoch's order is asked for again and again
+def shuffle(n_images, seed, epoch):
+    """The order in which an epoch reads the images: a permutation of 0 to n_images - 1."""
+    # The spawn key keeps these random numbers apart from those with which image 0 is augmented. Their seed is
+    # (seed, epoch, 0), and NumPy takes the shorter (seed, epoch) for the same one.
+    seeds = np.random.SeedSequence((seed, epoch), spawn_key=(0,))
+    return np.random.default_rng(seeds).permutation(n_images)
 
 
 def read_objects(path, images, n_classes):
     """Read the list of objects of a split, and check it, so that no object can hurt the loss.
 
-    path: file with a list of {"boxes", "labels", "difficulties", "size"} and perhaps "areas" and "image_id", one
-    for each image, as create_data_lists.py writes it. images: list of paths. n_classes: background included.
+    path: file as create_data_lists.py writes it. It holds a list with an entry for each image: a dict of "boxes",
+    "labels", "difficulties", "size" and, from COCO's files, "areas" and "image_id".
+    images: list of paths. n_classes: background included.
     Returns this list; "areas" is [] where there are none.
     Raises FileNotFoundError, or ValueError, naming the image, for what is missing or breaks a rule of `check_entry()`.
     """
@@ -405,7 +441,7 @@ def read_objects(path, images, n_classes):
         raise ValueError(f"{path}: describes {len(entries)} of {len(images)} images")
     for image, entry in zip(images, entries, strict=True):
         try:
-            entry["areas"] = entry.get("areas") or []
+            entry.setdefault("areas", [])
             check_entry(entry, n_classes)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             problem = f"wrong boxes, labels, difficulties, areas or size: {printable(error, 500)}"
@@ -414,14 +450,14 @@ def read_objects(path, images, n_classes):
 
 
 def check_entry(entry, n_classes):
-    """Check what a list says of one image. (NaN breaks each rule: no comparison with it holds.)"""
+    """Check the entry of one image. (NaN breaks each rule: no comparison with it holds.)"""
     width, height = entry["size"]
     is_whole = width % 1 == 0 and height % 1 == 0
     is_small_enough = max(width, height) <= MAX_IMAGE_SIDE and width * height <= MAX_IMAGE_PIXELS
     if not (is_whole and is_small_enough and min(width, height) >= 1):
         raise ValueError(f"{entry['size']} in its size is not a width and a height in pixels")
     for box in entry["boxes"]:
-        x_min, y_min, x_max, y_max = array("f", box)  # rounding to float32 can make x_min equal to x_max
+        x_min, y_min, x_max, y_max = array("f", box)  # as float32, which the data set keeps: x_min may become x_max
         if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
             raise ValueError(f"{box} in its boxes holds NaN, has no area (in float32), or reaches beyond the image")
     for label in entry["labels"]:
@@ -433,24 +469,28 @@ def check_entry(entry, n_classes):
     for area in entry["areas"]:
         if not math.isfinite(area):
             raise ValueError(f"{area} in its areas is not a finite number")
-    lengths = {len(entry["boxes"]), len(entry["labels"]), len(entry["difficulties"])}
-    if entry["areas"]:
-        lengths.add(len(entry["areas"]))
-    if len(lengths) > 1:
+    n_objects = len(entry["boxes"])
+    if len(entry["labels"]) != n_objects or len(entry["difficulties"]) != n_objects:
         raise ValueError("they are of unequal length")
+    if entry["areas"] and len(entry["areas"]) != n_objects:
+        raise ValueError("its areas are not as many as its boxes")
 
 
 def without_difficult(entry):
-    """What a list says of one image, without its difficult objects."""
-    easy = [i for i, difficulty in enumerate(entry["difficulties"]) if difficulty == 0]
-    keys = [key for key in ("boxes", "labels", "difficulties", "areas") if entry[key]]  # areas may be []
-    chosen = {key: [entry[key][i] for i in easy] for key in keys}
-    return {**entry, **chosen}
+    """The entry of one image, without its difficult objects."""
+    easy = dict(entry)
+    for key in ("boxes", "labels", "difficulties", "areas"):
+        pairs = zip(entry[key], entry["difficulties"], strict=False)  # no pairs if areas is []
+        easy[key] = [value for value, difficulty in pairs if difficulty == 0]
+    return easy
 
 
 def join(entries, key):
     """A list of the boxes, labels, ... of all images, one image's after another's."""
-    return [value for entry in entries for value in entry[key]]
+    joined = []
+    for entry in entries:
+        joined += entry[key]
+    return joined
 
 
 # --- 3. Transform ---------------------------------------------------------------------------------
@@ -474,8 +514,8 @@ def join(entries, key):
 #   source   the part of the crop that shows the photo, at least one pixel wide and high
 #   place    where the source comes to lie on the image; the rest of it is filled with FILLER
 #
-# Each is (x_min, y_min, x_max, y_max), in whole pixels: place in those of the image, the others in those of the photo,
-# whose upper left corner is (0, 0).
+# Each is a tuple (x_min, y_min, x_max, y_max), in whole pixels: place in those of the image, the others in those of the
+# photo, whose upper left corner is (0, 0).
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
@@ -485,29 +525,32 @@ CROP_TRIES = 50
 
 
 def transform(image, boxes, labels, difficulties, split, rng=None, size=300, antialias=True, augment=AUGMENTATIONS):
-    """A photo and its objects as the network sees them: augmented for training, only resized otherwise.
+    """Resize a photo and its objects to S x S, as the network sees them; for training, augment them, too.
 
     image: (3, H, W) uint8 RGB tensor, or PIL image; it is not changed.
     boxes: (n, 4) float tensor, boundary form, pixels, inside the image; n may be 0.
-    labels: (n,) int64 tensor. difficulties: (n,) tensor. size: S. antialias: as in `resize()`.
-    split: "TRAIN", "VAL" or "TEST"; another is a ValueError. rng: numpy Generator for "TRAIN"; None makes a new one.
-    augment: names out of AUGMENTATIONS, the steps that are taken for "TRAIN".
-    Returns the image as a (3, S, S) uint8 tensor, boxes as an (m, 4) float32 tensor, boundary form,
-    fractional, in [0, 1], of positive area, and their labels and difficulties; m <= n.
+    labels: (n,) int64 tensor. difficulties: (n,) tensor.
+    split: "TRAIN" takes the steps in `augment`, "VAL" and "TEST" take none; another is a ValueError.
+    rng: NumPy Generator of the random numbers for "TRAIN"; None makes a new one.
+    size: S. antialias: as in `resize()`. augment: names out of AUGMENTATIONS.
 
-    To add a step of your own, write one function that takes and returns the image and its boxes (as many), like
-    `flip()`, and call it at the end, where the comment "Your own step" stands. It draws what is random from rng.
+    Returns the image as a (3, S, S) uint8 tensor, and the m <= n objects that stay: boxes, an (m, 4) float32 tensor,
+    boundary form, fractional, in [0, 1], of positive area, and their labels and difficulties.
+
+    To add a step of your own, write a function like `flip()`, which takes an image and its boxes and returns both
+    changed. Call it where "Your own step" stands below. What is random it draws from rng.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
     if not isinstance(image, torch.Tensor):
         image = pil_to_tensor(pil_to_rgb(image))
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    photo = (0, 0, image.shape[2], image.shape[1])
+    _, height, width = image.shape
+    photo = (0, 0, width, height)
     steps = augment if split == "TRAIN" else ()
 
-    # Draw what is random. Colours, canvas and flip are drawn even if their step is left out. The crop is drawn only if
-    # it is taken, but last. So if one step is left out, the others still get the same random numbers.
+    # Draw random numbers for all steps, even for those that are left out. So leaving one out changes nothing for the
+    # others. (The crop may be skipped, because it draws last.)
     if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
         colors = draw_colors(rng)
@@ -515,15 +558,23 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         is_flipped = rng.random() < 0.5
 
     # Zoom out and crop: find which part of the photo is shown, and where.
-    crop = canvas if "zoom_out" in steps else photo
+    if "zoom_out" not in steps:
+        canvas = photo
+    crop = canvas
     if "crop" in steps:
-        crop = draw_crop(crop, photo, boxes, rng)
-    source = (max(crop[0], 0), max(crop[1], 0), min(crop[2], photo[2]), min(crop[3], photo[3]))
+        crop = draw_crop(canvas, photo, boxes, rng)
+    source = intersect(crop, photo)
     place = find_place(source, crop, size)
-    boxes, kept = move_boxes(boxes, crop, source, place, size)  # from here on in fractions of the new image
+
+    # Objects stay if their centre is in the crop.
+    stays = find_centers_inside(boxes, np.array([crop]))[:, 0]  # (n,) bool, m of them True
+    boxes = move_boxes(boxes[stays], source, place, size)  # (m, 4), from here on in fractions of the new image
+    labels = labels[torch.from_numpy(stays)]  # (m,)
+    difficulties = difficulties[torch.from_numpy(stays)]  # (m,)
 
     # Resize, colours, flip. (Caffe changes the colours first. After resizing there are far fewer pixels to change.)
-    image = image[:, source[1] : source[3], source[0] : source[2]]
+    x_min, y_min, x_max, y_max = source
+    image = image[:, y_min:y_max, x_min:x_max]
     image = resize(image, place[2] - place[0], place[3] - place[1], antialias)
     if "distort" in steps:
         image = distort(image, colors)
@@ -532,18 +583,18 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         image, boxes = flip(image, boxes)
     # Your own step:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
 
-    boxes = boxes.astype(np.float32)
-    # move_boxes() has left out boxes whose centre is not in the crop. Boxes that lose their area when they are rounded
-    # to float32, being narrower than a millionth of the image, are left out too.
+    # A box less than a millionth of the image wide may have no area in float32. Such objects are left out.
+    boxes = torch.from_numpy(boxes.astype(np.float32))
     has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    boxes = torch.from_numpy(boxes[has_area])  # (m, 4)
-    kept = torch.from_numpy(kept[has_area])  # (m,): which of the n objects these boxes belong to
-    return image, boxes, labels[kept], difficulties[kept]
+    return image, boxes[has_area], labels[has_area], difficulties[has_area]
 
 
 def prepare(images, model):
     """PIL images, or (3, H, W) uint8 tensors, as a model's input: (N, 3, S, S) float32, normalised, on its device."""
-    resized = [transform(image, *NO_OBJECTS, "TEST", None, model.input_size, model.antialias)[0] for image in images]
+    resized = []
+    for image in images:
+        pixels, *_ = transform(image, *NO_OBJECTS, "TEST", size=model.input_size, antialias=model.antialias)
+        resized.append(pixels)
     return model.normalize(torch.stack(resized))
 
 
@@ -554,13 +605,14 @@ def draw_canvas(photo, rng):
     """
     if rng.random() < 0.5:
         return photo
-    width, height = photo[2:]
+    _, _, width, height = photo
     ratio = rng.uniform(1, 4)
     canvas_width = round(ratio * width)
     canvas_height = round(ratio * height)
-    # The place of the photo on the canvas. Seen from the photo, the canvas begins as far to the left of it, and above.
+    # How many pixels of the canvas are to the left of the photo, and how many are above it.
     left = int(rng.integers(canvas_width - width, endpoint=True))
     top = int(rng.integers(canvas_height - height, endpoint=True))
+    # The photo's corner is (0, 0), so the canvas begins at (-left, -top).
     return -left, -top, canvas_width - left, canvas_height - top
 
 
@@ -573,90 +625,110 @@ def draw_crop(canvas, photo, boxes, rng):
 
     boxes: (n, 4) array, boundary form, pixels. Returns the crop.
     """
-    n_samplers = len(MIN_OVERLAPS)  # six; the seventh always succeeds
-    crops = draw_boxes_inside(canvas, n_samplers * CROP_TRIES, rng)  # (300, 4): 50 tries of each sampler
+    n_tries = len(MIN_OVERLAPS) * CROP_TRIES  # 300, all at once, which is faster than one after another
+    crops = draw_boxes_inside(canvas, n_tries, rng)  # (300, 4): 50 for the first sampler, 50 for the second, ...
     if len(boxes) > 0:
+        is_possible = find_centers_inside(boxes, crops).any(axis=0)  # (300,) bool
         overlaps = find_jaccard_overlap(torch.from_numpy(boxes), torch.from_numpy(crops))  # (n, 300)
-        min_overlaps = np.repeat(MIN_OVERLAPS, CROP_TRIES)  # (300,): 50 times 0.1, 50 times 0.3, ...
-        is_success = (overlaps.amax(dim=0).numpy() >= min_overlaps) & has_center_inside(crops, boxes)
+        best_overlaps = overlaps.amax(dim=0).numpy()  # (300,): with the object that a crop overlaps most
     else:
         _, _, photo_width, photo_height = photo
         x_mins, y_mins, x_maxs, y_maxs = crops.T  # (300,) each
-        shows_columns = (x_mins < photo_width) & (x_maxs > 0)  # of the photo, which begins at (0, 0)
-        shows_rows = (y_mins < photo_height) & (y_maxs > 0)
-        is_success = shows_columns & shows_rows
-    is_success = is_success.reshape(n_samplers, CROP_TRIES)
+        is_possible = (x_mins < photo_width) & (x_maxs > 0) & (y_mins < photo_height) & (y_maxs > 0)  # (300,) bool
+        best_overlaps = np.ones(n_tries)  # without objects, every minimum counts as reached
 
-    successful = is_success.any(axis=1).nonzero()[0]  # the samplers that have a success, such as [0, 1, 2, 5]
-    candidates = [*successful, n_samplers]  # and the seventh: [0, 1, 2, 5, 6]
-    sampler = candidates[rng.integers(len(candidates))]
-    if sampler == n_samplers:
-        return canvas
-    first = is_success[sampler].argmax()  # the sampler's first try that succeeds
-    return tuple(crops[sampler * CROP_TRIES + first].astype(int).tolist())
+    found = []
+    for sampler, min_overlap in enumerate(MIN_OVERLAPS):
+        tries = slice(sampler * CROP_TRIES, (sampler + 1) * CROP_TRIES)  # those of this sampler
+        is_success = is_possible[tries] & (best_overlaps[tries] >= min_overlap)  # (50,)
+        if is_success.any():
+            first = is_success.argmax()  # the first True
+            found.append(crops[tries][first])
+    found.append(canvas)  # the seventh sampler
+    crop = found[rng.integers(len(found))]
+    return tuple(int(side) for side in crop)
 
 
 def draw_boxes_inside(canvas, n, rng):
     """Boxes of random scale, aspect ratio and place inside a canvas. (Caffe: SampleBBox, sampler.cpp.)
 
-    Of scale s and aspect ratio r, a box has s sqrt(r) times the width of the canvas, and s / sqrt(r) times its height.
-    s is in [0.3, 1], and r in [1/2, 2]. r is also in [s^2, 1/s^2], so that neither side exceeds the canvas.
+    A box of scale s and aspect ratio r has s sqrt(r) times the width of the canvas and s / sqrt(r) times its height.
+    For s = 0.6 and r = 1.44 this is 0.72 times the width and 0.5 times the height: an area of 0.36 = s^2.
     Returns an (n, 4) array, boundary form, in whole pixels.
     """
-    draws = rng.random((4, n))
-    scales = 0.3 + 0.7 * draws[0]
-    lowest_ratios = np.maximum(scales * scales, 0.5)  # (n,): 0.5 for s = 0.6, 0.64 for s = 0.8, 1 for s = 1
-    highest_ratios = 1 / lowest_ratios
-    ratios = lowest_ratios + (highest_ratios - lowest_ratios) * draws[1]
+    scale_draws, ratio_draws, x_draws, y_draws = rng.random((4, n))  # (n,) each, in [0, 1)
+    scales = 0.3 + 0.7 * scale_draws  # in [0.3, 1)
+
+    # Ratios are in [1/2, 2], and in [s^2, 1/s^2], where neither side is longer than that of the canvas.
+    lowest_ratios = np.maximum(scales * scales, 0.5)  # 0.5 for s = 0.6, 0.64 for s = 0.8
+    highest_ratios = 1 / lowest_ratios  # 2 for s = 0.6, 1.56 for s = 0.8
+    ratios = lowest_ratios + (highest_ratios - lowest_ratios) * ratio_draws
+
+    x_min, y_min, x_max, y_max = canvas
+    canvas_width = x_max - x_min
+    canvas_height = y_max - y_min
     roots = np.sqrt(ratios)
-    canvas_width = canvas[2] - canvas[0]
-    canvas_height = canvas[3] - canvas[1]
     widths = np.maximum(np.rint(canvas_width * (scales * roots)), 1)
     heights = np.maximum(np.rint(canvas_height * (scales / roots)), 1)
-    # Each box begins 0 to (canvas - box) pixels from the side of the canvas, every whole number equally likely.
-    x_mins = canvas[0] + np.floor((canvas_width - widths + 1) * draws[2])
-    y_mins = canvas[1] + np.floor((canvas_height - heights + 1) * draws[3])
+
+    # On a canvas 10 pixels wide, a box of 8 begins at 0, 1 or 2: one of 10 - 8 + 1 places, all equally likely.
+    x_mins = x_min + np.floor((canvas_width - widths + 1) * x_draws)
+    y_mins = y_min + np.floor((canvas_height - heights + 1) * y_draws)
     return np.stack([x_mins, y_mins, x_mins + widths, y_mins + heights], axis=1)
 
 
-def has_center_inside(crops, boxes):
-    """Which crops hold the centre of a box: an (n_crops,) bool array."""
-    x_centers = (boxes[:, 0] + boxes[:, 2]) / 2  # (n,)
-    y_centers = (boxes[:, 1] + boxes[:, 3]) / 2
-    x_mins, y_mins, x_maxs, y_maxs = crops.T[:, :, None]  # (n_crops, 1) each
-    is_in_columns = (x_mins <= x_centers) & (x_centers < x_maxs)  # (n_crops, n)
+def find_centers_inside(boxes, crops):
+    """Which boxes have their centre in which crops: an (n, n_crops) bool array."""
+    x_centers = (boxes[:, 0:1] + boxes[:, 2:3]) / 2  # (n, 1)
+    y_centers = (boxes[:, 1:2] + boxes[:, 3:4]) / 2
+    x_mins, y_mins, x_maxs, y_maxs = crops.T  # (n_crops,) each
+    is_in_columns = (x_mins <= x_centers) & (x_centers < x_maxs)  # (n, n_crops)
     is_in_rows = (y_mins <= y_centers) & (y_centers < y_maxs)
-    return (is_in_columns & is_in_rows).any(axis=1)
+    return is_in_columns & is_in_rows
+
+
+def intersect(box, other):
+    """The part that two boxes share."""
+    return max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3])
 
 
 def find_place(source, crop, size):
     """Where the source comes to lie on the S x S image that the crop becomes: at least one pixel wide and high."""
-    source_min, source_max = np.reshape(source, (2, 2))
-    crop_min, crop_max = np.reshape(crop, (2, 2))
-    scale = size / (crop_max - crop_min)
-    place_min = np.minimum(np.rint((source_min - crop_min) * scale), size - 1)
-    place_max = np.maximum(np.rint((source_max - crop_min) * scale), place_min + 1)
-    return tuple(int(side) for side in (*place_min, *place_max))
+    x_min, x_max = find_place_on_axis(source[0], source[2], crop[0], crop[2], size)
+    y_min, y_max = find_place_on_axis(source[1], source[3], crop[1], crop[3], size)
+    return x_min, y_min, x_max, y_max
 
 
-def move_boxes(boxes, crop, source, place, size):
-    """Boxes of a photo on the image that shows a part of it.
+def find_place_on_axis(source_min, source_max, crop_min, crop_max, size):
+    """Where the place begins and ends along x, or along y.
 
-    boxes: (n, 4) array, boundary form, pixels.
-    Returns (m, 4) float64 boxes, boundary form, fractional, clipped to the source, and the (m,) int64 indices
-    of those kept: the ones whose centre is in the crop.
+    Example: a crop from -100 to 500 becomes 300 pixels, so it is scaled by 0.5. A source from 0 to 300 begins 100
+    pixels after the crop does, and ends 400 pixels after that. So its place is from 50 to 200.
     """
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    is_kept = ((centers >= crop[:2]) & (centers < crop[2:])).all(axis=1)
-    corners = boxes[is_kept].reshape(-1, 2, 2)  # (m, min and max, x and y)
-    source_min, source_max = np.reshape(source, (2, 2))
-    place_min, place_max = np.reshape(place, (2, 2))
-    corners = np.clip(corners, source_min, source_max)
-    # The source fills the place, which find_place() has rounded to whole pixels. So the boxes are scaled by
-    # place / source, which differs a little from the size / crop that find_place() started from.
-    scale = (place_max - place_min) / (source_max - source_min)
-    corners = (place_min + (corners - source_min) * scale) / size
-    return corners.reshape(-1, 4), is_kept.nonzero()[0]
+    scale = size / (crop_max - crop_min)
+    place_min = round((source_min - crop_min) * scale)
+    place_max = round((source_max - crop_min) * scale)
+    # A narrow source may be rounded to nothing. It gets one pixel, which must not lie beyond the image.
+    place_min = min(place_min, size - 1)
+    place_max = max(place_max, place_min + 1)
+    return place_min, place_max
+
+
+def move_boxes(boxes, source, place, size):
+    """Boxes on the photo as boxes on the S x S image.
+
+    boxes: (n, 4) array, boundary form, pixels of the photo.
+    Returns an (n, 4) array, boundary form, fractional; what reaches beyond the source is cut off.
+    """
+    x_min, y_min, x_max, y_max = source
+    place_x_min, place_y_min, place_x_max, place_y_max = place
+    x_scale = (place_x_max - place_x_min) / (x_max - x_min)
+    y_scale = (place_y_max - place_y_min) / (y_max - y_min)
+    boxes = np.clip(boxes, (x_min, y_min, x_min, y_min), (x_max, y_max, x_max, y_max))
+    boxes = boxes - (x_min, y_min, x_min, y_min)  # as seen from the corner of the source
+    boxes = boxes * (x_scale, y_scale, x_scale, y_scale)  # in pixels of the image, from the corner of the place
+    boxes = boxes + (place_x_min, place_y_min, place_x_min, place_y_min)  # from the corner of the image
+    return boxes / size
 
 
 def resize(image, width, height, antialias=True):
@@ -666,10 +738,11 @@ def resize(image, width, height, antialias=True):
         False: it is made of the four pixels nearest to its centre alone, as in torchvision, amdegroot and lufficc.
     (For 640 x 480 pixels this takes 0.3 ms, Pillow's own resize() 1.8.)
     """
-    # torch resizes faster if the channels lie last in memory. The second permute() changes the shape, not the memory.
-    pixels = image.permute(1, 2, 0).contiguous()  # (h, w, 3)
-    images = pixels[None].permute(0, 3, 1, 2)  # (1, 3, h, w)
-    if width == 1 or image.shape[2] == 1:  # torch 2.14 returns wrong bytes, or crashes, for such images
+    # interpolate() wants the shape (1, 3, h, w). It is faster if R, G and B of a pixel lie side by side in memory.
+    pixels = image.permute(1, 2, 0).contiguous()  # (h, w, 3): now they do
+    images = pixels[None].permute(0, 3, 1, 2)  # (1, 3, h, w), the same memory
+    is_one_pixel_wide = width == 1 or image.shape[2] == 1
+    if is_one_pixel_wide:  # torch 2.14 returns wrong bytes, or crashes; floats are right
         resized = F.interpolate(images.float(), (height, width), mode="bilinear", antialias=antialias)
         return resized[0].round().clamp(0, 255).byte()
     return F.interpolate(images, (height, width), mode="bilinear", antialias=antialias)[0]
@@ -699,8 +772,6 @@ def flip(image, boxes):
 
 # --- 4. Colours -----------------------------------------------------------------------------------
 
-HUE_STEPS = 255  # in which Pillow's H goes once round the colour circle
-
 
 class Colors(NamedTuple):
     """How the colours of an image are changed. The defaults change nothing."""
@@ -716,13 +787,20 @@ def draw_colors(rng):
     """Draw with probability 1/2 each: brightness up to 32 levels, contrast and saturation in [0.5, 1.5], hue up to
     36 degrees either way. (Caffe's im_transforms.cpp says 18, on OpenCV's hue circle of 180 steps.)
     """
-    return Colors(
-        brightness=int(rng.integers(-32, 32, endpoint=True)) if rng.random() < 0.5 else 0,
-        contrast=int(rng.integers(50, 150, endpoint=True)) / 100 if rng.random() < 0.5 else 1.0,
-        saturation=int(rng.integers(50, 150, endpoint=True)) / 100 if rng.random() < 0.5 else 1.0,
-        hue=int(rng.integers(-36, 36, endpoint=True)) if rng.random() < 0.5 else 0,
-        contrast_first=rng.random() < 0.5,
-    )
+    brightness = 0
+    if rng.random() < 0.5:
+        brightness = int(rng.integers(-32, 32, endpoint=True))
+    contrast = 1.0
+    if rng.random() < 0.5:
+        contrast = int(rng.integers(50, 150, endpoint=True)) / 100
+    saturation = 1.0
+    if rng.random() < 0.5:
+        saturation = int(rng.integers(50, 150, endpoint=True)) / 100
+    hue = 0
+    if rng.random() < 0.5:
+        hue = int(rng.integers(-36, 36, endpoint=True))
+    contrast_first = rng.random() < 0.5
+    return Colors(brightness, contrast, saturation, hue, contrast_first)
 
 
 def distort(image, colors):
@@ -730,7 +808,7 @@ def distort(image, colors):
 
     After each step Pillow rounds the values, and keeps them in 0 to 255.
     """
-    image = to_pil_image(image)
+    image = Image.fromarray(image.permute(1, 2, 0).numpy())
     if colors.brightness != 0:
         image = image.point(lambda value: value + colors.brightness)
     if colors.contrast_first:
@@ -741,51 +819,58 @@ def distort(image, colors):
         image = turn_hue(image, colors.hue)
     if not colors.contrast_first:
         image = multiply_contrast(image, colors.contrast)
-    return pil_to_tensor(image)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def multiply_contrast(image, contrast):
-    return image.point(lambda value: value * contrast) if contrast != 1 else image
+    """Multiply the values of a PIL image, so that light and dark are further apart, or nearer."""
+    if contrast == 1:
+        return image
+    return image.point(lambda value: value * contrast)
 
 
 def multiply_saturation(image, saturation):
     """Multiply S of a PIL image in HSV by a factor.
 
-    V is the highest of a pixel's three values, and S is (V - lowest) / V. To multiply S, each value's distance from V
-    is multiplied: (200, 150, 100) by 1.5 becomes (200, 125, 50). H stays, because it depends on nothing but the ratios
-    of these distances. (It changes a little where S would exceed 1: the lowest value stops at 0.)
+    S says how far a pixel is from grey. Of the pixel (200, 150, 100) the highest value, V, is 200, and the grey is
+    (200, 200, 200). Each value's distance from the grey is multiplied: by 1.5, the pixel becomes (200, 125, 50). V and
+    H stay, as H depends on the ratios of these distances alone. (But a value that would be below 0 stops at 0.)
     """
     red, green, blue = image.split()
     highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     grey = Image.merge("RGB", [highest, highest, highest])
-    # blend() returns grey + (image - grey) * saturation, also for more than 1, kept in 0 to 255.
-    return Image.blend(grey, image, saturation)
+    return Image.blend(grey, image, saturation)  # grey + (image - grey) * saturation, kept in 0 to 255
 
 
 def turn_hue(image, degrees):
     """Turn H of a PIL image in HSV.
 
-    S and V stay, and so do the lowest and the highest of a pixel's three values. H says which channel has which, and
-    where the third one is between them. For (200, 100, 50) Pillow's H is 14; turned by 36 degrees it is 40, whose pure
-    colour is (255, 240, 0). So R is now the highest value, 200, B the lowest, 50, and G 240/255 of the way from the
-    lowest to the highest, 191. (Pillow's own way back from HSV takes three times as long, 1.6 ms for
-    300 x 300 pixels.)
+    H stands for a pure colour, one whose values go from 0 to 255. Example: that of the pixel (200, 100, 50) is the
+    orange (255, 84, 0). Turned by 36 degrees, it is the yellow (255, 240, 0). Where the pure colour is 255, the pixel
+    has its highest value, 200; where it is 0, its lowest, 50; where it is 240, a mixture, 50 + (200 - 50) * 240 / 255 =
+    191. So the pixel becomes (200, 191, 50). Since its highest and lowest values stay, so do S and V.
     """
-    hues = image.convert("HSV").getchannel("H")
+    hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
     red, green, blue = image.split()
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
-    highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
-    # composite() takes `highest` where a channel's mask is 255, `lowest` where it is 0, and mixes them in between.
-    # In the example the masks of R, G and B are 255, 240 and 0.
-    masks = [hues.point(table) for table in make_hue_tables(degrees)]
-    return Image.merge("RGB", [Image.composite(highest, lowest, mask) for mask in masks])
+    hues.putpalette(make_turned_palette(degrees))  # the values of `hues` are now numbers of colours in the palette
+    pure = hues.convert("RGB")  # these colours
+    # composite() takes `highest` where a channel is 255, `lowest` where it is 0, and mixes them in between. (Pillow's
+    # way back from HSV to RGB would do it all, but takes three times as long as everything after the first line.)
+    channels = [Image.composite(highest, lowest, channel) for channel in pure.split()]
+    return Image.merge("RGB", channels)
 
 
 @functools.cache
-def make_hue_tables(degrees):
-    """Three tables, for R, G and B. table[h]: that channel's value in the pure colour of hue h + degrees."""
-    turn = round(degrees / 360 * HUE_STEPS)
-    hues = (np.arange(256) + turn) % HUE_STEPS  # an entry for each byte; 255, once round, is the same hue as 0
-    hsv = np.stack([hues, np.full(256, 255), np.full(256, 255)], axis=1).astype(np.uint8)  # (256, 3)
-    rgb = Image.frombytes("HSV", (256, 1), hsv.tobytes()).convert("RGB")
-    return [list(rgb.getchannel(channel).tobytes()) for channel in "RGB"]
+def make_turned_palette(degrees):
+    """A palette that holds for each hue its pure colour after a turn: bytes, R, G, B of hue 0, R, G, B of hue 1, ...
+
+    Pillow's H goes once round the colour circle in 255 steps, so 36 degrees are 26 steps. Example: hue 14 is an orange,
+    (255, 84, 0). Hue 14 + 26 = 40 is a yellow, (255, 240, 0). So the palette holds this yellow at number 14.
+    """
+    n_steps = round(degrees / 360 * 255)
+    turned = bytes((hue + n_steps) % 255 for hue in range(256))
+    turned = Image.frombytes("L", (256, 1), turned)  # one row, a pixel for each hue
+    full = Image.new("L", (256, 1), 255)  # S and V of pure colours
+    pure = Image.merge("HSV", [turned, full, full]).convert("RGB")
+    return pure.tobytes()

@@ -121,6 +121,7 @@ def test_brightness_and_contrast_are_exact_for_every_value():
     ((255, 0, 0), {"hue": 36}, (255, 156, 0)), ((255, 0, 0), {"hue": -36}, (255, 0, 156)),
     ((0, 255, 0), {"hue": 36}, (0, 255, 156)), ((0, 0, 255), {"hue": 36}, (156, 0, 255)),
     ((200, 200, 100), {"hue": 24}, (160, 200, 100)),  # yellow, 24 of the 60 degrees on to green
+    ((200, 100, 50), {"hue": 36}, (200, 191, 50)),  # the example of turn_hue()
     ((200, 150, 100), {"saturation": 0.5}, (200, 175, 150)), ((200, 150, 100), {"saturation": 1.5}, (200, 125, 50)),
     ((200, 110, 20), {"saturation": 1.5}, (200, 65, 0)),  # 200 - 180 * 1.5 is below 0
     *(((grey,) * 3, {"saturation": 1.5, "hue": 20}, (grey,) * 3) for grey in (90, 0)),
@@ -163,6 +164,14 @@ def test_hue_is_that_of_hsv_to_two_of_its_steps(hue):
     hues = hues.point(lambda step: (step + round(hue / 360 * 255)) % 255)
     of_pillow = np.asarray(Image.merge("HSV", (hues, saturations, values)).convert("RGB")).astype(int)
     assert np.abs(found - of_pillow).max() <= 2
+
+
+def test_the_palette_of_a_turn_holds_the_pure_colour_of_each_hue_after_it():
+    pure = np.frombuffer(datasets.make_turned_palette(0), dtype=np.uint8).reshape(256, 3)
+    assert pure[0].tolist() == pure[255].tolist() == [255, 0, 0] and pure[14].tolist() == [255, 84, 0]
+    turned = np.frombuffer(datasets.make_turned_palette(36), dtype=np.uint8).reshape(256, 3)
+    assert turned[14].tolist() == pure[40].tolist() == [255, 240, 0]
+    assert np.array_equal(turned[:255], np.roll(pure[:255], -26, axis=0))
 
 
 def test_colors_change_neither_boxes_nor_their_input_and_by_default_nothing():
@@ -242,6 +251,19 @@ def test_each_sampler_keeps_its_promise(min_overlap, monkeypatch):
         assert is_success(crop, boxes, min_overlap)
         w, h = (crop[2] - crop[0]) / 800, (crop[3] - crop[1]) / 550
         assert 0.297 < (w * h) ** 0.5 <= 1 and 0.49 < w / h < 2.04  # whole pixels: a little off
+
+
+def test_seeds_draw_what_they_always_have():
+    """Else a run that is resumed with a newer version would go on with other images than it had begun with."""
+    rng = np.random.default_rng(3)
+    photo, boxes = (0, 0, 500, 375), np.array([[10.0, 20, 120, 180], [150, 30, 350, 200]])
+    colors = [tuple(datasets.draw_colors(rng)) for _ in range(3)]
+    canvases = [datasets.draw_canvas(photo, rng) for _ in range(4)]
+    cases = zip(canvases, (2, 2, 1, 0), strict=True)
+    crops = [datasets.draw_crop(canvas, photo, boxes[:n], rng) for canvas, n in cases]
+    assert colors == [(-21, 1.0, 1.0, -19, True), (-15, 1.0, 0.66, 28, True), (0, 1.0, 1.0, 1, False)]
+    assert canvases == [(-413, 0, 526, 704), (-62, -105, 886, 606), (-215, -310, 1163, 723), (-11, -24, 535, 385)]
+    assert crops == [(-413, 0, 526, 704), (38, -50, 734, 344), (-215, -310, 1163, 723), (60, 28, 346, 223)]
 
 
 def test_crops_without_objects_are_never_out_of_sight_of_the_photo():

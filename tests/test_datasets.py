@@ -111,6 +111,15 @@ def test_every_epoch_is_a_permutation_and_batches_straddle_epochs():
     assert all(type(number) is int for batch in batches for key in batch for number in key)
 
 
+def test_seeds_shuffle_as_they_always_have():
+    batches = list(TrainingBatches(n_images=7, batch_size=5, seed=3, first_iteration=1, last_iteration=3))
+    assert batches == [[(0, 3), (0, 2), (1, 0), (1, 5), (1, 4)], [(1, 2), (1, 1), (1, 3), (1, 6), (2, 1)]]
+    # Another order than the seed (3, 0), or (3, 0, 0), with which image 0 is augmented, would give.
+    augmenting = np.random.default_rng((3, 0, 0)).permutation(100)
+    assert not np.array_equal(datasets.shuffle(100, 3, 0), augmenting)
+    assert np.array_equal(np.random.default_rng((3, 0)).permutation(100), augmenting)
+
+
 def test_a_resumed_run_takes_the_batches_of_the_unbroken_one():
     unbroken = list(TrainingBatches(23, 8, 1, 0, 40))
     for start in (0, 1, 2, 17, 39, 40):
