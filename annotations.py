@@ -32,23 +32,30 @@ from xml.etree import ElementTree
 from utils import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, printable, read_json
 
 LAYOUTS = """\
-  a folder in Pascal VOC's layout: Annotations/*.xml, images in JPEGImages or images, perhaps lists in ImageSets/Main
+  a folder in Pascal VOC's layout: Annotations/*.xml, images in JPEGImages or images
   XML files beside their images (LabelImg)
   YOLO text files in labels, images in images, or both side by side; class names in data.yaml or classes.txt
   a data.yaml file, named itself, which says where its images are
   a COCO .json file, named itself or in its folder; --image_folder says where its images are
   _annotations.coco.json beside its images (Roboflow); COCO's own folder: annotations, train2017, val2017
-  folders train, valid (or val) and test, each as above, or with YOLO images/train, labels/train and so on"""
+  folders train, valid (or val) and test, each as above, or with YOLO images/train, labels/train and so on
+  lists of the images of each split (train.txt): in ImageSets/Main, in ImageSets, or in the folder itself"""
 
 VALIDATION_NAMES = ("val", "valid", "validation")
-SPLIT_NAMES = ("train", *VALIDATION_NAMES, "test")
+SPLIT_NAMES = ("train", "training", "trainval", *VALIDATION_NAMES, "test", "testing")
 COCO_FILE = "_annotations.coco.json"  # what Roboflow calls it
-CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")  # text files with a class name on each line
+# Text files with a class name on each line, their names in any case; any other .names file, too.
+CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 # Images to look for. Pillow cannot read the last two, but an error has to name them.
 SOUGHT_IMAGES = (*IMAGE_SUFFIXES, ".heic", ".heif")
 MAX_ANNOTATION_BYTES = 10_000_000  # VOC's largest annotation has 14 kB
 # Names that stand in for a split that is missing or empty.
-FALLBACKS = {"trainval": ("train",), "test": ("valid", "val", "validation"), "val": ("valid", "validation")}
+FALLBACKS = {
+    "trainval": ("train", "training"),
+    "train": ("training",),
+    "val": ("valid", "validation"),
+    "test": ("testing", "valid", "val", "validation"),
+}
 
 # --- 1. Records -----------------------------------------------------------------------------------
 
@@ -93,7 +100,7 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel="", cla
     notes: dict of kind to list; gets {"split", "file", "what"} for everything that was left out or guessed.
     image_folder, first_pixel, class_names: see the parameters of create_data_lists.py.
     Returns what the data look like, in a line, and the records: a dict of "TRAIN", "VAL" and "TEST" to lists of
-    Record, or {"": list} if the data are not split.
+    Record; "" stands for "TRAIN" and "TEST" where these are still to be divided.
     Raises FileNotFoundError and ValueError, naming the files, if something is missing or cannot be read.
     """
     if str(first_pixel) not in ("", "0", "1"):
@@ -127,7 +134,8 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel="", cla
 def read_splits(parts, splits, source, notes):
     """Choose a part of the data for each split, and read it.
 
-    Returns two dicts: split to its name in `parts`, and split to its records. Both have "" if there are no splits.
+    Returns two dicts: split to its name in `parts`, and split to its records. Both have "" for images that are to be
+    divided into TRAIN and TEST: all where there are no splits, those of TRAIN where the split for TEST is empty.
     """
     readers = {"VOC": read_voc, "COCO": read_coco, "YOLO": read_yolo}
     chosen = {}
@@ -142,8 +150,12 @@ def read_splits(parts, splits, source, notes):
                 records[split] = rows
                 break
             note("split_empty", where_is(parts[name][0]))
-        if names and split not in chosen and not is_optional(split, splits):
+        can_divide = split == "TEST" and "TRAIN" in chosen and splits.get("TEST") == "test"
+        if names and split not in chosen and not can_divide and not is_optional(split, splits):
             raise ValueError(f"{printable(where_is(parts[names[0]][0]), 1000)}: has no images")
+    if "TRAIN" in chosen and "TEST" in splits and "TEST" not in chosen:
+        chosen[""] = chosen.pop("TRAIN")
+        records[""] = records.pop("TRAIN")
     return chosen, records
 
 
@@ -167,9 +179,13 @@ def choose_names(split, parts, splits, chosen, source):
         found = [name for name in found if name not in chosen.values()]
     if not found and not is_optional(split, splits):
         known = printable(", ".join(sorted(parts, key=len)))
+        image_list = next(iter(parts.values()))[0].image_list
+        way_out = "name the files or folders themselves as --train_data and --test_data"
+        if image_list:
+            way_out = f"move the lists in {printable(os.path.dirname(image_list))} away to have the images divided"
         raise FileNotFoundError(
             f"{printable(source)}: has no split {printable(repr(wanted))}. Name one of {known} as train_split, "
-            "val_split or test_split, or move ImageSets/Main away to have the images divided at random"
+            f"val_split or test_split, or {way_out}"
         )
     return found
 
@@ -183,9 +199,9 @@ def describe_parts(parts, chosen):
     """What the data look like, and which part of them became which split."""
     first = next(iter(parts.values()))[0]
     pieces = [first.words]
-    for split in ("TRAIN", "VAL", "TEST"):
-        if split in chosen:
-            pieces.append(f"{printable(chosen[split])}: {split}")
+    for split, words in {"TRAIN": "TRAIN", "": "TRAIN and TEST", "VAL": "VAL", "TEST": "TEST"}.items():
+        if chosen.get(split):
+            pieces.append(f"{printable(chosen[split])}: {words}")
     if not first.image_list:  # of several lists some are always left
         pieces += [f"{printable(name)}: not used" for name in sorted(parts.keys() - chosen.values())]
     return ", ".join(pieces)
@@ -319,7 +335,7 @@ def parse_annotation(path, first_pixel=1):
     path: the XML file. first_pixel: what it calls the first pixel: 1 as in VOC, or 0.
     Returns a dict: boxes, a list of [xmin - first_pixel, ymin - first_pixel, xmax, ymax], floats, continuous, boundary
     form, in pixels, and otherwise as written; names and difficulties, for each box the class name and 0 or 1;
-    width and height, ints in pixels, both None if <size> is missing or absurd; filename, "" if it is missing;
+    width and height, ints in pixels, both None if <size> is missing or absurd; filename, or else path, or "";
     difficult_missing, how many objects have no <difficult>, or one that is not specified: it is then 0.
     Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is not an
     annotation, an object lacks its name or box, or entities are declared, which could expand without bounds.
@@ -329,7 +345,7 @@ def parse_annotation(path, first_pixel=1):
     if root.tag != "annotation":
         raise ValueError(f"{shown}: not a VOC annotation: its root is <{printable(root.tag, 40)}>, not <annotation>")
     width, height = usable_size(root.findtext("size/width"), root.findtext("size/height")) or (None, None)
-    filename = (root.findtext("filename") or "").strip()
+    filename = (root.findtext("filename") or root.findtext("path") or "").strip()
     annotation = {"boxes": [], "names": [], "difficulties": [], "difficult_missing": 0}
     annotation |= {"width": width, "height": height, "filename": filename}
     # Only the objects right below the root: the person layout challenge nests <part>s with boxes in them.
@@ -340,7 +356,7 @@ def parse_annotation(path, first_pixel=1):
         if not name or box is None:
             raise ValueError(f"{where} has no {'<bndbox>' if name else '<name>'}")
         corners = [parse_number(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax")]
-        difficulty = parse_difficulty(element, where)
+        difficulty = parse_flag(element.findtext("difficult") or "", f"{where}: <difficult>")
         annotation["boxes"].append([corners[0] - first_pixel, corners[1] - first_pixel, *corners[2:]])
         annotation["names"].append(name)
         annotation["difficulties"].append(difficulty or 0)
@@ -382,16 +398,16 @@ def parse_number(parent, tag, where):
         raise ValueError(f"{where}: <{tag}> is {shown}") from None
 
 
-def parse_difficulty(element, where):
-    """An object's <difficult>, 0 or 1; None if it has none, or one that is not specified."""
-    text = (element.findtext("difficult") or "").strip()
-    if text.lower() in ("0", "false", "no"):
+def parse_flag(text, where):
+    """0 or 1, as a text says it; None if it says that it is not specified; ValueError, naming it, for another text."""
+    word = text.strip().lower()
+    if word in ("0", "false", "no"):
         return 0
-    if text.lower() in ("1", "true", "yes"):
+    if word in ("1", "true", "yes"):
         return 1
-    if text.lower() in ("", "unspecified", "unknown", "none", "null"):
+    if word in ("", "unspecified", "unknown", "none", "null"):
         return None
-    raise ValueError(f"{where}: <difficult> is {printable(repr(text), 40)}, not 0 or 1")
+    raise ValueError(f"{where} is {printable(repr(text), 40)}, not 0 or 1")
 
 
 def usable_size(width, height):
@@ -474,7 +490,7 @@ def read_id(entry, key):
 
 def read_category(entry):
     """(id, name) of an entry of "categories"."""
-    return read_id(entry, "id"), take_field(entry, "name", str).strip()
+    return read_id(entry, "id"), str(take_field(entry, "name", (str, int))).strip()
 
 
 def make_coco_record(folders, files, source, category_ids, entry):
@@ -508,11 +524,9 @@ def add_coco_object(entry, records, names, guesses):
     if name in ("", "N/A"):  # what torchvision's list of COCO's classes has in place of ids that are not used
         raise ValueError(f"its category is called {name!r}")
     is_crowd = entry.get("iscrowd", 0)
-    if is_crowd is None:
-        guesses["'iscrowd' is null: taken as 0"] += 1
-        is_crowd = 0
     if is_crowd not in (0, 1):
-        raise ValueError(f"'iscrowd' is {printable(repr(is_crowd), 60)}, not 0 or 1")
+        is_crowd = parse_flag(str(is_crowd), "'iscrowd'") or 0
+        guesses["'iscrowd' is text, or null: null taken as 0"] += 1
     x_min, y_min, width, height = read_coco_box(entry, guesses)
     area = entry.get("area")
     area = float(area) if type(area) in (int, float) and 0 <= area < 1e300 else width * height
@@ -530,6 +544,9 @@ def look_up(entry, key, table):
 def read_coco_box(entry, guesses):
     """[x_min, y_min, width, height] of an object: its "bbox", or, if it has none, the box around its outline."""
     box = entry.get("bbox")
+    if isinstance(box, str) or (isinstance(box, list) and any(isinstance(value, str) for value in box)):
+        box = parse_numbers(box)
+        guesses["'bbox' is text: its numbers taken"] += 1
     outline = entry.get("segmentation")
     if outline and (not box or (isinstance(box, list) and not any(box))):
         box = box_of_mask(outline) if isinstance(outline, dict) else box_of_polygons(outline)
@@ -540,6 +557,15 @@ def read_coco_box(entry, guesses):
         raise ValueError(f"'bbox' is {printable(repr(box), 60)}, not four numbers")
     # An integer may be too large for a float.
     return [float(value) if abs(value) < 1e300 else math.inf for value in box]
+
+
+def parse_numbers(values):
+    """The numbers in a text such as "[1, 2.5]" or in a list of texts; the same again if it holds anything else."""
+    texts = re.sub(r"[\[\](),]", " ", values).split() if isinstance(values, str) else values
+    try:
+        return [float(text) for text in texts]
+    except (TypeError, ValueError, OverflowError):
+        return values
 
 
 def are_numbers(values):
@@ -586,7 +612,7 @@ def read_yolo(part, source, note):
     """The records of YOLO's text files: the boxes are the numbers as written, until `make_yolo_boxes()`."""
     records = []
     labels = set()  # all that were seen
-    for image, file, guessed_from in pair_listed(part) if part.image_list else pair_by_folder(part, note):
+    for image, file, guessed_from in pair_yolo(part, note):
         objects = []
         if os.path.isfile(file):
             objects = read_label_file(file, part.class_names, labels, note)
@@ -600,34 +626,64 @@ def read_yolo(part, source, note):
     return records
 
 
-def pair_by_folder(part, note):
-    """(image, label file, "") for each image, by the same path below the folders of both."""
-    images = Files(part.images, SOUGHT_IMAGES)
-    labels = Files(part.annotations, (".txt",))
-    pairs = []
-    for stem, paths in images.by_stem.items():
-        label = labels.by_stem.get(stem, [f"{os.path.splitext(paths[0])[0]}.txt"])[0]
-        pairs.append((os.path.join(part.images, paths[0]), os.path.join(part.annotations, label), ""))
-    for stem, paths in labels.by_stem.items():
-        if stem not in images.by_stem and is_label_name(os.path.basename(paths[0]).lower()):
-            note("image_not_found", os.path.join(part.annotations, paths[0]))
-    return pairs
-
-
-def pair_listed(part):
-    """(image, label file, what the list says if the image was guessed from it, else "") for each line of a list."""
-    images = Files(part.images, SOUGHT_IMAGES)
+def pair_yolo(part, note):
+    """(image, label file, "") for each image of a list or folder; in place of "", the path that the list or the label
+    file gives for the image, if the image or the label file was guessed."""
+    find_files = functools.cache(Files)
     find_labels = functools.cache(labels_folder_of)
-    find_files = functools.cache(lambda folder: Files(folder, (".txt",)))
+    guess_once = functools.cache(guess_labels)
+    images = find_files(part.images, SOUGHT_IMAGES)
+    if part.image_list:
+        found = [find_listed_image(line, part, images) for line in read_lines(part.image_list)]
+    else:
+        found = [(os.path.join(part.images, paths[0]), "") for paths in images.by_stem.values()]
     pairs = []
-    for line in read_lines(part.image_list):
-        image, guessed_from = find_image(line, [part.images, os.path.dirname(part.image_list)], images)
-        folder, name = os.path.split(image)
-        labels = find_files(find_labels(folder))
-        stem = os.path.splitext(name)[0]
-        label = os.path.join(labels.folder, labels.same_stem(stem)[0] if labels.same_stem(stem) else f"{stem}.txt")
-        pairs.append((image, label, guessed_from))
+    for image, guessed_from in found:
+        image_folder, label_folder = part.images, part.annotations
+        if not label_folder or not image.startswith(os.path.join(image_folder, "")):  # a list's, from elsewhere
+            image_folder = os.path.dirname(image)
+            label_folder = find_labels(image_folder)
+        files = find_files(label_folder, (".txt",)), find_files(image_folder, SOUGHT_IMAGES)
+        label, label_guessed_from = find_label(image, *files, guess_once)
+        pairs.append((image, label, guessed_from or label_guessed_from))
+    used = {label for _, label, _ in pairs}
+    for path in [] if part.image_list else find_files(part.annotations, (".txt",)).paths:
+        file = os.path.join(part.annotations, path)
+        if file not in used and is_label_name(os.path.basename(path).lower()):
+            note("image_not_found", file)
     return pairs
+
+
+def find_listed_image(line, part, images):
+    """The path of the image that a line of a list names: (path, "") or (guessed path, expected path)."""
+    same = images.find(line)
+    if same:
+        return os.path.join(part.images, same), ""
+    folder = os.path.dirname(part.image_list)
+    # Darknet has its data in a folder of this name, and CVAT writes it, whatever the folder is called.
+    return find_image(line.removeprefix("data/"), [folder, os.path.join(folder, "data")], images)
+
+
+def find_label(image, labels, images, guess):
+    """The label file of an image, at the same path below the folders of both: (path, ""), also if it is not there; or
+    the one that guess(labels, images) has for it, and the path of the image by its name."""
+    path = os.path.relpath(image, images.folder)
+    stem = os.path.splitext(path)[0]
+    same = labels.same_stem(stem)
+    if not same and path in guess(labels, images):
+        label = guess(labels, images)[path]
+        return os.path.join(labels.folder, label), os.path.join(images.folder, os.path.splitext(label)[0])
+    return os.path.join(labels.folder, same[0] if same else f"{stem}.txt"), ""
+
+
+def guess_labels(labels, images):
+    """The label files without an image of their name, by the image that each, and no other of them, can mean."""
+    claims = {}
+    for path in labels.paths:
+        stem = os.path.splitext(path)[0]
+        image = None if images.same_stem(stem) else images.guess(stem)
+        claims.setdefault(image, []).append(path)
+    return {image: paths[0] for image, paths in claims.items() if image and len(paths) == 1}
 
 
 def read_label_file(path, class_names, labels, note):
@@ -661,19 +717,25 @@ def parse_yolo_line(line, class_names, labels):
 def make_yolo_boxes(records, parts, notes):
     """Turn the numbers of YOLO's label lines into boxes.
 
-    Behind the class, a line has the box in center-size form: 4 numbers. A confidence may follow (5 numbers), then the
-    number of a track (6), or keypoints. Or the line has an outline: x, y, x, y, and so on. Whether long lines are
-    keypoints or outlines is decided once for the whole data set.
+    Behind the class, a line has a box in center-size form (4 numbers), perhaps with keypoints, or an outline: x, y, x,
+    y, and so on. A confidence may follow, or the number of a track, or both. What a line alone does not show is
+    decided by all lines: whether they have keypoints or outlines, and whether outlines end in a point or in a track.
     """
     rows = [row.box for record in records for row in record.objects]
-    n_keypoints = count_keypoint_numbers(rows, parts)
-    has_outlines = not n_keypoints and any(len(row) > 6 for row in rows)
+    n_keypoints = declared_keypoint_numbers(parts)
+    says_outlines = n_keypoints == 0
+    if n_keypoints is None:
+        n_keypoints = count_keypoint_numbers(rows, parts)
+    has_outlines = says_outlines or (not n_keypoints and any(len(row) > 6 for row in rows))
+    has_tracks = False if says_outlines else have_tracks(rows, has_outlines)
+    if has_tracks is None:
+        refuse_unclear_ends(records)
     guesses = Counter()
     for record in records:
         objects = []
         for row in record.objects:
             try:
-                box, guess = yolo_box(row.box, n_keypoints, has_outlines)
+                box, guess = yolo_box(row.box, n_keypoints, has_outlines, has_tracks)
                 objects.append(row._replace(box=box))
                 guesses[guess] += 1
             except ValueError as error:
@@ -688,31 +750,43 @@ def make_yolo_boxes(records, parts, notes):
         raise_if_any(problems, f"{printable(records[0].source)}: none of the {len(unusable)} label lines can be used:")
 
 
-def count_keypoint_numbers(rows, parts):
-    """How many numbers of a label line are keypoints, behind the box; 0: long lines are outlines.
-
-    rows: the numbers of each line. data.yaml's kpt_shape says it; else lines that can be nothing else.
-    """
+def declared_keypoint_numbers(parts):
+    """How many numbers of a label line are keypoints, by data.yaml's kpt_shape: 0 for outlines; None: it has none."""
     for part in parts:
         shape = (part.data or {}).get("kpt_shape")
         if shape:
             if not isinstance(shape, list) or not all(str(n).isdecimal() and len(n) < 4 for n in shape):
                 raise ValueError(f"{part.data_file}: kpt_shape is {printable(shape, 60)}, not such as [17, 3]")
             return math.prod(int(n) for n in shape)
+    return None
+
+
+def count_keypoint_numbers(rows, parts):
+    """How many numbers of a label line are keypoints, behind the box; 0: long lines are outlines.
+
+    rows: the numbers of each line. Four fifths of the long lines must have equally many, and fit a box with keypoints
+    in it. ValueError if they fit outlines as well.
+    """
     long_rows = [row for row in rows if len(row) > 6]
-    if len({len(row) for row in long_rows}) != 1:  # none, or outlines, which have as many points as they need
+    if not long_rows:
         return 0
-    n_numbers = len(long_rows[0])
-    n_fitting = max(sum(fits_keypoints(row, size) for row in long_rows) for size in (2, 3))
-    may_be_keypoints = n_fitting >= 0.8 * len(long_rows)  # a few keypoints may lie far from their boxes
-    may_be_outlines = n_numbers % 2 == 0 and all(0 <= number <= 1 for row in long_rows for number in row)
-    if may_be_keypoints and may_be_outlines:
-        raise ValueError(
-            f"{printable(where_is(parts[0]), 1000)}: label lines of {n_numbers} numbers may be outlines, or boxes "
-            "with keypoints: data.yaml has to say which (kpt_shape: [17, 3] for 17 keypoints of 3 numbers, [0, 0] for "
-            "outlines)"
-        )
-    return n_numbers - 4 if may_be_keypoints else 0
+    n_numbers = Counter(len(row) for row in long_rows).most_common(1)[0][0]
+    rows = [row for row in long_rows if len(row) == n_numbers]
+    for size, n_more in ((3, 0), (3, 1), (3, 2), (2, 0), (2, 1), (2, 2)):  # numbers of a keypoint; behind all of them
+        end = n_numbers - n_more
+        fitting = [row for row in rows if fits_keypoints(row[:end], size)]
+        if len(fitting) < 0.8 * len(long_rows):
+            continue
+        has_visibilities = size == 3 and all(number.is_integer() for row in fitting for number in row[6:end:3])
+        may_be_outlines = all(0 <= number <= 1 for row in rows for number in row[:-1])  # the last may be a track
+        if may_be_outlines and not has_visibilities:
+            raise ValueError(
+                f"{printable(where_is(parts[0]), 1000)}: label lines of {n_numbers} numbers may be outlines, or boxes "
+                "with keypoints: data.yaml has to say which (kpt_shape: [17, 3] for 17 keypoints of 3 numbers, [0, 0] "
+                "for outlines)"
+            )
+        return end - 4
+    return 0
 
 
 def fits_keypoints(row, size):
@@ -720,7 +794,7 @@ def fits_keypoints(row, size):
     or a confidence (0 to 1)."""
     c_x, c_y, width, height = row[:4]
     points = row[4:]
-    if len(points) % size:
+    if not points or len(points) % size:
         return False
     if size == 3 and not all(0 <= number <= 1 or number == 2 for number in points[2::3]):
         return False
@@ -730,35 +804,72 @@ def fits_keypoints(row, size):
     return is_inside and all(abs(x - c_x) <= 0.6 * width and abs(y - c_y) <= 0.6 * height for x, y in seen)
 
 
-def yolo_box(numbers, n_keypoints, has_outlines):
+def have_tracks(rows, has_outlines):
+    """Whether lines that may end in a confidence and the track 0 or 1 do so; None: the data set does not show it.
+
+    rows: the numbers of each line. Tracks are whole numbers, and 0 and 1 may be coordinates at the border of the image
+    as well. So they are tracks if four fifths of the lines may have one, and there is one that is no coordinate, or
+    there are no outlines; they are coordinates if four fifths cannot have a track, and no line has one for certain.
+    """
+    rows = [row for row in rows if len(row) >= 6 and len(row) % 2 == 0]
+    n_possible = sum(may_end_in_track(row) for row in rows)
+    is_certain = any(may_end_in_track(row) and row[-1] not in (0, 1) for row in rows)
+    if n_possible >= 0.8 * len(rows) and (is_certain or not has_outlines):
+        return True
+    return False if n_possible <= 0.2 * len(rows) and not is_certain else None
+
+
+def may_end_in_track(numbers):
+    """Whether a line's last two numbers may be a confidence and the number of a track."""
+    n = len(numbers)
+    return n >= 6 and n % 2 == 0 and 0 <= numbers[-2] <= 1 and numbers[-1].is_integer()
+
+
+def refuse_unclear_ends(records):
+    """Raise ValueError for a line whose box depends on whether its last two numbers are a point."""
+    for record in records:
+        for numbers in (row.box for row in record.objects):
+            is_unclear = may_end_in_track(numbers) and numbers[-1] in (0, 1)
+            if is_unclear and box_around(numbers) != box_around(numbers[:-2]):
+                raise ValueError(
+                    f"{printable(record.file, 1000)}: a label line ends in {numbers[-2]:g} {numbers[-1]:g}: the last "
+                    "point of an outline, or a confidence and a track; the other lines do not show which. If points, "
+                    "data.yaml has to say kpt_shape: [0, 0]; if not, take the two numbers off all lines"
+                )
+
+
+def yolo_box(numbers, n_keypoints, has_outlines, has_tracks=False):
     """The box, boundary form, in fractions, of a label line's numbers, and in words what was guessed, else "".
 
-    n_keypoints, has_outlines: how many of the numbers of long lines are keypoints; else, whether they are outlines.
+    n_keypoints: how many of the numbers of long lines are keypoints; has_outlines: whether they are outlines instead;
+    has_tracks: what `have_tracks()` says.
     """
-    n_more = len(numbers) - 4  # behind the box
-    if n_more == 0:
-        return boundary(numbers), ""
-    if n_keypoints and n_more in (n_keypoints, n_keypoints + 1, n_keypoints + 2):
-        return boundary(numbers), f"box and keypoints ({len(numbers)} numbers), the box taken"
-    if has_outlines and n_more >= 2 and n_more % 2 == 0:
-        points = numbers
-        # A track id would be a point far outside; it comes with a confidence.
-        if max(numbers) > 1.01 and numbers[-1].is_integer() and 0 <= numbers[-2] <= 1:
-            points = numbers[:-2]
-        return box_around(points), ""
-    if has_outlines and n_more >= 3 and 0 <= numbers[-1] <= 1:
-        return box_around(numbers[:-1]), "outline and confidence, the outline taken"
-    if n_more == 1 and numbers[4] >= 0 and numbers[4].is_integer():
-        return boundary(numbers), "box and track (5 numbers), the box taken"
-    is_confidence = n_more in (1, 2) and 0 <= numbers[4] <= 1
-    if is_confidence and n_more == 1:
-        return boundary(numbers), "box and confidence (5 numbers), the box taken"
-    if is_confidence and numbers[5].is_integer():
-        return boundary(numbers), "box, confidence and track (6 numbers), the box taken"
-    raise ValueError(
-        f"{printable(' '.join(map('{:g}'.format, numbers)), 60)!r}: {len(numbers)} numbers; a class and 4 numbers "
-        "are expected (perhaps a confidence and a track, or keypoints), or an outline of 4 points or more"
-    )
+    n = len(numbers)
+    if n_keypoints and n - 4 - n_keypoints in (0, 1, 2):
+        return boundary(numbers), f"box and keypoints ({n} numbers), the box taken"
+    ends_in_track = may_end_in_track(numbers) and (has_tracks or numbers[-1] not in (0, 1))
+    is_outline = has_outlines and n >= 6
+    n_more = n - 4  # behind the box or outline
+    if is_outline:
+        n_more = 2 if ends_in_track else n % 2
+    ends_in_number = n_more == 1 and numbers[-1] >= 0 and (numbers[-1] <= 1 or numbers[-1].is_integer())
+    if not (n_more == 0 or ends_in_number or (n_more == 2 and ends_in_track)):
+        raise ValueError(
+            f"{show_numbers(numbers)}: {n} numbers; a class and 4 numbers are expected (perhaps a confidence and a "
+            "track, or keypoints), or an outline of 3 points or more"
+        )
+    more = ("", "confidence or track", "confidence and track")[n_more]
+    if not is_outline:
+        return boundary(numbers), f"box and {more} ({n} numbers), the box taken" if more else ""
+    points = numbers[: n - n_more]
+    if not all(-0.5 <= number <= 1.5 for number in points):
+        raise ValueError(f"{show_numbers(numbers)}: an outline far outside the image, or in pixels")
+    return box_around(points), f"outline and {more}, the outline taken" if more else ""
+
+
+def show_numbers(numbers):
+    """The first of a line's numbers, as an error shows them."""
+    return repr(printable(" ".join(map("{:g}".format, numbers)), 60))
 
 
 def box_around(points):
@@ -787,6 +898,7 @@ class Part(NamedTuple):
     image_list: str = ""  # a text file with the names of the images; "": all images in the folder
     data_file: str = ""  # YOLO's data.yaml
     data: dict | None = None  # what it says
+    by_yaml: bool = False  # whether it says where the images are
     class_names: dict | None = None  # YOLO's: number of a class to its name
     classes_from: str = ""  # what named them
 
@@ -797,15 +909,19 @@ def find_parts(source, note):
     if os.path.isfile(source) and suffix == ".json":
         return {"": [Part("COCO", "COCO file", source, "")]}
     if os.path.isfile(source) and suffix in (".yaml", ".yml"):
-        parts = find_yaml_parts(source, read_yaml(source), note)
+        folder = os.path.dirname(os.path.abspath(source))
+        parts = find_yolo(folder, note, source, read_yaml(source))
         if not parts:
-            raise ValueError(f"{printable(source)}: train, val and test name no images that are there")
-    elif not os.path.isdir(source):
-        raise FileNotFoundError(f"{printable(source)}: not a folder or a .json or .yaml file. Can be read:\n{LAYOUTS}")
+            hint = "correct its paths, or let it lie in the folder that has images and labels"
+            raise ValueError(f"{printable(source)}: train, val and test name no images that are there; {hint}")
+    elif os.path.isdir(source):
+        folder = source
+        parts = find_folder_parts(folder, note)
+        if not parts:
+            refuse_layout(folder)
     else:
-        parts = find_folder_parts(source, note)
-    if not parts:
-        refuse_layout(source)
+        raise FileNotFoundError(f"{printable(source)}: not a folder or a .json or .yaml file. Can be read:\n{LAYOUTS}")
+    parts = divide_by_lists(parts, folder, note)
     if len(parts) == 1:  # one list, or folder, is of all images
         return {"": next(iter(parts.values()))}
     return parts
@@ -819,23 +935,30 @@ def find_folder_parts(folder, note):
         or (has_labels and find_yolo(folder, note))
         or find_coco(folder)
         or find_xml(folder)
-        or find_split_folders(folder, find_voc)
-        or find_split_folders(folder, find_coco)
-        or find_split_folders(folder, find_xml)
+        or find_split_folders(folder, find_voc, note)
+        or find_split_folders(folder, find_coco, note)
+        or find_split_folders(folder, find_xml, note)
         or find_yolo(folder, note)
         or find_nested_xml(folder)
     )
 
 
-def find_split_folders(folder, find):
+def find_split_folders(folder, find, note):
     """The parts that find() sees in the folders train, valid and so on, by the names of these."""
     parts = {}
     for split, path in split_folders(folder).items():
         found = find(path)
         if found:
-            group = next(iter(found.values()))
-            parts[split] = [part._replace(image_list="") for part in group]
+            parts[split] = next(iter(found.values()))
+    note_empty_splits(folder, parts, note)
     return parts
+
+
+def note_empty_splits(folder, parts, note):
+    """Note the folders train, valid and so on that are none of the parts, if others are."""
+    for split, path in split_folders(folder).items():
+        if parts and split not in parts:
+            note("split_empty", path)
 
 
 def split_folders(folder):
@@ -852,29 +975,22 @@ def split_folders(folder):
 
 
 def find_voc(folder):
-    """XML files in a folder Annotations, with lists of images for each split if there are any."""
+    """XML files in a folder Annotations; in folders of the splits within it, if all are, and there is no ImageSets."""
     annotations = find_child(folder, "Annotations")
     if not has_files(annotations, (".xml",)):
         return {}
     images = find_image_folder(folder)
     words = f"XML files in {os.path.basename(annotations)}, images in {os.path.basename(images)}"
     part = Part("VOC", words, annotations, images)
+    inner = sorted({path.split(os.sep)[0] for path in walk_files(annotations, (".xml",))})
+    splits = {name.lower().rstrip("0123456789"): name for name in inner}
+    if len(splits) < len(inner) or not splits.keys() <= set(SPLIT_NAMES) or find_child(folder, "ImageSets"):
+        return {"": [part]}
     parts = {}
-    for path in list_folder(find_child(find_child(folder, "ImageSets"), "Main")):
-        name, suffix = os.path.splitext(os.path.basename(path))
-        if suffix.lower() == ".txt" and not is_class_list(path, annotations):
-            parts[name] = [part._replace(words=f"{words}, ImageSets/Main", image_list=path)]
-    return parts or {"": [part]}
-
-
-def is_class_list(path, annotations):
-    """Whether a list says of each image if it shows a class (cat_train.txt: `000012 -1`), and so is no split."""
-    lines = read_lines(path)[:20]
-    for line in lines:
-        name, _, flag = line.rpartition(" ")
-        if not name or flag not in ("-1", "0", "1") or os.path.isfile(os.path.join(annotations, f"{line}.xml")):
-            return False
-    return bool(lines)
+    for split, name in splits.items():
+        image_folder = find_child(images, name) or images
+        parts[split] = [part._replace(annotations=os.path.join(annotations, name), images=image_folder)]
+    return parts
 
 
 def find_image_folder(folder):
@@ -912,13 +1028,8 @@ def find_coco(folder):
     paths = [path for path in paths if looks_like_coco(path)]
     instances = [path for path in paths if os.path.basename(path).startswith("instances")]
     paths = instances or paths  # COCO also has captions and keypoints of the same images
-    names = [split_in_name(path) for path in paths]
-    parts = {}
-    for path, name in zip(paths, names, strict=True):
-        if not name or names.count(name) > 1:
-            name = os.path.splitext(os.path.basename(path))[0]
-        parts[name] = [Part("COCO", "COCO files" if len(paths) > 1 else "COCO file", path, "")]
-    return parts
+    words = "COCO files" if len(paths) > 1 else "COCO file"
+    return {name: [Part("COCO", words, path, "")] for name, path in by_split(paths).items()}
 
 
 def looks_like_coco(path):
@@ -938,6 +1049,16 @@ def split_in_name(path):
     return ""
 
 
+def by_split(paths):
+    """Files by the split that their names speak of, or by their names, if they speak of none, or of the same."""
+    splits = [split_in_name(path) for path in paths]
+    files = {}
+    for path, split in zip(paths, splits, strict=True):
+        is_clear = split and splits.count(split) == 1
+        files[split if is_clear else os.path.splitext(os.path.basename(path))[0]] = path
+    return files
+
+
 def refuse_layout(source):
     """Raise the error for a folder that is not recognised: what was found, and what would be."""
     _, folders, files = next(os.walk(source))
@@ -948,29 +1069,35 @@ def refuse_layout(source):
     raise ValueError(f"{printable(source)}: its layout is not recognised. Found: {shown}. Can be read:\n{LAYOUTS}")
 
 
-def find_yolo(folder, note):
-    """YOLO's text files and images: where data.yaml says, or in one of the usual folders."""
-    data_file, data = find_data_yaml(folder)
+def find_yolo(folder, note, data_file="", data=None):
+    """YOLO's text files and images: where a data.yaml, given or the folder's own, says, or in the usual folders."""
+    if not data_file:
+        data_file, data = find_data_yaml(folder)
     parts = find_yaml_parts(data_file, data, note) if data else {}
+    if data and data.get("train") and "train" not in parts:
+        parts = {}  # its paths are those of another machine
+    find_inner = functools.partial(find_labels_folders, note=note)
     parts = (
         parts
-        or find_labels_folders(folder)
+        or find_labels_folders(folder, note)
         or find_darknet_folders(folder)
-        or find_split_folders(folder, find_labels_folders)
-        or find_split_folders(folder, find_labels_beside)
+        or find_split_folders(folder, find_inner, note)
+        or find_split_folders(folder, find_labels_beside, note)
         or find_labels_beside(folder)
     )
     return {name: [part._replace(data_file=data_file, data=data) for part in group] for name, group in parts.items()}
 
 
-def find_labels_folders(folder):
+def find_labels_folders(folder, note):
     """Text files in a folder `labels`, images in a folder `images`, or in folders of the splits within these two."""
-    images = find_child(folder, "images")
-    labels = find_child(folder, "labels") or images
+    labels = find_child(folder, "labels")
+    images = find_image_folder(folder) if labels else find_child(folder, "images")
+    labels = labels or images
     parts = {}
     label_folders = split_folders(labels)
     for split, image_folder in split_folders(images).items():
         parts |= make_yolo_parts(split, label_folders.get(split, ""), image_folder)
+    note_empty_splits(images, parts, note)
     return parts or make_yolo_parts("", labels, images)
 
 
@@ -1004,6 +1131,75 @@ def make_yolo_parts(split, labels, images):
 def is_label_name(name):
     """Whether a text file may hold labels, by its name in small letters; exporters add READMEs."""
     return name not in CLASS_FILES and not name.startswith("readme")
+
+
+def divide_by_lists(parts, folder, note):
+    """The parts; or, if all images are in one, a part for each list of images that the folder has."""
+    groups = list(parts.values())
+    part = groups[0][0]
+    if len(groups) == 1 and len(groups[0]) == 1 and part.form != "COCO" and not part.by_yaml:
+        files = Files(part.annotations, (".xml",)) if part.form == "VOC" else Files(part.images, SOUGHT_IMAGES)
+        words, lists = find_lists(folder, files, note)
+        if lists:
+            part = part._replace(words=f"{part.words}, {words}")
+            return {name: [part._replace(image_list=path)] for name, path in lists.items()}
+    used = {part.image_list for group in groups for part in group}  # by a data.yaml
+    image_sets = find_child(folder, "ImageSets")
+    unused = [os.path.join(image_sets, path) for path in walk_files(image_sets, (".txt",))] + lists_beside(folder)
+    for path in unused:
+        if path not in used:
+            note("list_unused", path)
+    return parts
+
+
+def find_lists(folder, files, note):
+    """Where a folder has lists of images, in words, and the lists by the names of their splits; {} if it has none.
+
+    They are in ImageSets/Main, in ImageSets, or beside the images (train.txt). Those of the last two places may be
+    another program's: they must name images at hand, and one be to train on.
+    """
+    image_sets = find_child(folder, "ImageSets")
+    main = list_texts(find_child(image_sets, "Main"))
+    main = [path for path in main if not is_class_list(read_lines(path), files)]
+    if main:
+        return "ImageSets/Main", {os.path.splitext(os.path.basename(path))[0]: path for path in main}
+    for words, paths in (("ImageSets", list_texts(image_sets)), ("lists beside them", lists_beside(folder))):
+        lists = [path for path in paths if names_images(path, files)]
+        if any(split_in_name(path).startswith("train") for path in lists):
+            for path in paths:
+                if path not in lists:
+                    note("list_unused", path)
+            return words, by_split(lists)
+    return "", {}
+
+
+def lists_beside(folder):
+    """The text files in a folder whose names speak of a split, unless they are the label files of images."""
+    stems = {os.path.splitext(path)[0] for path in list_folder(folder) if path.lower().endswith(SOUGHT_IMAGES)}
+    return [path for path in list_texts(folder) if split_in_name(path) and os.path.splitext(path)[0] not in stems]
+
+
+def list_texts(folder):
+    """The paths of the text files that lie in a folder."""
+    return [path for path in list_folder(folder) if path.lower().endswith(".txt")]
+
+
+def names_images(path, files):
+    """Whether a text file is a list of images, and one of the first 100 is at hand."""
+    try:
+        lines = read_lines(path)
+    except ValueError:
+        return False
+    return not is_class_list(lines, files) and any(files.guess(line) for line in lines[:100])
+
+
+def is_class_list(lines, files):
+    """Whether a list says of each image if it shows a class (cat_train.txt: `000012 -1`), and so is no split."""
+    for line in lines[:20]:
+        words = line.split()
+        if len(words) < 2 or words[-1] not in ("-1", "0", "1") or files.same_stem(line):
+            return False
+    return bool(lines)
 
 
 # --- 6. data.yaml ---------------------------------------------------------------------------------
@@ -1085,7 +1281,7 @@ def find_yaml_place(entry, path, data):
 def make_yaml_part(place, path, data):
     """The part for a folder of images, or a text file with their paths, that a data.yaml names."""
     words = f"YOLO text files, images as {os.path.basename(path)} says"
-    part = Part("YOLO", words, "", place, data_file=path, data=data)
+    part = Part("YOLO", words, "", place, data_file=path, data=data, by_yaml=True)
     if os.path.isfile(place):
         return part._replace(images=os.path.dirname(os.path.abspath(path)), image_list=place)
     inner_images = find_child(place, "images")
@@ -1096,13 +1292,13 @@ def make_yaml_part(place, path, data):
 
 
 def labels_folder_of(folder):
-    """Where the label files of images in a folder are: `labels` in place of the last `images` of the path, if there
-    is such a folder, else the folder itself."""
+    """Where the label files of images in a folder are: `labels` in place of the last `images` (or VOC's `JPEGImages`)
+    of the path, if there is such a folder, else the folder itself."""
     inner = []  # the folders below `images`
     outer = folder
     while os.path.basename(outer):
         outer, name = os.path.split(outer)
-        if name.lower() == "images":
+        if name.lower() in ("images", "jpegimages"):
             labels = os.path.join(find_child(outer, "labels") or outer, *reversed(inner))
             return labels if find_child(outer, "labels") and os.path.isdir(labels) else folder
         inner.append(name)
@@ -1160,8 +1356,10 @@ def class_names_of(data):
 
 def find_class_file(folder):
     """The text file with class names in a folder; "" if there is none."""
-    paths = [os.path.join(folder, name) for name in CLASS_FILES]
-    return next(filter(os.path.isfile, paths), "")
+    files = {os.path.basename(path).lower(): path for path in list_folder(folder) if os.path.isfile(path)}
+    others = [name for name in files if name.endswith(".names")]
+    names = [*CLASS_FILES, *(others if len(others) == 1 else [])]
+    return next((files[name] for name in names if name in files), "")
 
 
 def read_class_file(path):
@@ -1274,7 +1472,8 @@ class Files:
         behind_url = decoded.rpartition("?d=")[2]  # Label Studio: /data/local-files/?d=cam0%2Fa.jpg
         without_query = decoded.partition("?")[0]  # of a cloud's address: a.jpg?X-Amz-Date=...
         without_prefix = re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]*$)", r"\1", decoded)  # Label Studio: 1a2b3c4d-a.jpg
-        spellings = [name, slashes, unquote(name), decoded, behind_url, without_query, without_prefix]
+        with_blanks = decoded.replace("+", " ").strip()  # as forms on the Web send names
+        spellings = [name, slashes, unquote(name), decoded, behind_url, without_query, without_prefix, with_blanks]
         for spelling in dict.fromkeys(spellings):
             found = self.find(spelling) or self.find(self.without_suffix(spelling)) or self.find_closest(spelling)
             if found:

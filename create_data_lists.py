@@ -64,11 +64,11 @@ boxes_drawn_on = ""  # "upright" or "stored": photos as their EXIF data turn the
 skip_corrupt = False  # True: leave out images that are missing or damaged, instead of stopping
 
 # Splits
-train_split = "trainval"  # name of a list in ImageSets/Main, without .txt, or of a folder; if missing: train
+train_split = "trainval"  # name of a list of images, without .txt, or of a folder; if missing: train
 val_split = "val"  # if missing: valid; VOC's val, a part of its trainval, is no VAL beside it
-test_split = "test"  # if missing or empty: valid or val
+test_split = "test"  # if missing or empty: valid or val; if these are empty, too: a share of TRAIN
 val_fraction = 0.0  # share of the images of TRAIN that becomes VAL; 0: none
-test_fraction = 0.2  # share of the images that becomes TEST where the data are not split; 0: TEST is TRAIN again
+test_fraction = 0.2  # share of the images that becomes TEST where the data have none; 0: TEST is TRAIN again
 seed = 0  # of these divisions
 
 # Output
@@ -86,9 +86,10 @@ NOTES = {
     "entry_unusable": "Entries of annotation files that cannot be used: left out",
     "entry_guessed": "Entries of annotation files that could be meant in several ways: look at the boxes",
     "classes_from_1": "Label files whose classes count from 1, not from 0: look at the classes",
-    "yaml_path_missing": "Images that a data.yaml names and that are not there: left out",
+    "yaml_path_missing": "Images of a data.yaml that are not there: left out, or the folders beside it taken",
     "split_same": "Splits for which a data.yaml names the same images as for train: left out",
-    "split_empty": "Splits without images: another one taken, or none",
+    "split_empty": "Splits without annotated images: another one taken, a share of TRAIN, or none",
+    "list_unused": "Lists of images that were not used: they name none at hand, or the data are divided without them",
     "image_not_found": "Label files without an image: left out",
     "image_guessed": "Images found under another name than the annotation's, or elsewhere: look at the boxes",
     "image_unused": "Images that no annotation or list names: left out",
@@ -178,7 +179,8 @@ def create_data_lists(
     for source, wanted in plan.items():
         by_split = {split: [record for record in rows if record.size] for split, rows in found[source].items()}
         if "" in by_split:
-            by_split, words = divide(source, by_split[""], wanted, test_fraction, seed, notes)
+            divided, words = divide(source, by_split.pop(""), wanted, test_fraction, seed, notes)
+            by_split |= divided
             lines[source] += words
             print(f"{printable(source)}{words}")
         for split, records in by_split.items():

@@ -267,8 +267,10 @@ FAULTS = [
     ({"image_id": 7.5}, "image_id 7.5 (float) is not in the file"), ({"image_id": None}, "'image_id' is None"),
     ({"image_id": [7]}, "'image_id' is [7]"), ({"category_id": 44}, "category_id 44 (int) is not in the file"),
     ({"category_id": 5}, "its category is called 'N/A'"), ({"bbox": []}, "'bbox' is [], not four numbers"),
-    ({"bbox": [1, 2, 3, "4"]}, "'bbox' is [1, 2, 3, '4'], not four numbers"),
+    ({"bbox": [1, 2, 3, "4 m"]}, "'bbox' is [1, 2, 3, '4 m'], not four numbers"),
+    ({"bbox": "1, 2, 3"}, "'bbox' is [1.0, 2.0, 3.0], not four numbers"), ({"bbox": "dog"}, "'bbox' is 'dog', not"),
     ({"bbox": None}, "'bbox' is None"), ({"iscrowd": "no\x1b[2J"}, r"'iscrowd' is 'no\x1b[2J', not 0 or 1"),
+    ({"iscrowd": 2}, "'iscrowd' is '2', not 0 or 1"), ({"iscrowd": [1]}, "'iscrowd' is '[1]', not 0 or 1"),
 ]  # fmt: skip
 
 
@@ -615,3 +617,158 @@ def test_ids_as_numbers_and_as_text(tmp_path, image_id, other, found):
     assert len(record.objects) == found and record.image_id == image_id
     whats = [row["what"] for row in notes["entry_guessed"]]
     assert any("null" in what for what in whats) and any("ids" in what for what in whats) == found
+
+
+@pytest.mark.parametrize("box", [
+    "[10, 20, 30, 40]", "10 20 30 40", "[10. 20. 30. 40.]", "(10.0, 20.0, 30.0, 40.0)", ["10", "20", "30", "40"],
+    [10, " 20", 30, "4e1"],
+])  # fmt: skip
+def test_coco_boxes_as_text(tmp_path, box):
+    (record,) = read(write_coco(tmp_path, coco(annotations=[{**DOG, "bbox": box}])), notes := {})
+    assert record.objects == [("dog", (10, 20, 40, 60), 0, 1200)]
+    assert [row["what"] for row in notes["entry_guessed"]] == ["1 objects: 'bbox' is text: its numbers taken"]
+    (record,) = read(write_coco(tmp_path, coco(annotations=[{**DOG, "bbox": ["1", "9" * 400, "nan", "2"]}])))
+    assert not math.isfinite(sum(record.objects[0].box))
+
+
+@pytest.mark.parametrize(("value", "difficulty", "is_guess"), [
+    ("0", 0, True), ("1", 1, True), ("true", 1, True), (" False", 0, True), (None, 0, True), ("", 0, True),
+    (True, 1, False), (False, 0, False), (1.0, 1, False), (0, 0, False),
+])  # fmt: skip
+def test_coco_crowds_in_words(tmp_path, value, difficulty, is_guess):
+    (record,) = read(write_coco(tmp_path, coco(annotations=[{**DOG, "iscrowd": value}])), notes := {})
+    assert record.objects[0].difficulty == difficulty and ("entry_guessed" in notes) == is_guess
+
+
+def test_coco_classes_that_are_called_by_numbers(tmp_path):
+    categories = [{"id": 3, "name": 7}, {"id": 4, "name": True}]
+    (record,) = read(write_coco(tmp_path, coco(categories=categories)), notes := {})
+    assert record.objects[0].name == "7" and "categories[1]: 'name' is True" in notes["entry_unusable"][0]["what"]
+
+
+# --- More of YOLO ---------------------------------------------------------------------------------
+
+
+OUTLINE = "0.4 0.3 0.6 0.3 0.6 0.7 0.4 0.7"  # AROUND is the box around it
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    ([f"0 {OUTLINE}", "1 0.4 0.3 0.6 0.7 0.5 0.7"], ""),
+    ([f"0 {OUTLINE} 0.9", f"1 {OUTLINE} 1"], "confidence or track"),
+    ([f"0 {OUTLINE} 0.9 5", f"1 {OUTLINE} 0.2 17"], "confidence and track"),
+    ([f"0 {OUTLINE} 0.9 {track}" for track in (0, 1, 2, -1)], "confidence and track"),
+    ([f"0 {OUTLINE} 0.9 0", f"0 {OUTLINE} 0.9 3", f"0 {OUTLINE} 0.8"], "confidence and track"),
+    ([f"0 {OUTLINE} 3", f"0 {OUTLINE} 4"], "confidence or track"),
+])  # fmt: skip
+def test_the_ends_of_outlines(tmp_path, lines, words):
+    boxes, notes, unusable = read_lines(tmp_path, *lines)
+    assert boxes == [pytest.approx(AROUND)] * len(lines) and unusable == []
+    assert words in str(notes.get("entry_guessed", "")) and ("entry_guessed" in notes) == (words != "")
+
+
+def test_a_last_point_at_the_border_is_a_point_where_other_lines_show_it(tmp_path):
+    at_border = "1 0.4 0.3 0.6 0.3 0.5 1"
+    boxes, notes, _ = read_lines(tmp_path, *[f"0 {OUTLINE}"] * 4, at_border)
+    assert boxes[4] == (0.4, 0.3, 0.6, 1) and notes == {}
+    # A track, where another line has one that can be no coordinate.
+    boxes, notes, _ = read_lines(tmp_path, *[f"0 {OUTLINE} 0.9 8"] * 4, f"1 {OUTLINE} 0.2 1")
+    assert boxes[4] == pytest.approx(AROUND)
+
+
+@pytest.mark.parametrize("lines", [
+    [f"0 {OUTLINE} 0.9 1"], [f"0 {OUTLINE} 0.9 {track}" for track in (0, 1, 0)],
+    [f"0 {OUTLINE}", f"0 {OUTLINE} 0.9 1"], [f"0 {OUTLINE}", f"0 {OUTLINE} 0.9 7", f"0 {OUTLINE} 0.9 1"],
+    ["0 0.4 0.3 0.6 0.3 0.5 1", "0 0.4 0.3 0.6 0.3 0.5 0.9"],
+])  # fmt: skip
+def test_ends_that_may_be_points_or_tracks_are_refused(tmp_path, lines):
+    with pytest.raises(ValueError, match=r"a\.txt: a label line ends in 0\.\d [01]: .*kpt_shape: \[0, 0\]"):
+        read_lines(tmp_path, *lines)
+    boxes, _, _ = read_lines(tmp_path, *lines, yaml="names: [cat, dog]\nkpt_shape: [0, 0]")
+    points = [float(number) for number in lines[-1].split()[1:]]
+    assert boxes[-1] == (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
+
+
+def test_ends_that_make_no_difference_are_not_refused(tmp_path):
+    assert read_lines(tmp_path, "0 0 0 1 0 1 1 0 1")[:2] == ([(0, 0, 1, 1)], {})
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("0 20 30 60 30 60 70", "an outline far outside the image, or in pixels"),
+    (f"0 {BOX} 0.9 0.9 2 0.1 0.1 1", "an outline far outside"), (f"0 {OUTLINE} 7.5", "9 numbers"),
+    (f"0 {OUTLINE} -1", "9 numbers"),
+])  # fmt: skip
+def test_lines_among_outlines_that_cannot_be_used(tmp_path, line, words):
+    boxes, _, unusable = read_lines(tmp_path, *[f"0 {OUTLINE}"] * 4, line)
+    assert len(boxes) == 4 and len(unusable) == 1 and words in unusable[0]
+
+
+POSE_CONFIDENT = f"{BOX} 0.42 0.35 0.9 0.58 0.65 0.8 0.5 0.5 0.7"
+
+
+@pytest.mark.parametrize("more", ["", " 0.8", " 0.8 12", " 12"])
+@pytest.mark.parametrize("pose", [POSE_3D, f"{BOX} 0.42 0.35 1 0.58 0.65 1 0 0 0"])
+def test_whole_visibilities_show_keypoints_with_a_confidence_and_a_track(tmp_path, pose, more):
+    boxes, notes, _ = read_lines(tmp_path, *[f"0 {pose}{more}"] * 4, f"0 {BOX}", f"0 {pose}")
+    assert len(boxes) == 6 and boxes[:4] == [boxes[5]] * 4 and "keypoints" in notes["entry_guessed"][0]["what"]
+
+
+@pytest.mark.parametrize("more", [" 0.8", " 0.8 12"])
+@pytest.mark.parametrize("pose", [POSE_CONFIDENT, POSE_2D.replace("0 0", "0.5 0.5")])
+def test_keypoints_without_visibilities_that_may_be_outlines_are_refused(tmp_path, pose, more):
+    with pytest.raises(ValueError, match="may be outlines, or boxes with keypoints"):
+        read_lines(tmp_path, f"0 {pose}{more}", f"1 {pose}{more}")
+    n_keypoints, size = (3, 3) if pose == POSE_CONFIDENT else (3, 2)
+    yaml = f"names: [cat, dog]\nkpt_shape: [{n_keypoints}, {size}]"
+    assert read_lines(tmp_path, f"0 {pose}{more}", yaml=yaml)[0] == [pytest.approx(AROUND)]
+
+
+@pytest.mark.parametrize("name", ["Classes.txt", "CLASSES.TXT", "OBJ.NAMES", "coco.names", "_Darknet.Labels"])
+def test_files_with_class_names_in_any_case(tmp_path, name):
+    write(write_labels(tmp_path, 0, 1) / name, "cat\ndog\n")
+    assert named(tmp_path) == (["cat", "dog"], str(tmp_path / name))
+
+
+def test_of_two_files_with_class_names_the_usual_one_counts(tmp_path):
+    write(write_labels(tmp_path, 0) / "a.names", "wolf\n")
+    write(tmp_path / "b.names", "fox\n")
+    with pytest.raises(ValueError, match="class names are missing"):
+        named(tmp_path)
+    write(tmp_path / "Obj.Names", "cat\n")
+    assert named(tmp_path)[0] == ["cat"]
+
+
+def write_pairs(folder, images, labels):
+    for image in images:
+        write_image(folder / "images" / f"{image}.jpg")
+    for label in labels:
+        write(folder / "labels" / f"{label}.txt", f"0 {BOX}")
+    write(folder / "classes.txt", "cat\n")
+    return folder
+
+
+@pytest.mark.parametrize(("image", "label"), [
+    ("im00", "IM00"), ("IM00", "im00"), ("Cam/im00", "cam/Im00"), ("cam0/im00", "im00"), ("im00", "1a2b3c4d-im00"),
+])  # fmt: skip
+def test_a_label_file_of_another_name_is_paired_where_it_can_mean_one_image_only(tmp_path, image, label):
+    write_pairs(tmp_path, [image, "b", "empty"], [label, "b", "lost"])
+    records = read(tmp_path, notes := {})
+    counts = {Path(record.image).stem.lower(): len(record.objects) for record in records}
+    assert counts == {"im00": 1, "b": 1, "empty": 0}
+    assert {kind: len(rows) for kind, rows in notes.items()} == {
+        "image_guessed": 1, "label_file_missing": 1, "image_not_found": 1
+    }  # fmt: skip
+    assert str(tmp_path / "images" / label) in notes["image_guessed"][0]["what"]
+    # By a list, too.
+    write(tmp_path / "train.txt", f"images/{image}.jpg\nimages/b.jpg")
+    records = read(tmp_path, notes := {})
+    assert [len(record.objects) for record in records] == [1, 1] and len(notes["image_guessed"]) == 1
+
+
+@pytest.mark.parametrize(("images", "labels"), [
+    (["a", "A"], ["a"]), (["a"], ["A", "a"]),  # one of the label files has its own image, or one of the images its own
+    (["d/a", "e/a"], ["A"]), (["a"], ["A", "x/A"]),  # two can be meant
+])  # fmt: skip
+def test_label_files_that_can_mean_two_images_are_not_paired(tmp_path, images, labels):
+    records = read(write_pairs(tmp_path, [*images, "b"], [*labels, "b"]), notes := {})
+    own = [label in images for label in labels]
+    assert sum(len(record.objects) for record in records) == 1 + sum(own) and "image_guessed" not in notes

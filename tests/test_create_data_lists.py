@@ -477,6 +477,42 @@ def test_one_image_can_be_trained_and_tested_on(tmp_path):
 # --- Damaged, dark, turned, unused images; paths --------------------------------------------------
 
 
+def test_train_is_divided_where_validation_and_test_are_empty(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    write_coco(folder / "train", [[10, 10, 30, 40]] * 10).rename(folder / "train" / "_annotations.coco.json")
+    empty = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "cup"}]}
+    write(folder / "valid" / "_annotations.coco.json", empty)
+    report, files = make_lists(folder)
+    assert (len(files["TRAIN_images"]), len(files["TEST_images"])) == (8, 2) and "VAL_images" not in files
+    assert kinds(report) == {"split_empty": 2}  # it is neither TEST nor VAL
+    line = "train: TRAIN and TEST, valid: not used; divided at random: 8 images for TRAIN, 2 images for TEST (seed 0)"
+    assert report["sources"][0].endswith(line) and line[-60:] in capsys.readouterr().out
+    text = (tmp_path / "lists" / "data_report.txt").read_text()
+    assert line in text and "valid/_annotations.coco.json" in text
+    _, files = make_lists(folder, test_fraction=0)
+    assert files["TEST_images"] == files["TRAIN_images"] and len(files["TEST_images"]) == 10
+    _, files = make_lists(folder, val_fraction=0.25)
+    assert [len(files[f"{split}_images"]) for split in ("TRAIN", "VAL", "TEST")] == [6, 2, 2]
+    _, files = make_lists(folder, test_fraction=0.3, val_data=folder / "train")
+    assert [len(files[f"{split}_images"]) for split in ("TRAIN", "VAL", "TEST")] == [7, 10, 3]
+    with pytest.raises(ValueError, match=r"valid/_annotations\.coco\.json: has no images"):
+        make_lists(folder / "train", test_data=folder / "valid")
+
+
+def test_lists_that_are_not_used_are_in_the_report(tmp_path):
+    folder = write_voc(tmp_path / "mine", {f"{i}": [object_xml()] for i in range(9)})
+    shutil.rmtree(folder / "ImageSets")
+    write(folder / "train.txt", "elsewhere/x.jpg\n")
+    report, _ = make_lists(folder)
+    assert kinds(report) == {"list_unused": 1}
+    text = (tmp_path / "lists" / "data_report.txt").read_text()
+    assert "Lists of images that were not used" in text and str(folder / "train.txt") in text
+    write(folder / "train.txt", "".join(f"{i}\n" for i in range(9)))
+    write(folder / "test.txt", "t\n")
+    report, files = make_lists(folder)
+    assert kinds(report) == {} and stems(files, "TEST") == ["t"] and len(files["TRAIN_images"]) == 9
+
+
 def test_images_that_are_missing_or_damaged_are_left_out_if_told(tmp_path):
     folder = write_voc(tmp_path / "mine", {name: [object_xml()] for name in "abcd"})
     photos = folder / "JPEGImages"

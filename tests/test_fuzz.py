@@ -192,7 +192,7 @@ def test_coco_files(tmp_path):
     fuzz_file(100, tmp_path / "all.json", [json.dumps(content).encode()], read, names=names, share=0.05)
 
 
-@pytest.mark.parametrize("name", ["data.yaml", "labels/0.txt", "classes.txt", "train.txt"])
+@pytest.mark.parametrize("name", ["data.yaml", "labels/0.txt", "classes.txt", "train.txt", "test.txt"])
 def test_yolo_files(tmp_path, name):
     pytest.importorskip("yaml")
     lines = "0 0.5 0.5 0.2 0.3\n1 0.2 0.3 0.1 0.1 0.9\n0 0.1 0.1 0.3 0.1 0.3 0.2 0.2 0.3\n"
@@ -203,6 +203,9 @@ def test_yolo_files(tmp_path, name):
     write(tmp_path / "train.txt", "images/0.png\nimages/1.png\n")
     names = "" if name == "classes.txt" else "names: {0: cat, 1: dog}\nkpt_shape: [0, 0]\n"
     write(tmp_path / "data.yaml", f"path: .\ntrain: [train.txt, images]\nval: images\n{names}")
+    if name == "test.txt":  # a list that no data.yaml names
+        write(tmp_path / name, "images/2.png\n3\n")
+        write(tmp_path / "data.yaml", names)
 
     def read(path):
         create_data_lists(

@@ -151,14 +151,15 @@ def write_yolo(folder, *paths):
     ("train: .\\\\images\\\\a\nvalid: images/b\ntest: gone", {"TRAIN": "1", "TEST": "2"}),
     ("train: images\nval: images", {"": "123"}),
     ("train: images\nval: images\ntest: images/c", {"TRAIN": "123", "TEST": "3"}),
-    ("train: /gone/train\nval: /gone/val", {"": "123"}), ("path: /gone\ntrain: images/a\nval:", {"": "1"}),
+    ("train: /gone/train\nval: /gone/val", {"TRAIN": "12", "TEST": "3"}),
+    ("path: /gone\ntrain: images/a\nval:", {"": "1"}),
 ])  # fmt: skip
 def test_data_yaml_says_where_the_images_are(tmp_path, yaml, splits):
     root = write_yolo(tmp_path / "set", "images/a/1", "images/b/2", "images/c/3")
     write(root / "train.txt", "./images/a/1.jpg\nC:\\\\old\\\\set\\\\images\\\\b\\\\2.jpg")
     write(root / "val.txt", f"{root}/images/c/3.jpg\n")
     file = write(root / "mine.yaml", "names: [cat]\n" + yaml.format(root=root))
-    for source in (root, file) if "gone/" not in yaml else (root,):
+    for source in (root, file):
         assert {split: "".join(stems) for split, stems in splits_of(source).items()} == splits
         records = read_annotations(str(source), WANTED, {})[1]
         assert all(len(record.objects) == 1 for rows in records.values() for record in rows)
@@ -272,3 +273,248 @@ def test_keypoints_with_confidences_are_not_taken_for_outlines():
 def test_names_of_label_studio_and_of_clouds(tmp_path, name):
     write_image(tmp_path / "a.jpg")
     assert Path(Files(tmp_path, (".jpg",)).guess(name)).name == "a.jpg"
+
+
+# --- Lists of images ------------------------------------------------------------------------------
+
+
+def write_voc_photos(folder, names="abc"):
+    for name in names:
+        write_annotation(folder / "Annotations", object_xml(), name=name)
+        write_image(folder / "JPEGImages" / f"{name}.jpg")
+    return folder
+
+
+def write_yolo_photos(folder, names="abc"):
+    write(write_yolo(folder, *(f"images/{name}" for name in names)) / "classes.txt", "cat\n")
+    return folder
+
+
+def write_darknet_photos(folder, names="abc"):
+    write(write_yolo(folder, *(f"obj/{name}" for name in names)) / "obj.names", "cat\n")
+    return folder
+
+
+def write_text_lists(folder, form, **lists):
+    for name, images in lists.items():
+        write(folder / f"{name}.txt", "".join(f"{form.format(image)}\n" for image in images))
+
+
+DIVIDED = {"TRAIN": ["a", "b"], "TEST": ["c"]}
+
+
+@pytest.mark.parametrize(("write_photos", "place", "form", "guesses"), [
+    (write_voc_photos, "ImageSets", "{}", 0), (write_voc_photos, "ImageSets", "{}.jpg", 0),
+    (write_voc_photos, ".", "{}", 0), (write_voc_photos, ".", "JPEGImages/{}.jpg", 3),
+    (write_voc_photos, ".", "JPEGImages/{0}.jpg Annotations/{0}.xml", 3),
+    (write_voc_photos, "imagesets", "/home/me/JPEGImages/{}.jpg", 3),
+    (write_yolo_photos, "ImageSets", "{}", 0), (write_yolo_photos, "ImageSets/Main", "{}.jpg", 0),
+    (write_yolo_photos, ".", "{}", 0), (write_yolo_photos, ".", "images/{}.jpg", 0),
+    (write_yolo_photos, ".", "./images/{}.jpg", 0), (write_yolo_photos, ".", "data/images/{}.jpg", 0),
+    (write_yolo_photos, ".", "C:\\me\\images\\{}.jpg", 3), (write_yolo_photos, ".", "/home/me/images/{}.png", 3),
+    (write_darknet_photos, ".", "data/obj/{}.jpg", 0), (write_darknet_photos, ".", "obj/{}.jpg", 0),
+])  # fmt: skip
+def test_lists_outside_of_main_are_used(tmp_path, write_photos, place, form, guesses):
+    write_text_lists(write_photos(tmp_path) / place, form, train="ab", val="c")
+    _, records = read_annotations(str(tmp_path), WANTED, notes := {})
+    assert {split: [Path(record.image).stem for record in rows] for split, rows in records.items()} == DIVIDED
+    assert all(len(record.objects) == 1 for rows in records.values() for record in rows)
+    assert sum(len(rows) for rows in notes.values()) == guesses
+    assert notes.keys() <= {"entry_guessed", "image_guessed"}
+
+
+@pytest.mark.parametrize(("names", "splits"), [
+    (("Train", "Valid"), DIVIDED), (("train_list", "test_list"), DIVIDED), (("2007_train", "2007_test"), DIVIDED),
+    (("train2017", "val2017"), DIVIDED), (("training", "testing"), DIVIDED), (("trainval", "test"), DIVIDED),
+])  # fmt: skip
+def test_names_of_lists(tmp_path, names, splits):
+    write_text_lists(write_yolo_photos(tmp_path), "{}", **dict(zip(names, ("ab", "c"), strict=True)))
+    assert splits_of(tmp_path) == splits
+
+
+def test_lists_beside_xml_files_and_images_in_one_folder(tmp_path):
+    for name in "abc":
+        write_annotation(tmp_path, object_xml(), name=name)
+        write_image(tmp_path / f"{name}.jpg")
+    write_text_lists(tmp_path, "{}.jpg", train="ab", test="c")
+    assert splits_of(tmp_path) == DIVIDED
+
+
+@pytest.mark.parametrize(("place", "lists"), [
+    (".", {"train": ["x", "y"], "test": ["z"]}), ("ImageSets", {"train": ["x"]}), (".", {"test": ["a"]}),
+    (".", {"val": ["a"], "test": ["b"]}), (".", {"train": []}), ("ImageSets/Segmentation", {"train": ["a"]}),
+    ("ImageSets/Main", {"cat_train": ["a 1", "b -1"], "cat_val": ["c\t1"]}), (".", {"train": ["a 1", "b -1", "c 1"]}),
+    (".", {"2007_train": ["images/a.jpg 20,20,80,90,0 90,30,150,100,1"]}), (".", {"train": ["\0"]}),
+])  # fmt: skip
+@pytest.mark.parametrize("write_photos", [write_voc_photos, write_yolo_photos])
+def test_lists_that_are_not_used_are_noted(tmp_path, write_photos, place, lists):
+    write_text_lists(write_photos(tmp_path) / place, "{}", **lists)
+    assert len(read(tmp_path, notes := {})) == 3
+    assert [row["file"] for row in notes.pop("list_unused")] == [
+        os.path.normpath(tmp_path / place / f"{name}.txt") for name in sorted(lists)
+    ]
+    assert notes == {}
+
+
+def test_a_list_beside_good_ones_that_names_no_image_is_noted(tmp_path):
+    write_text_lists(write_yolo_photos(tmp_path), "{}", train="ab", val="c", test="x")
+    assert splits_of(tmp_path) == DIVIDED
+    read_annotations(str(tmp_path), WANTED, notes := {})
+    assert [Path(row["file"]).name for row in notes["list_unused"]] == ["test.txt"]
+
+
+def test_lists_name_images_that_are_missing(tmp_path):
+    write_text_lists(write_yolo_photos(tmp_path / "yolo"), "images/{}.jpg", train="abx", val="c")
+    records = read_annotations(str(tmp_path / "yolo"), WANTED, {})[1]
+    assert [os.path.isfile(record.image) for record in records["TRAIN"]] == [True, True, False]
+    write_text_lists(write_voc_photos(tmp_path / "voc"), "{}", train="abx", val="c")
+    with pytest.raises(ValueError, match=r"(?s)1 of 3 annotations cannot be used.*x\.xml: no such annotation"):
+        splits_of(tmp_path / "voc")
+
+
+def test_lists_beside_data_that_are_divided_already_are_noted(tmp_path):
+    write(write_yolo(tmp_path, "images/train/a", "images/train/b", "images/val/c") / "classes.txt", "cat\n")
+    write_text_lists(tmp_path, "{}", train="a", val="bc")
+    assert splits_of(tmp_path) == DIVIDED
+    read_annotations(str(tmp_path), WANTED, notes := {})
+    assert len(notes["list_unused"]) == 2
+    write(tmp_path / "data.yaml", "names: [cat]\ntrain: train.txt\nval: images/val")
+    write_text_lists(tmp_path, "images/train/{}.jpg", train="a")
+    assert splits_of(tmp_path) == {"TRAIN": ["a"], "TEST": ["c"]}
+    read_annotations(str(tmp_path), WANTED, notes := {})
+    assert [Path(row["file"]).name for row in notes["list_unused"]] == ["val.txt"]
+
+
+def test_label_files_are_no_lists_whatever_they_are_called(tmp_path):
+    write(write_yolo(tmp_path, "train_1", "train_2", "test") / "classes.txt", "cat\n")
+    assert len(read(tmp_path, notes := {})) == 3 and notes == {}
+
+
+def test_a_wrong_name_of_a_split_says_where_the_lists_are(tmp_path):
+    write_text_lists(write_yolo_photos(tmp_path), "{}", train="ab", val="c")
+    with pytest.raises(
+        FileNotFoundError, match=rf"has no split 'mine'.*Name one of val, train.*lists in {tmp_path} away"
+    ):
+        splits_of(tmp_path, TRAIN="mine")
+
+
+# --- Splits that are empty ------------------------------------------------------------------------
+
+
+def write_empty_split(folder, layout):
+    """The photos a and b to train on, an empty split for validation, and none for the test."""
+    if layout == "yaml":
+        write(write_yolo(folder, "images/train/a", "images/train/b") / "data.yaml",
+              "names: [cat]\ntrain: images/train\nval: images/val")  # fmt: skip
+        (folder / "images" / "val").mkdir()
+    elif layout == "coco":
+        images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("ab")]
+        for image in images:
+            write_image(folder / "train" / image["file_name"])
+        boxes = [{"image_id": i, "category_id": 3, "bbox": [1, 2, 30, 40]} for i in range(2)]
+        write(folder / "train" / "_annotations.coco.json", coco(images=images, annotations=boxes))
+        write(folder / "valid" / "_annotations.coco.json", coco(images=[], annotations=[]))
+    elif layout == "lists":
+        write_text_lists(write_voc_photos(folder, "ab") / "ImageSets" / "Main", "{}", train="ab", val="")
+    elif layout == "folders":
+        write(write_yolo(folder, "images/train/a", "images/train/b") / "classes.txt", "cat\n")
+        write_image(folder / "images" / "val" / "c.jpg")  # without labels
+    elif layout == "xml":
+        write_voc_photos(folder / "train", "ab")
+        (folder / "valid").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["yaml", "coco", "lists", "folders", "xml"])
+def test_train_is_divided_where_there_is_no_other_image(tmp_path, layout):
+    write_empty_split(tmp_path, layout)
+    names = {"TRAIN": "trainval", "VAL": "val", "TEST": "test"}
+    _, records = read_annotations(str(tmp_path), names, notes := {})
+    assert {split: [Path(record.image).stem for record in rows] for split, rows in records.items()} == {"": ["a", "b"]}
+    assert notes.keys() == {"split_empty"} and all("val" in row["file"] for row in notes["split_empty"])
+
+
+@pytest.mark.parametrize("layout", ["yaml", "coco", "lists"])
+def test_an_empty_split_that_was_asked_for_by_name_is_refused(tmp_path, layout):
+    write_empty_split(tmp_path, layout)
+    with pytest.raises(ValueError, match=r"val.*: has no images"):
+        read_annotations(str(tmp_path), {"TRAIN": "train", "TEST": "valid" if layout == "coco" else "val"}, {})
+
+
+# --- More layouts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("paths", [
+    ("images/train/{}", "images/val/{}"), ("train/images/{}", "valid/images/{}"), ("TRAIN/images/{}", "test/images/{}"),
+])  # fmt: skip
+@pytest.mark.parametrize("root", ["/home/me/set", "D:\\set", "/content/set-1"])
+def test_a_yaml_file_that_is_named_with_the_paths_of_another_machine(tmp_path, paths, root):
+    write_yolo(tmp_path, *(paths[0].format(name) for name in "ab"), paths[1].format("c"))
+    folders = [f"{root}/{path.removesuffix('/{}')}" for path in paths]
+    file = write(tmp_path / "some.yaml", f"path: '{root}'\ntrain: '{folders[0]}'\nval: '{folders[1]}'\nnames: [cat]")
+    write(tmp_path / "data.yaml", "names: [wolf]")  # not the one that is named
+    assert splits_of(file) == DIVIDED
+    description, records = read_annotations(str(file), WANTED, notes := {})
+    assert "some.yaml" in description and records["TEST"][0].objects[0].name == "cat"
+    assert [row["what"] for row in notes["yaml_path_missing"]] == [f"train: {folders[0]}", f"val: {folders[1]}"]
+
+
+def test_a_yaml_file_of_which_only_the_validation_is_there(tmp_path):
+    write_yolo(tmp_path, "images/train/a", "images/train/b", "images/val/c")
+    write(tmp_path / "data.yaml", "train: /home/me/train\nval: images/val\nnames: [cat]")
+    assert splits_of(tmp_path) == splits_of(tmp_path / "data.yaml") == DIVIDED
+
+
+@pytest.mark.parametrize("images", ["images", "annotations"])
+@pytest.mark.parametrize("splits", [("train", "val"), ("Training", "Testing"), ("train2017", "test2017")])
+def test_xml_files_in_folders_of_the_splits(tmp_path, images, splits):
+    """`annotations/train`, and the images in a folder of the same name, or all in one."""
+    for name, split in zip("abc", (splits[0], *splits), strict=True):
+        write_annotation(tmp_path / "annotations" / split, object_xml(), name=name)
+        write_image(tmp_path / "images" / (split if images == "images" else "") / f"{name}.jpg")
+    assert splits_of(tmp_path) == DIVIDED
+    read_annotations(str(tmp_path), WANTED, notes := {})
+    assert notes == {}
+    write_annotation(tmp_path / "annotations" / "more", object_xml(), name="d")  # no split: they are no splits
+    write_image(tmp_path / "images" / "more" / "d.jpg")
+    assert splits_of(tmp_path) == {"": ["a", "b", "c", "d"]}
+
+
+def test_lists_go_before_folders_of_the_splits(tmp_path):
+    for name, split in zip("abc", ("train", "val", "val"), strict=True):
+        write_annotation(tmp_path / "Annotations" / split, object_xml(), name=name)
+        write_image(tmp_path / "JPEGImages" / split / f"{name}.jpg")
+    lists = {"train": ["train/a", "val/b"], "val": ["val/c"]}
+    write_text_lists(tmp_path / "ImageSets" / "Main", "{}", **lists)
+    assert splits_of(tmp_path) == DIVIDED
+
+
+@pytest.mark.parametrize(
+    "paths", [("training/{}", "testing/{}"), ("Training/Annotations/{}", "Testing/Annotations/{}")]
+)
+def test_folders_training_and_testing(tmp_path, paths):
+    for name, path in zip("abc", (paths[0], *paths), strict=True):
+        file = tmp_path / path.format(name)
+        write_annotation(file.parent, object_xml(), name=name)
+        write_image(file.parent.parent / file.parent.name.replace("Annotations", "JPEGImages") / f"{name}.jpg")
+    assert splits_of(tmp_path) == DIVIDED
+
+
+@pytest.mark.parametrize("images", ["JPEGImages", ".", "photos"])
+def test_a_folder_labels_whose_images_are_not_in_images(tmp_path, images):
+    for name in "abc":
+        write_image(tmp_path / images / f"{name}.jpg")
+        write(tmp_path / "labels" / f"{name}.txt", f"0 {BOX}")
+    write(tmp_path / "classes.txt", "cat\n")
+    records = read(tmp_path, notes := {})
+    assert [len(record.objects) for record in records] == [1, 1, 1]
+    assert len(notes.get("image_guessed", [])) == (3 if images == "photos" else 0)
+    write_text_lists(tmp_path, f"{images}/{{}}.jpg", train="ab", val="c")
+    assert splits_of(tmp_path) == DIVIDED
+    assert all(len(row.objects) == 1 for row in read_annotations(str(tmp_path), WANTED, {})[1]["TRAIN"])
+
+
+def test_a_path_in_place_of_a_file_name(tmp_path):
+    write_image(tmp_path / "images" / "one.png")
+    write_annotation(tmp_path / "Annotations", "<path>C:\\p\\one.png</path>", object_xml(), name="000")
+    assert os.path.basename(read(tmp_path)[0].image) == "one.png"
