@@ -168,7 +168,7 @@ def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, 
         images = model.normalize(images).contiguous(memory_format=memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             predicted_locs, predicted_scores = model(images)
-        # Classes that the data set lacks get scores of -inf, so they never become candidates.
+        # Classes that the data set lacks count as background: it gets their probability, and other scores stay.
         predicted_scores = hide_classes(predicted_scores, unknown)
         boxes, labels, scores = model.detect_objects(
             predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates

@@ -125,8 +125,9 @@ def main():
 
     # What the run says and writes.
     describe_run(model, dataset, evaluation_loader, start)
-    is_own = goes_on_in_its_files(checkpoint, save_to)  # else the files that are there are another run's
+    is_own = goes_on_in_its_files(checkpoint, save_to)  # else files that are there are another run's
     if RANK == 0 and not is_own:
+        # overwrite=True allows it: check_parameters() has looked. Left there, it would pass for this run's best.
         Path(best_path(save_to)).unlink(missing_ok=True)
     log = TrainingLog(log_path(save_to), is_own, dataset, batches, progress)
 
@@ -515,8 +516,9 @@ def ending_cleanly(log, save_to):
     """However training ends: the log is closed, an error becomes a message with advice, and no worker is left over."""
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
     try:
-        # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps while the
-        # inner exit_with_message() is handling an error. The outer one catches that.
+        # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps just as the
+        # inner exit_with_message() begins to handle another one. The outer one catches that. (It lets the inner one's
+        # SystemExit pass.)
         with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
             yield
     finally:
@@ -658,14 +660,17 @@ class LearningRate(NamedTuple):
     def at(self, iteration, seconds):
         """The rate of an iteration, counted from 0, after so many seconds of training."""
         position = iteration
-        if self.minutes:  # by the clock, the run may be further than by its iterations
-            position = max(iteration, self.iterations * seconds / (60 * self.minutes))
+        if self.minutes:
+            # After half of the minutes the schedule is half way, as after half of the iterations. The run ends by
+            # whichever comes first, so whichever is further counts.
+            share_of_time = seconds / (60 * self.minutes)
+            position = max(iteration, share_of_time * self.iterations)
         if self.schedule == "cosine":
             factor = (1 + math.cos(math.pi * min(1.0, position / self.iterations))) / 2
         else:
             n_steps = sum(position >= at for at in self.decay_lr_at)
             factor = self.decay_lr_by**n_steps
-        if iteration < self.warmup:
+        if iteration < self.warmup:  # it counts steps, whatever the clock says
             factor *= (iteration + 1) / self.warmup
         return self.lr * factor
 
@@ -689,7 +694,7 @@ def evaluate_and_save_best(model, average, optimizer, loader, metric, progress, 
         raise
     if mean_ap > progress.best_map:
         best_before = progress.best_map
-        progress.best_map = mean_ap
+        progress.best_map = mean_ap  # first, because the checkpoint holds it
         is_saved = save(best_path(save_to), model, average, optimizer, progress)
         if not is_saved:  # the file holds an older model, which a later one has to beat
             progress.best_map = best_before
@@ -801,7 +806,9 @@ class TrainingLog:
     def flush(self, rate):
         """Check the losses since the last flush; show and write their mean. rate: the learning rate now."""
         losses = torch.stack(self.losses)  # (n, 3)
-        if N_PROCESSES > 1:  # the mean over the processes is the loss of the whole batch
+        # The mean over the processes is the loss of the whole batch, since each has divided its own losses by its share
+        # of all positives: see MultiBoxLoss.compute_divisor().
+        if N_PROCESSES > 1:
             torch.distributed.all_reduce(losses)
             losses /= N_PROCESSES
         losses = losses.tolist()
@@ -839,7 +846,10 @@ class TrainingLog:
             print_once(f"warning: {self.path} lacks a row, it cannot be written: {error}; the run goes on")
 
     def drop_rows_after(self, iteration):
-        """Remove the rows that come again, and what a kill left half written."""
+        """Keep the rows up to an iteration. The log may be further on than the checkpoint: then later ones come again.
+
+        What a kill, or a crash of the machine, has left half written or filled with zeros, is removed, too.
+        """
         rows = [self.columns]
         text = Path(self.path).read_text(encoding="utf-8", errors="replace")
         for row in csv.reader(text.replace("\0", "").splitlines()):
