@@ -567,10 +567,9 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     place = find_place(source, crop, size)
 
     # Objects stay if their centre is in the crop.
-    stays = find_centers_inside(boxes, np.array([crop]))[:, 0]  # (n,) bool, m of them True
-    boxes = move_boxes(boxes[stays], source, place, size)  # (m, 4), from here on in fractions of the new image
-    labels = labels[torch.from_numpy(stays)]  # (m,)
-    difficulties = difficulties[torch.from_numpy(stays)]  # (m,)
+    stays = find_centers_inside(boxes, np.array([crop]))[:, 0]  # (n,) bool
+    kept = stays.nonzero()[0]  # (m,): the numbers of the objects that stay, such as [0, 2]
+    boxes = move_boxes(boxes[kept], source, place, size)  # (m, 4), from here on in fractions of the new image
 
     # Resize, colours, flip. (Caffe changes the colours first. After resizing there are far fewer pixels to change.)
     x_min, y_min, x_max, y_max = source
@@ -584,9 +583,11 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     # Your own step:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
 
     # A box less than a millionth of the image wide may have no area in float32. Such objects are left out.
-    boxes = torch.from_numpy(boxes.astype(np.float32))
-    has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    return image, boxes[has_area], labels[has_area], difficulties[has_area]
+    boxes = boxes.astype(np.float32)
+    has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])  # (m,) bool
+    boxes = torch.from_numpy(boxes[has_area])
+    kept = torch.from_numpy(kept[has_area])
+    return image, boxes, labels[kept], difficulties[kept]
 
 
 def prepare(images, model):
