@@ -182,13 +182,14 @@ def scale_to_bytes(values):
     NaN, infinite and negative values become black.
     """
     if np.issubdtype(values.dtype, np.integer):
-        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)  # 0 to 255 become 0, 65280 to 65535 become 255
+        # The upper one of two bytes: 0 to 255 become 0, 65280 to 65535 become 255.
+        return (np.clip(values, 0, 65535) // 256).astype(np.uint8)
     values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
     brightest = values.max()
     if brightest <= 1:
         values = values * 255
     elif brightest > 255:
-        values = values / 257  # 255 * 257 = 65535: exact at both ends
+        values = values / 257  # 65535 / 257 = 255. (Floats are rounded below, integers above were cut off.)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
@@ -266,7 +267,7 @@ class PascalVOCDataset(Dataset):
             entries = [without_difficult(entry) for entry in entries]
 
         # Large arrays, since lists of small objects would be copied into every worker. (A worker shares the memory of
-        # this process until it writes to it. But just to read a Python object means to count one user more, in it.)
+        # this process until it writes to it. And Python writes even when it reads an object: to its reference count.)
         self.image_paths = np.array(paths, dtype=np.str_)
         self.sizes = np.array([entry["size"] for entry in entries], dtype=np.int64).reshape(-1, 2)
 
@@ -278,7 +279,8 @@ class PascalVOCDataset(Dataset):
         counts = [len(entry["boxes"]) for entry in entries]
         self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
 
-        # COCO's files also state an area for each object and an id for each image. Other files state none.
+        # COCO's files also state an area for each object and an id for each image. Other files state none. (An image
+        # has an area for each of its objects or none, so the numbers are equal only if all images have them.)
         areas = join(entries, "areas")
         self.areas = np.array(areas, dtype=np.float64) if len(areas) == len(boxes) else None
         ids = [entry.get("image_id") for entry in entries]
@@ -421,8 +423,8 @@ class TrainingBatches:
 @functools.lru_cache(maxsize=1)  # an epoch's order is asked for again and again
 def shuffle(n_images, seed, epoch):
     """The order in which an epoch reads the images: a permutation of 0 to n_images - 1."""
-    # The spawn key keeps these random numbers apart from those with which image 0 is augmented. Their seed is
-    # (seed, epoch, 0), and NumPy takes the shorter (seed, epoch) for the same one.
+    # Image 0 is augmented with the seed (seed, epoch, 0). NumPy fills up short seeds with zeros, so (seed, epoch) alone
+    # would give the same random numbers. The spawn key is mixed in after that, and makes this seed another one.
     seeds = np.random.SeedSequence((seed, epoch), spawn_key=(0,))
     return np.random.default_rng(seeds).permutation(n_images)
 
@@ -441,7 +443,7 @@ def read_objects(path, images, n_classes):
         raise ValueError(f"{path}: describes {len(entries)} of {len(images)} images")
     for image, entry in zip(images, entries, strict=True):
         try:
-            entry.setdefault("areas", [])
+            entry["areas"] = entry.get("areas") or []
             check_entry(entry, n_classes)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             problem = f"wrong boxes, labels, difficulties, areas or size: {printable(error, 500)}"
@@ -689,7 +691,7 @@ def find_centers_inside(boxes, crops):
 
 
 def intersect(box, other):
-    """The part that two boxes share."""
+    """The part that two boxes share. (They have to: `draw_crop()` takes only crops that show some of the photo.)"""
     return max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3])
 
 
@@ -847,15 +849,17 @@ def turn_hue(image, degrees):
     """Turn H of a PIL image in HSV.
 
     H stands for a pure colour, one whose values go from 0 to 255. Example: that of the pixel (200, 100, 50) is the
-    orange (255, 84, 0). Turned by 36 degrees, it is the yellow (255, 240, 0). Where the pure colour is 255, the pixel
-    has its highest value, 200; where it is 0, its lowest, 50; where it is 240, a mixture, 50 + (200 - 50) * 240 / 255 =
-    191. So the pixel becomes (200, 191, 50). Since its highest and lowest values stay, so do S and V.
+    orange (255, 84, 0). Turned by 36 degrees, it is the yellow (255, 240, 0). (Exactly, the middle values are 85 and
+    238; Pillow keeps H in 256 steps.) Where the pure colour is 255, the pixel has its highest value, 200; where it is
+    0, its lowest, 50; where it is 240, a mixture, 50 + (200 - 50) * 240 / 255 = 191. So the pixel becomes (200, 191,
+    50). Since its highest and lowest values stay, so do S and V.
     """
     hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
     red, green, blue = image.split()
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
-    hues.putpalette(make_turned_palette(degrees))  # the values of `hues` are now numbers of colours in the palette
-    pure = hues.convert("RGB")  # these colours
+    # Look up every H in a table: entry h of this palette is the pure colour of h, turned.
+    hues.putpalette(make_turned_palette(degrees))
+    pure = hues.convert("RGB")
     # composite() takes `highest` where a channel is 255, `lowest` where it is 0, and mixes them in between. (Pillow's
     # way back from HSV to RGB would do it all, but takes three times as long as everything after the first line.)
     channels = [Image.composite(highest, lowest, channel) for channel in pure.split()]
