@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import ablations
 import demo
@@ -171,16 +172,36 @@ def test_without_step_1_priors_below_the_threshold_are_background(unchanged_mode
     assert model.match_priors(boxes_xy[:0], priors_xy, 0.5).tolist() == [model.BACKGROUND] * 2
 
 
-def test_gpu_check_needs_a_gpu_and_reports_where_the_time_goes(monkeypatch):
-    """Here on the CPU: the parts are measured alike."""
-    for name, value in {"batch_size": 2, "n_steps": 1}.items():
-        monkeypatch.setattr(gpu_check, name, value)
-    lines = gpu_check.time_training("ssd300_tiny", torch.device("cpu"))
-    assert "images a second" in lines[0] and all(f"{part} " in lines[1] for part in gpu_check.PARTS_OF_A_STEP)
-    assert "images a second" in gpu_check.time_detection("ssd300_tiny", torch.device("cpu"))
+def test_benchmark_says_where_the_time_of_a_training_step_goes(tmp_path):
+    settings = {"networks": "ssd300_tiny,", "batch_size": 2, "network_repeats": 1}
+    output = run_script(script("tools/benchmark.py", only="network", **settings), tmp_path)
+    forward, training = json.loads((tmp_path / "benchmark.json").read_text())["cases"]
+    assert forward["images_per_second"] > 0 and training["images_per_second"] > 0
+    assert list(training["shares"]) == ["normalise", "forward", "loss", "backward", "optimiser"]
+    assert sum(training["shares"].values()) == pytest.approx(1)
+    assert "images a second" in output and "optimiser " in output
+
+
+def test_gpu_check_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA GPU"):
         gpu_check.main()
+
+
+def test_commands_of_gpu_check_are_understood(monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Mock(total_memory=2**34))
+    monkeypatch.setattr(gpu_check, "report", tmp_path / "report.md")
+    done = subprocess.CompletedProcess([], 0, stdout="42 images a second", stderr="")
+    monkeypatch.setattr(gpu_check.subprocess, "run", lambda command, **_: commands.append(command[1:]) or done)
+    gpu_check.main()
+    assert commands[0][-1] == "tests/test_cuda.py"
+    for path, *arguments in commands[1:]:
+        override_parameters(dict(vars(importlib.import_module(Path(path).stem))), arguments)
+    report = (tmp_path / "report.md").read_text()
+    assert [line for line in report.splitlines() if line.startswith("##")] == ["## Tests", "## Speed", "## Demo"]
+    assert "42 images a second" in report
 
 
 def test_what_scripts_leave_behind_does_not_change_lint(tmp_path):

@@ -49,35 +49,31 @@ from utils import (
 source = ""  # the file to convert; or COCO_V1, the name of torchvision's weights, to download them
 network = ""  # a row of model.py's NETWORKS; "": what the file looks like, and SSD300 for COCO_V1
 save_to = "checkpoint_converted.pth.tar"
-format = "auto"  # or "sgrvinod", "amdegroot", "lufficc", "torchvision": then any other is an error
 class_names = ()  # by label, separated by commas; (): VOC's or COCO's, whichever are as many as the file's
 
 
 def main():
     if not source:
         raise ValueError("name the file to convert, with --source=FILE, or --source=COCO_V1")
-    model, used_format = convert(source, format, class_names, network)
+    model, format = convert(source, class_names, network)
     save_checkpoint(model_state(model), save_to)
-    print(f"{source}: {used_format}'s {model.network}, {model.n_classes - 1} classes; written to {save_to}")
+    print(f"{source}: {format}'s {model.network}, {model.n_classes - 1} classes; written to {save_to}")
 
 
-def convert(source, format="auto", class_names=(), network=""):
+def convert(source, class_names=(), network=""):
     """Build our model from another project's weights.
 
-    source: path of the file, or "COCO_V1". format: a key of FORMATS, or "auto". class_names: by label, without
-    background; empty: those of the data set. network: a key of NETWORKS; "": decided by the file.
+    source: path of the file, or "COCO_V1". class_names: by label, without background; empty: those of the data set.
+    network: a key of NETWORKS; "": decided by the file.
     Returns an SSD300 with its label map, on the CPU, its heads and priors in our order, and the name of the format.
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it; ConnectionError, naming the
     URL, if a download fails.
     """
-    if format not in ("auto", *FORMATS):
-        raise ValueError(f"format is {format!r}; it must be one of auto, {', '.join(FORMATS)}")
     if network not in ("", *NETWORKS):
         raise ValueError(f"network is {network!r}; it must be one of {', '.join(NETWORKS)}")
-    state = read_weights(source, network or "ssd300_vgg16")
+    state = download_weights(network or "ssd300_vgg16") if source == "COCO_V1" else read_weights(source)
     try:
-        format = recognise_format(state, format)
-        return convert_state(state, format, class_names, network), format
+        return convert_state(state, class_names, network)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -97,7 +93,6 @@ class PeerFormat(NamedTuple):
     loc: str  # and those of the heads for offsets,
     cl: str  # and for scores; within each of these, layers come in our order
     scale: str  # the name of rescale_factors
-    class_names: tuple = (voc_labels, COCO_NAMES)  # of the data sets of published weights
     mean: tuple | None = None  # None: the network's own, here and below
     std: tuple | None = None
     # In the Caffe code's cells of six priors 2, 1/2, 3, 1/3 follow the two squares, in ours 2, 3, 1/2, 1/3.
@@ -119,8 +114,8 @@ FORMATS = {
     ),
     "torchvision": PeerFormat(
         ("backbone.features.", "backbone.extra."), "head.regression_head.module_list.",
-        "head.classification_head.module_list.", "backbone.scale_weight", class_names=(COCO_NAMES,),
-        mean=CAFFE_MEAN, std=CAFFE_STD, max_size_offset=math.log(1000 / 16) / SIZE_VARIANCE,  # its bbox_xform_clip
+        "head.classification_head.module_list.", "backbone.scale_weight", mean=CAFFE_MEAN, std=CAFFE_STD,
+        max_size_offset=math.log(1000 / 16) / SIZE_VARIANCE,  # its bbox_xform_clip
     ),
 }  # fmt: skip
 
@@ -134,18 +129,16 @@ REFUSED = {
 }
 
 
-def recognise_format(state, format):
+def recognise_format(state):
     """The format whose layers a state dict has; ValueError, if possible with the reason, if there is none."""
-    candidates = list(FORMATS) if format == "auto" else [format]
-    for candidate in candidates:
-        peer = FORMATS[candidate]
+    for format, peer in FORMATS.items():
         if all(has_entries(state, prefix) for prefix in (*peer.body, peer.loc, peer.cl)):
-            return candidate
+            return format
     for prefix, reason in REFUSED.items():
         if has_entries(state, prefix):
             raise ValueError(f"it is {reason}")
     found = printable(", ".join(list(state)[:5])) or "none at all"
-    raise ValueError(f"its entries are not named as those of {', '.join(candidates)}; they are {found}")
+    raise ValueError(f"its entries are not named as those of {', '.join(FORMATS)}; they are {found}")
 
 
 def has_entries(state, prefix):
@@ -155,8 +148,9 @@ def has_entries(state, prefix):
 # --- From their entries to ours -------------------------------------------------------------------
 
 
-def convert_state(state, format, class_names=(), network=""):
-    """Build our model from the state dict of a format; the arguments are those of `convert()`."""
+def convert_state(state, class_names=(), network=""):
+    """Build our model from a state dict: see `convert()`."""
+    format = recognise_format(state)
     peer = FORMATS[format]
     is_lite = "backbone.features.0.0.0.weight" in state
     cl_biases = [name for name in list_entries(state, [peer.cl]) if name.endswith(".bias")]
@@ -173,35 +167,30 @@ def convert_state(state, format, class_names=(), network=""):
         labels = COCO_LABELS  # those that are in use
         label_map = make_label_map(COCO_NAMES)
     else:
-        label_map = make_label_map(class_names or choose_names(peer, n_classes - 1))
-        labels = list(range(len(label_map)))
-        if len(labels) != n_classes:
-            raise ValueError(f"it has {n_classes - 1} classes, but the given names are {len(labels) - 1}")
+        labels = list(range(n_classes))
+        label_map = make_label_map(class_names or choose_names(n_classes - 1))
+        if len(label_map) != n_classes:
+            raise ValueError(f"it has {n_classes - 1} classes, but the given names are {len(label_map) - 1}")
 
-    found = recognise_network(format, is_lite, n_maps=len(cl_biases), n_classes=len(labels))
+    if is_lite:
+        found = "ssdlite320_mobilenet_v3_large"
+        peer = peer._replace(mean=None, std=None)
+    else:
+        found = "ssd512_vgg16" if len(cl_biases) == 7 else "ssd300_vgg16"
+        if format == "torchvision" or len(labels) == len(COCO_LABELS):
+            found += "_coco"  # whose priors are smaller
     if network and network.removesuffix("_coco") != found.removesuffix("_coco"):
         raise ValueError(f"it looks like {found}, not like {network}")
-    if is_lite:
-        peer = peer._replace(mean=None, std=None)
     model = SSD300(len(labels), found, peer.mean, peer.std, peer.max_size_offset, peer.antialias)
     model.label_map = label_map
     model.priors_cxcy.copy_(read_priors(state, format, found))
     model.load_state_dict(translate_state(state, peer, model, labels, n_classes))
-    return model
+    return model, format
 
 
-def recognise_network(format, is_lite, n_maps, n_classes):
-    """The row of NETWORKS that weights are for; those for COCO's classes have priors of their own."""
-    if is_lite:
-        return "ssdlite320_mobilenet_v3_large"
-    name = "ssd512_vgg16" if n_maps == 7 else "ssd300_vgg16"
-    is_coco = format == "torchvision" or n_classes == len(COCO_LABELS)
-    return f"{name}_coco" if is_coco else name
-
-
-def choose_names(peer, n_classes):
-    """The class names of that one of a format's data sets that has so many classes."""
-    for names in peer.class_names:
+def choose_names(n_classes):
+    """The class names of that data set of published weights, VOC or COCO, that has so many classes."""
+    for names in (voc_labels, COCO_NAMES):
         if len(names) == n_classes:
             return names
     raise ValueError(
@@ -336,16 +325,27 @@ def get_tensor(state, entry):
 # --- Reading the file, without running anything ---------------------------------------------------
 
 DOWNLOADS = {
-    "ssd300_vgg16": SSD300_VGG16_Weights,
-    "ssd300_vgg16_coco": SSD300_VGG16_Weights,
-    "ssdlite320_mobilenet_v3_large": SSDLite320_MobileNet_V3_Large_Weights,
+    "ssd300_vgg16": SSD300_VGG16_Weights.COCO_V1,
+    "ssd300_vgg16_coco": SSD300_VGG16_Weights.COCO_V1,
+    "ssdlite320_mobilenet_v3_large": SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
 }
 
 
-def read_weights(source, network):
+def download_weights(network):
+    """torchvision's state dict, from its cache or its server; ConnectionError, naming the URL, if that fails."""
+    if network not in DOWNLOADS:
+        raise ValueError(f"torchvision has no weights for network={network}, only for {', '.join(DOWNLOADS)}")
+    weights = DOWNLOADS[network]
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
+        raise ConnectionError(
+            f"could not download {weights.url}: {error}. Fetch it by other means, and give --source=FILE"
+        ) from error
+
+
+def read_weights(source):
     """Read a state dict, or the tensors of a pickled model: dict of name to tensor on the CPU. See `convert()`."""
-    if source == "COCO_V1":
-        return download_weights(network)
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: there is no such file; or give COCO_V1 for torchvision's weights")
     try:
@@ -353,19 +353,6 @@ def read_weights(source, network):
     except Exception as error:  # a file that is damaged, or made to do harm, can fail in many ways
         reason = printable(error, 400)
         raise ValueError(f"{source}: no weights could be read from it, and nothing in it was run: {reason}") from error
-
-
-def download_weights(network):
-    """torchvision's state dict, from its cache or its server; ConnectionError, naming the URL, if that fails."""
-    if network not in DOWNLOADS:
-        raise ValueError(f"torchvision has no weights for network={network}, only for {', '.join(DOWNLOADS)}")
-    weights = DOWNLOADS[network].COCO_V1
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
-        raise ConnectionError(
-            f"could not download {weights.url}: {error}. Fetch it by other means, and give --source=FILE"
-        ) from error
 
 
 def read_file(path):
