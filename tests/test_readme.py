@@ -15,8 +15,9 @@ import torch
 from helpers import REPO
 from PIL import Image
 from torch import nn
+from torchvision.ops import batched_nms
 
-from model import NETWORKS, SSD300, match_priors
+from model import NETWORKS, SSD300, MultiBoxLoss, match_priors
 from utils import cxcy_to_xy, find_jaccard_overlap, override_parameters, script_parameters
 
 
@@ -114,7 +115,7 @@ def test_quoted_code_is_the_code(file, name, quoted):
     """Line by line in the file, in this order, without the docstring."""
     assert make_figures.source_of(file, name) == quoted, "run `make figures`"
     lines = (REPO / file).read_text(encoding="utf-8").splitlines()
-    defined = make_figures.line_of(file, name)
+    defined = make_figures.find_definition(file, name).lineno
     own = [line.strip() for line in lines[defined - 3 : defined + 80]]
     place = 0
     for line in quoted.splitlines():
@@ -164,10 +165,19 @@ def test_the_scene_tells_what_the_text_says():
     assert float(entropies[of["G"]] + loc_losses[of["G"]]) > total / 2 and "More than half of the total" in WORDS
 
 
-def test_matching_of_the_scene_is_the_code_s():
+def test_matching_and_loss_of_the_scene_are_the_code_s():
     here = scene.Scene()
     matched = match_priors(here.boxes_xy, cxcy_to_xy(here.priors_cxcy), 0.5).tolist()
-    assert matched == [-1 if item is None else item for item, _ in here.owners()]
+    assert all(matched[prior] == item for item, prior in scene.step_1(here.overlaps))
+    for prior, (item, step) in enumerate(here.owners()):
+        best_overlap, best = here.overlaps[:, prior].max(dim=0)
+        assert step == 1 or item == (int(best) if best_overlap >= 0.5 else None)
+    labels, entropies, counts, loc_losses = scene.losses(here)
+    criterion = MultiBoxLoss(here.priors_cxcy, neg_pos_ratio=scene.NEG_POS_RATIO)
+    locs, scores = (torch.tensor(here.predictions[name])[None] for name in ("locs", "scores"))
+    loss = criterion(locs, scores, [here.boxes_xy], [here.labels])
+    assert float(loss) == pytest.approx(float((entropies * counts).sum() + loc_losses.sum()) / int((labels > 0).sum()))
+    assert f"**{float(loss):.2f}**. `MultiBoxLoss` returns the same number" in README
 
 
 def test_the_suppression_example_ends_right():
@@ -182,6 +192,12 @@ def test_the_suppression_example_ends_right():
     is_found = scene.TINY in items.tolist()
     assert is_found == (here.predictions["best_tiny_score"] > scene.MIN_SCORE)
     assert ("It is found" if is_found else "It is missed") in README
+    assert sorted(batched_nms(boxes_xy, scores, labels, scene.MAX_OVERLAP).tolist()) == kept
+    if is_found:  # by a prior that ties with G, and is not G
+        found_by = here.predictions["candidate_priors"][labels.tolist().index(int(here.labels[scene.TINY]))]
+        overlaps = here.all_overlaps[scene.TINY]
+        assert float(overlaps[found_by]) == pytest.approx(float(overlaps.max()), abs=1e-5)
+        assert found_by != scene.PRIORS[scene.PRIOR_NAMES.index("G")]
     rows = [row for row in scene.candidates_table(here).splitlines() if row.startswith("| **")]
     assert len({row.split("|")[4] for row in rows}) == len(rows) == 7
 
@@ -192,6 +208,8 @@ def test_numbers_of_the_precision_recall_example():
     assert [int(a) / int(b) for a, b, _, _ in rows] == pytest.approx(precisions)
     assert [int(c) / int(d) for _, _, c, d in rows] == pytest.approx(recalls)
     assert f"{average_precision:.3f}" in README
+    points = [max([p for p, r in zip(precisions, recalls, strict=True) if r >= k / 10], default=0) for k in range(11)]
+    assert sum(points) / 11 == pytest.approx(average_precision)
 
 
 def test_figures_are_the_script_s_and_can_be_read_aloud():

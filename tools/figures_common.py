@@ -45,10 +45,6 @@ def show_square(axis, title=""):
     axis.set_frame_on(False)
 
 
-def hide(axis):
-    axis.set_axis_off()
-
-
 def plain_axes(axis):
     axis.spines[["top", "right"]].set_visible(False)
 

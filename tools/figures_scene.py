@@ -14,7 +14,6 @@ from figures_common import (
     RED,
     add_arrow,
     add_box,
-    hide,
     panels,
     plain_axes,
     show_photo,
@@ -35,6 +34,7 @@ from scene import (
     step_1,
     suppression_steps,
 )
+from torchvision.transforms.functional import to_pil_image
 
 from datasets import transform
 from detect import draw_boxes, find_objects
@@ -46,25 +46,26 @@ LABEL_PLACES = ("top", "bottom right", "bottom right", "right")  # of the scene'
 
 def draw_hero(model):
     """What the network finds in six pictures of about the same shape that it was not trained on."""
-    size = (390, 312)
-    cells = []
-    for number in range(1, 101):
-        image, boxes_xy, _ = load_picture(number)
-        same_shape = abs(image.width / image.height - size[0] / size[1]) < 0.05
-        if len(cells) < 6 and len(boxes_xy) >= 2 and same_shape:
-            annotated = draw_boxes(image, *find_objects(image, min_score=0.4, model=model), CLASS_COLORS)
-            cells.append(annotated.resize(size))
-    gap = 10
-    sheet = Image.new("RGB", (3 * size[0] + 2 * gap, 2 * size[1] + gap), "white")
-    for place, cell in enumerate(cells):
-        row, column = divmod(place, 3)
-        sheet.paste(cell, (column * (size[0] + gap), row * (size[1] + gap)))
-    return sheet
+    pictures = []
+    for number in (4, 15, 33, 44, 54, 69):  # of the sample's test split
+        image, _, _ = load_picture(number)
+        found = find_objects(image, min_score=0.4, model=model)
+        pictures.append(draw_boxes(image, *found, CLASS_COLORS).resize((390, 312)))
+    return put_in_rows([pictures[:3], pictures[3:]])
+
+
+def put_in_rows(rows, gap=10):
+    """One picture of rows of pictures, with white gaps; all of a row are of the same height."""
+    strips = []
+    for pictures in rows:
+        padded = [np.pad(picture, ((0, gap), (0, gap), (0, 0)), constant_values=255) for picture in pictures]
+        strips.append(np.hstack(padded))
+    return Image.fromarray(np.vstack(strips)[:-gap, :-gap])
 
 
 def draw_scene(_model):
     """The picture that runs through the page, without and with its boxes."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     figure, (left, right) = panels(2, 5)
     show_photo(left, scene.image, "what the network gets: 300 × 300 pixels", ticks=True)
     show_photo(right, scene.image, "what it should say", ticks=True)
@@ -75,7 +76,7 @@ def draw_scene(_model):
 
 def draw_forms(_model):
     """One box in the three forms."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     box, prior = scene.boxes_xy[0], scene.priors_cxcy[0]
     figure, axes = panels(3, 4.3)
     x_min, y_min, x_max, y_max = box.tolist()
@@ -105,7 +106,7 @@ def draw_forms(_model):
 
 def draw_offsets(_model):
     """How the left star's prior has to move and to change its size, with arrows."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     box_cxcy, prior_cxcy = xy_to_cxcy(scene.boxes_xy[0]), scene.priors_cxcy[0]
     offsets = cxcy_to_gcxgcy(box_cxcy[None], prior_cxcy[None])[0].tolist()
     b_x, b_y, b_w, b_h = box_cxcy.tolist()
@@ -119,7 +120,7 @@ def draw_offsets(_model):
     ends += [((p_x, p_y + side * p_h / 2), (p_x, b_y + side * b_h / 2)) for side in (-1, 1)]
     for start, end in [*ends, ((p_x, p_y), (b_x, b_y))]:
         add_arrow(left, start, end, INK, "-|>", 1.6, halo=True)
-    hide(right)
+    right.set_axis_off()
     lines = [
         ("the centre moves", ""),
         ("", f"g_c_x = ({b_x:.3f} − {p_x:.3f}) / ({p_w:.3f} · 0.1) = {offsets[0]:.2f}"),
@@ -137,7 +138,7 @@ def draw_offsets(_model):
 
 def draw_matching(_model):
     """The eight priors of the scene, and what each is to predict."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     figure, axes = panels(2, 5.1)
     titles = ("eight of the 8732 priors", "after matching: what each must predict")
     places = ("top right", "left", "bottom right", "top", "bottom right", "left", "top", "top")
@@ -158,7 +159,7 @@ def draw_matching(_model):
 
 def draw_overlaps(_model):
     """The table of overlaps as a heat map: as it is, the four rounds of step 1, and step 2."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     overlaps = scene.overlaps.numpy()  # (4, 8): a row an object, a column a prior
     n_objects, n_priors = overlaps.shape
     pairs = step_1(scene.overlaps)
@@ -198,7 +199,7 @@ def mark_cell(axis, column, row, color):
 
 def draw_batch(_model):
     """Three pictures with different numbers of objects: images are stacked, boxes are listed."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     others = [load_picture(number) for number in BATCH_PICTURES]
     items = [(scene.image, scene.boxes_xy, scene.names), *others]
     figure, axes = panels(3, 5.0)
@@ -230,10 +231,8 @@ def draw_pipeline(model):
     best, labels = probabilities[:, 1:].max(dim=1)
     colors = [CLASS_COLORS[CLASS_NAMES[int(label) + 1]] for label in labels]
     is_candidate = best > MIN_SCORE
-    found_boxes, found_labels, found_scores = (
-        values[0]
-        for values in detect_objects(locs[None], scores[None], model.priors_cxcy, MIN_SCORE, MAX_OVERLAP, TOP_K)
-    )
+    inputs = locs[None], scores[None], model.priors_cxcy
+    (found_boxes,), (found_labels,), (found_scores,) = detect_objects(*inputs, MIN_SCORE, MAX_OVERLAP, TOP_K)
 
     figure, axes = panels(3, 6.6, rows=2)
     captions = (
@@ -281,7 +280,7 @@ PIPELINE_PICTURE = 67  # of the sample's test split
 
 def draw_mining(model):
     """The scene's four own priors and its hardest negatives; the losses of the negatives, sorted."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     _, scores = predict(model, scene.image)
     matched = match_priors(scene.boxes_xy, cxcy_to_xy(model.priors_cxcy), 0.5)  # (P,), -1: background
     is_positive = matched >= 0
@@ -350,62 +349,43 @@ def draw_nms(_model):
 
 def draw_augmentation(_model):
     """The scene as `transform()` changes it, one step at a time and all together."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
+    n_objects = len(scene.boxes_xy)
+    difficulties = torch.zeros(n_objects, dtype=torch.uint8)
     every_step = ("distort", "zoom_out", "crop", "flip")
-    # Which of the random results is shown: the first one with so many objects, so many of them cut at the edge, and a
-    # circle of such a width; and, for colours, the one after so many others.
-    cases = [
-        ("as it is", (), 4, 0, (0, 1), 0), ("1. zoomed out", ("zoom_out",), 4, 0, (0.1, 0.2), 0),
-        ("2. cropped", ("crop",), 3, 1, (0.3, 1), 0), ("4. colours", ("distort",), 4, 0, (0, 1), 6),
-        ("4. colours, drawn again", ("distort",), 4, 0, (0, 1), 11), ("5. flipped", ("flip",), 4, 0, (0, 1), 3),
-        ("all steps", every_step, 3, 1, (0.1, 0.4), 0), ("all steps, drawn again", every_step, 3, 1, (0.1, 0.3), 1),
+    cases = [  # the seeds were chosen by eye: the results should differ, and show what the text says
+        ("as it is", (), 0), ("1. zoomed out", ("zoom_out",), 1), ("2. cropped", ("crop",), 60),
+        ("4. colours", ("distort",), 6), ("4. colours, drawn again", ("distort",), 11), ("5. flipped", ("flip",), 3),
+        ("all steps", every_step, 38), ("all steps, drawn again", every_step, 131),
     ]  # fmt: skip
     figure, axes = panels(4, 6.5, rows=2)
-    for axis, (title, steps, n_objects, n_cut, widths, n_skipped) in zip(axes, cases, strict=True):
-        pixels, found, labels = augment_until(scene, steps, n_objects, n_cut, widths, n_skipped)
-        show_photo(axis, Image.fromarray(pixels.permute(1, 2, 0).numpy()), title)
-        for box, label in zip(found, labels.tolist(), strict=True):
+    for axis, (title, steps, seed) in zip(axes, cases, strict=True):
+        rng = np.random.default_rng(seed)
+        pixels, boxes_xy, labels, _ = transform(
+            scene.image, scene.boxes_xy * 300, scene.labels, difficulties, "TRAIN", rng, augment=steps
+        )
+        show_photo(axis, to_pil_image(pixels), title)
+        for box, label in zip(boxes_xy, labels.tolist(), strict=True):
             add_box(axis, box, "white", width=4)
             add_box(axis, box, CLASS_COLORS[CLASS_NAMES[label]], width=2.2)
-        all_stay = n_objects == len(scene.boxes_xy)
-        text = f"{n_objects} objects" if all_stay else f"{n_objects} of {len(scene.boxes_xy)} objects stay"
+        all_stay = len(boxes_xy) == n_objects
+        text = f"{n_objects} objects" if all_stay else f"{len(boxes_xy)} of {n_objects} objects stay"
+        n_cut = int(((boxes_xy <= 0) | (boxes_xy >= 1)).any(dim=1).sum())
         if n_cut:
             text += f"\n{n_cut} of them cut at the edge"
         axis.set_xlabel(text, fontsize=10.5, color=FAINT if all_stay else AMBER)
     return figure
 
 
-def augment_until(scene, steps, n_objects, n_cut, widths, n_skipped):
-    """The scene after `transform()`, with the first seed that gives what is wanted: see `draw_augmentation()`."""
-    circle = scene.labels[2]
-    difficulties = torch.zeros(len(scene.labels), dtype=torch.uint8)
-    split = "TRAIN" if steps else "TEST"
-    for seed in range(1000):
-        rng = np.random.default_rng(seed)
-        options = {"augment": steps} if steps else {}
-        pixels, found, labels, _ = transform(
-            scene.image, scene.boxes_xy * 300, scene.labels, difficulties, split, rng, **options
-        )
-        is_cut = ((found <= 0) | (found >= 1)).any(dim=1)
-        is_wide = [widths[0] < float(box[2] - box[0]) < widths[1] for box in found[labels == circle]]
-        if len(found) == n_objects and int(is_cut.sum()) == n_cut and all(is_wide) and is_wide:
-            if n_skipped == 0:
-                return pixels, found, labels
-            n_skipped -= 1
-    raise ValueError(f"no seed below 1000 gives {n_objects} objects, {n_cut} of them cut, after {steps}")
-
-
 def draw_photos(model, images, min_score):
     """A strip of photos of one height with what a network finds in them. images: list of PIL images."""
-    height, gap = 370, 10
-    photos = [image.resize((round(height * image.width / image.height), height)) for image in images]
-    strip = Image.new("RGB", (sum(photo.width + gap for photo in photos) - gap, height), "white")
-    left = 0
-    for photo in photos:
+    height = 370
+    photos = []
+    for image in images:
+        photo = image.resize((round(height * image.width / image.height), height))
         found = find_objects(photo, min_score=min_score, model=model)
-        strip.paste(draw_boxes(photo, *found, class_colors(model.label_map)), (left, 0))
-        left += photo.width + gap
-    return strip
+        photos.append(draw_boxes(photo, *found, class_colors(model.label_map)))
+    return put_in_rows([photos])
 
 
 FIGURES = {

@@ -1,11 +1,11 @@
 """The README's figures that need no picture: network, priors, heads, losses, metric, log. See make_figures.py."""
 
-import csv
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from analyze import read_log
 from figures_common import (
     AMBER,
     BLUE,
@@ -19,7 +19,6 @@ from figures_common import (
     add_arrow,
     add_box,
     add_cells,
-    hide,
     panels,
     plain_axes,
     show_photo,
@@ -31,7 +30,7 @@ from scene import Scene
 
 from eval import calculate_mAP
 from model import NETWORKS, SSD300, decimate, l2_normalize
-from utils import cxcy_to_xy, find_jaccard_overlap, find_paired_intersection
+from utils import cxcy_to_xy, find_areas, find_jaccard_overlap, find_paired_intersection
 
 
 def draw_overlap(_model):
@@ -40,13 +39,15 @@ def draw_overlap(_model):
     others = torch.tensor([[7.0, 3, 11, 9], [3, 3, 9, 9], [2, 0, 8, 6], [0, 0, 6, 5]])
     figure, axes = panels(4, 3.1)
     for axis, second in zip(axes, others, strict=True):
-        mins, maxs = torch.maximum(first, second)[:2], torch.minimum(first, second)[2:]
-        if (maxs > mins).all():
-            axis.add_patch(Rectangle(mins.tolist(), *(maxs - mins).tolist(), color=AMBER, alpha=0.4, linewidth=0))
+        x_min, y_min = torch.maximum(first, second)[:2].tolist()
+        x_max, y_max = torch.minimum(first, second)[2:].tolist()
+        if x_max > x_min and y_max > y_min:
+            shared = Rectangle((x_min, y_min), x_max - x_min, y_max - y_min, color=AMBER, alpha=0.4, linewidth=0)
+            axis.add_patch(shared)
         add_box(axis, first, BLUE, width=3)
         add_box(axis, second, RED, width=3)
         intersection = float(find_paired_intersection(first, second))
-        union = sum(float((box[2] - box[0]) * (box[3] - box[1])) for box in (first, second)) - intersection
+        union = float(find_areas(first) + find_areas(second)) - intersection
         overlap = float(find_jaccard_overlap(first[None], second[None]))
         axis.set(xlim=(-0.5, 11.5), ylim=(9.5, -0.5), aspect="equal", xticks=[], yticks=[])
         axis.set_frame_on(False)
@@ -89,52 +90,48 @@ def describe_stages(network):
     return stages
 
 
-def draw_network(network):
+def draw_network(network, _model):
     """A network as a row of blocks; under each source map its head and its priors."""
-
-    def draw(_model):
-        row = NETWORKS[network]
-        by_name = {source.name: source for source in row.sources}
-        stages = describe_stages(network)
-        figure, (axis,) = panels(1, 5.5)
-        bar = -2.85  # where the heads' outputs end
-        for x, (name, channels, grid, layers, is_source) in enumerate(stages):
-            height = 0.13 + 0.87 * (grid / row.input_size) ** 0.5
-            color = BLUE if is_source else FAINT if name.startswith("pool") else "#9aa4af"
-            width = 0.34 if name.startswith("pool") else 0.66
-            axis.add_patch(Rectangle((x - width / 2, -height), width, 2 * height, color=color, alpha=0.8))
-            label = f"{name}: {layers}" if layers else name
-            axis.text(x - 0.12, height + 0.07, label, va="bottom", rotation=60, fontsize=10, rotation_mode="anchor")
-            axis.text(x, 0, str(grid), ha="center", va="center", color="white", fontsize=10, weight="bold", rotation=90)
-            axis.text(x, -1.1, channels, ha="center", va="top", fontsize=9.5, color=INK)
-            if is_source:
-                source = by_name["conv4_3" if name.startswith("conv4") else name]
-                n = source.n_priors
-                add_arrow(axis, (x, -1.35), (x, -1.92), BLUE, width=1.5)
-                if row.l2_norm and source == row.sources[0]:
-                    plate = {"facecolor": "white", "edgecolor": BLUE, "pad": 2}
-                    axis.text(x, -1.55, "L2 norm", ha="center", va="center", fontsize=9, color=BLUE, bbox=plate)
-                axis.add_patch(Rectangle((x - 0.44, -2.42), 0.88, 0.48, facecolor="white", edgecolor=BLUE))
-                axis.text(x, -2.18, f"{n}·4\n{n}·C", ha="center", va="center", fontsize=9, color=BLUE)
-                add_arrow(axis, (x, -2.44), (x, bar + 0.03), BLUE, width=1.5)
-                axis.text(x, bar - 0.45, f"{grid}²·{n}\n{grid * grid * n}", ha="center", va="top",
-                          fontsize=9, color=BLUE)  # fmt: skip
-        total = sum(source.n_priors * source.grid**2 for source in row.sources)
-        axis.add_patch(Rectangle((-0.4, bar - 0.36), len(stages) - 0.2, 0.36, color=BLUE, alpha=0.9))
-        axis.text((len(stages) - 1) / 2, bar - 0.18, f"{total} priors: {total} × 4 offsets and {total} × C scores",
-                  ha="center", va="center", color="white", fontsize=11)  # fmt: skip
-        for y, text, color in (
-            (0, "cells in a row", INK), (-1.1, "channels", INK), (-2.08, "heads 3×3", BLUE),
-            (bar - 0.45, "priors", BLUE),
-        ):  # fmt: skip
-            axis.text(-0.62, y, text, ha="right", va="center" if y == 0 else "top", fontsize=9.5, color=color)
-        axis.set(xlim=(-2.6, len(stages) - 0.3), ylim=(bar - 1.1, 3.0))
-        title = f"{network}, C classes. Blue: the {len(row.sources)} feature maps that heads look at"
-        axis.set_title(f"{title}. (Heights are not to scale.)", fontsize=11)
-        hide(axis)
-        return figure
-
-    return draw
+    row = NETWORKS[network]
+    by_name = {source.name: source for source in row.sources}
+    stages = describe_stages(network)
+    figure, (axis,) = panels(1, 5.5)
+    bar = -2.85  # where the heads' outputs end
+    for x, (name, channels, grid, layers, is_source) in enumerate(stages):
+        height = 0.13 + 0.87 * (grid / row.input_size) ** 0.5
+        color = BLUE if is_source else FAINT if name.startswith("pool") else "#9aa4af"
+        width = 0.34 if name.startswith("pool") else 0.66
+        axis.add_patch(Rectangle((x - width / 2, -height), width, 2 * height, color=color, alpha=0.8))
+        label = f"{name}: {layers}" if layers else name
+        axis.text(x - 0.12, height + 0.07, label, va="bottom", rotation=60, fontsize=10, rotation_mode="anchor")
+        axis.text(x, 0, str(grid), ha="center", va="center", color="white", fontsize=10, weight="bold", rotation=90)
+        axis.text(x, -1.1, channels, ha="center", va="top", fontsize=9.5, color=INK)
+        if is_source:
+            source = by_name["conv4_3" if name.startswith("conv4") else name]
+            n = source.n_priors
+            add_arrow(axis, (x, -1.35), (x, -1.92), BLUE, width=1.5)
+            if row.l2_norm and source == row.sources[0]:
+                plate = {"facecolor": "white", "edgecolor": BLUE, "pad": 2}
+                axis.text(x, -1.55, "L2 norm", ha="center", va="center", fontsize=9, color=BLUE, bbox=plate)
+            axis.add_patch(Rectangle((x - 0.44, -2.42), 0.88, 0.48, facecolor="white", edgecolor=BLUE))
+            axis.text(x, -2.18, f"{n}·4\n{n}·C", ha="center", va="center", fontsize=9, color=BLUE)
+            add_arrow(axis, (x, -2.44), (x, bar + 0.03), BLUE, width=1.5)
+            axis.text(x, bar - 0.45, f"{grid}²·{n}\n{grid * grid * n}", ha="center", va="top",
+                      fontsize=9, color=BLUE)  # fmt: skip
+    total = sum(source.n_priors * source.grid**2 for source in row.sources)
+    axis.add_patch(Rectangle((-0.4, bar - 0.36), len(stages) - 0.2, 0.36, color=BLUE, alpha=0.9))
+    axis.text((len(stages) - 1) / 2, bar - 0.18, f"{total} priors: {total} × 4 offsets and {total} × C scores",
+              ha="center", va="center", color="white", fontsize=11)  # fmt: skip
+    for y, text, color in (
+        (0, "cells in a row", INK), (-1.1, "channels", INK), (-2.08, "heads 3×3", BLUE),
+        (bar - 0.45, "priors", BLUE),
+    ):  # fmt: skip
+        axis.text(-0.62, y, text, ha="right", va="center" if y == 0 else "top", fontsize=9.5, color=color)
+    axis.set(xlim=(-2.6, len(stages) - 0.3), ylim=(bar - 1.1, 3.0))
+    title = f"{network}, C classes. Blue: the {len(row.sources)} feature maps that heads look at"
+    axis.set_title(f"{title}. (Heights are not to scale.)", fontsize=11)
+    axis.set_axis_off()
+    return figure
 
 
 def draw_fc_to_conv(_model):
@@ -161,7 +158,7 @@ def draw_sliding(axes):
     ):  # fmt: skip
         axis.set(xlim=(-0.2, x_max), ylim=(4.6, -0.9), aspect="equal")
         axis.text((x_max - 0.2) / 2, -0.4, title, ha="center", va="bottom", fontsize=12)
-        hide(axis)
+        axis.set_axis_off()
     add_cells(left, (0, 0), texts(large[:2, :2].reshape(4, 1)))
     add_cells(left, (1.6, 0), texts(weights.reshape(4, 1)), color="#dbeafe")
     for i in range(4):
@@ -250,7 +247,7 @@ def draw_priors(_model):
     figure = Figure(figsize=(10, 6), layout="constrained")
     large, small = figure.subfigures(1, 2, width_ratios=[1.25, 1])
     axis = large.subplots()
-    picture = Scene(with_predictions=False).image
+    picture = Scene().image
     show_photo(axis, picture, "conv9_2: 5 × 5 cells, the middle one's six priors", ticks=True)
     for k in range(1, 5):
         axis.axhline(k / 5, color="white", linewidth=0.8)
@@ -329,7 +326,7 @@ def draw_heads(_model):
     axis.text(17.4, y + 0.15, f"({total}, 4) and ({total}, 21)\n(heights are not to scale)", ha="center", va="top",
               fontsize=10, color=FAINT)  # fmt: skip
     axis.set(xlim=(-0.2, 20.4), ylim=(12.6, -0.6))
-    hide(axis)
+    axis.set_axis_off()
     return figure
 
 
@@ -390,8 +387,6 @@ def draw_precision_recall(_model):
     recalls, precisions, average_precision = precision_recall()
     pairs = list(zip(recalls, precisions, strict=True))
     points = [max([p for r, p in pairs if r >= k / 10 - 1e-9], default=0.0) for k in range(11)]
-    if abs(sum(points) / 11 - average_precision) > 1e-6:
-        raise ValueError(f"the points' mean {sum(points) / 11} is not calculate_mAP()'s {average_precision}")
     figure, (axis,) = panels(1, 3.8)
     axis.plot(recalls, precisions, "o-", color=BLUE, label="after each detection")
     axis.plot(np.arange(11) / 10, points, "x", color=RED, markersize=10, markeredgewidth=2.5,
@@ -405,16 +400,13 @@ def draw_precision_recall(_model):
 
 def draw_training(log_file):
     """Both parts of the loss, and the mAP, of the demo's run, from its log."""
-    with open(Path(log_file), newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    columns = read_log(log_file)
     figure, (left, right) = panels(2, 3.5)
-    iterations = [int(row["iteration"]) for row in rows if row["loss"]]
-    for column, color, name in (("conf_loss", AMBER, "confidence"), ("loc_loss", GREEN, "localisation")):
-        left.plot(iterations, [float(row[column]) for row in rows if row["loss"]], color=color, label=name)
+    left.plot(*columns["conf_loss"], color=AMBER, label="confidence")
+    left.plot(*columns["loc_loss"], color=GREEN, label="localisation")
     left.set(xlabel="iteration", ylabel="loss", ylim=(0, None))
     left.legend(frameon=False, loc="upper right")
-    scores = [(int(row["iteration"]), float(row["mAP"])) for row in rows if row["mAP"]]
-    right.plot(*zip(*scores, strict=True), "o-", color=BLUE)
+    right.plot(*columns["mAP"], "o-", color=BLUE)
     right.set(xlabel="iteration", ylabel="mAP on 100 test pictures", ylim=(0, 1))
     for axis in (left, right):
         plain_axes(axis)
@@ -424,9 +416,9 @@ def draw_training(log_file):
 
 FIGURES = {
     "overlap.png": draw_overlap,
-    "network.png": draw_network("ssd300_vgg16"),
-    "network_ssd512.png": draw_network("ssd512_vgg16"),
-    "network_ssdlite.png": draw_network("ssdlite320_mobilenet_v3_large"),
+    "network.png": partial(draw_network, "ssd300_vgg16"),
+    "network_ssd512.png": partial(draw_network, "ssd512_vgg16"),
+    "network_ssdlite.png": partial(draw_network, "ssdlite320_mobilenet_v3_large"),
     "fc_to_conv.png": draw_fc_to_conv,
     "l2_norm.png": draw_l2_norm,
     "priors.jpg": draw_priors,

@@ -142,31 +142,39 @@ def source_of(file, name):
     """The lines of a function, class or table in a file, as they are there, without its docstring.
 
     `if architecture.is_lite:` and what it does is left out, too: the README explains SSD without SSDLite.
+    """
+    node = find_definition(file, name)
+    lines = (REPO / file).read_text(encoding="utf-8").splitlines()
+    first = node.lineno
+    left_out = set()  # numbers of lines
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        if ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            end = docstring.end_lineno
+            if lines[end] == "":  # the line after it
+                end += 1
+            left_out |= set(range(docstring.lineno, end + 1))
+    for child in ast.walk(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "architecture.is_lite" and not child.orelse:
+            left_out |= set(range(child.lineno, child.end_lineno + 1))
+    kept = [lines[number - 1] for number in range(first, node.end_lineno + 1) if number not in left_out]
+    return textwrap.dedent("\n".join(kept))
+
+
+def find_definition(file, name):
+    """The node of a file's syntax tree that defines a function, class, table or parameter.
 
     name: as it is called; of `MultiBoxLoss.forward` the `forward` of class `MultiBoxLoss` is meant.
     Raises ValueError, naming both, if there is none.
     """
-    text = (REPO / file).read_text(encoding="utf-8")
-    node = ast.parse(text)
+    node = ast.parse((REPO / file).read_text(encoding="utf-8"))
     for part in name.split("."):
         found = [child for child in node.body if part in names_of(child)]
         if not found:
             raise ValueError(f"{file} does not define {name}")
         node = found[0]
-    numbers = set(range(node.lineno, node.end_lineno + 1))
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-        numbers |= set(range(first, node.lineno))
-        if ast.get_docstring(node) is not None:
-            docstring = node.body[0]
-            numbers -= set(range(docstring.lineno, docstring.end_lineno + 1))
-            if text.splitlines()[docstring.end_lineno] == "":
-                numbers.discard(docstring.end_lineno + 1)
-    for child in ast.walk(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "architecture.is_lite" and not child.orelse:
-            numbers -= set(range(child.lineno, child.end_lineno + 1))
-    lines = text.splitlines()
-    return textwrap.dedent("\n".join(lines[number - 1] for number in sorted(numbers)))
+    return node
 
 
 def names_of(node):
@@ -181,23 +189,7 @@ CODE_LINK = re.compile(r"\[`([\w.]+)(?:\(\))?`\]\(((?:\.\./)?)([\w/]+\.py)#L\d+\
 
 def update_links(text):
     """Set the line number of each link such as [`match_priors()`](model.py#L457) to where the name is defined."""
-    return CODE_LINK.sub(lambda link: re.sub(r"#L\d+", f"#L{line_of(link[3], link[1])}", link[0]), text)
-
-
-def line_of(file, name):
-    """The line of a file, counted from 1, that defines a function, class or parameter.
-
-    name: as it is called; of `SSD300.forward` the `forward` below `class SSD300` is meant.
-    Raises ValueError, naming both, if there is none.
-    """
-    lines = (REPO / file).read_text(encoding="utf-8").splitlines()
-    start = 0
-    for part in name.split("."):
-        pattern = re.compile(rf"\s*(def|class) {part}\b|{part} = ")
-        start = next((i + 1 for i in range(start, len(lines)) if pattern.match(lines[i])), None)
-        if start is None:
-            raise ValueError(f"{file} does not define {name}")
-    return start
+    return CODE_LINK.sub(lambda link: re.sub(r"#L\d+", f"#L{find_definition(link[3], link[1]).lineno}", link[0]), text)
 
 
 if __name__ == "__main__":

@@ -12,35 +12,26 @@ can be computed from a small file.
 import json
 import math
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.ops import batched_nms
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
 import make_sample  # noqa: E402 (the path to it has to be set first)
 
+import utils  # noqa: E402
 from datasets import prepare  # noqa: E402
-from model import SSD300, MultiBoxLoss  # noqa: E402
-from utils import (  # noqa: E402
-    CENTER_VARIANCE,
-    SIZE_VARIANCE,
-    cxcy_to_gcxgcy,
-    cxcy_to_xy,
-    find_jaccard_overlap,
-    gcxgcy_to_cxcy,
-    make_label_map,
-    rev_label_map,
-    xy_to_cxcy,
-)
+from model import BACKGROUND, SSD300, detect_objects, match_priors  # noqa: E402
+from utils import cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy  # noqa: E402
 
 SCENE_FILE = REPO / "img" / "scene.json"
-LABEL_MAP = make_label_map(sorted(make_sample.CLASSES))
-CLASS_NAMES = rev_label_map(LABEL_MAP)
+LABEL_MAP = utils.make_label_map(sorted(make_sample.CLASSES))
+CLASS_NAMES = list(LABEL_MAP)  # by label
 MIN_SCORE = 0.2  # what detect.py shows
 MAX_OVERLAP = 0.45
 TOP_K = 200
@@ -56,7 +47,12 @@ SHAPES = (
 )
 OBJECT_NAMES = ("left star", "right star", "circle", "triangle")
 TINY = 3  # the triangle
+
+# Eight of the 8732 priors, which show everything that matching does. A is the left star's own, B another one that it
+# matches; C the right star's own; D lies between the stars; E is the circle's own, F, half as high, just misses it;
+# G is the triangle's own; H is far from all.
 PRIOR_NAMES = "ABCDEFGH"
+PRIORS = [8200, 8198, 8272, 8207, 6317, 6204, 4734, 7582]
 
 # Two of three negatives: with the paper's 3 for each positive all of them would count.
 NEG_POS_RATIO = 0.4
@@ -89,50 +85,26 @@ def load_picture(number):
 class Scene:
     """The picture, its objects, eight priors, and the network's predictions for them."""
 
-    def __init__(self, with_predictions=True):
+    def __init__(self):
         self.image, self.boxes_xy = draw_scene()
         self.names = [name for name, *_ in SHAPES]
         self.labels = torch.tensor([LABEL_MAP[name] for name in self.names])
         self.all_priors_cxcy = SSD300.create_prior_boxes()
         self.all_overlaps = find_jaccard_overlap(self.boxes_xy, cxcy_to_xy(self.all_priors_cxcy))  # (4, 8732)
-        self.priors = choose_priors(self.all_overlaps, self.all_priors_cxcy)  # (8,), indices
-        self.priors_cxcy = self.all_priors_cxcy[self.priors]  # (8, 4)
-        self.overlaps = self.all_overlaps[:, self.priors]  # (4, 8): a row an object, a column a prior
-        self.predictions = json.loads(SCENE_FILE.read_text()) if with_predictions else {}
+        self.priors_cxcy = self.all_priors_cxcy[PRIORS]  # (8, 4)
+        self.overlaps = self.all_overlaps[:, PRIORS]  # (4, 8): a row an object, a column a prior
+
+    @cached_property
+    def predictions(self):
+        return json.loads(SCENE_FILE.read_text())
 
     def owners(self):
         """For each prior the object that it is to predict, and in which step of matching: (object or None, step)."""
-        own = {prior: item for item, prior in step_1(self.overlaps)}
-        result = []
-        for prior in range(len(self.priors)):
-            best = int(self.overlaps[:, prior].argmax())
-            if prior in own:
-                result.append((own[prior], 1))
-            elif self.overlaps[best, prior] >= 0.5:
-                result.append((best, 2))
-            else:
-                result.append((None, 2))
-        return result
-
-
-def choose_priors(overlaps, priors_cxcy):
-    """Eight priors that show everything that matching does: indices (8,) of the 8732.
-
-    A is the left star's own, B another one that it matches; C the right star's own; D lies between the stars;
-    E is the circle's own, F, half as high, just misses it; G is the triangle's own; H is far from all.
-    """
-    left, right, circle, triangle = overlaps
-    is_second = (left >= 0.5) & (priors_cxcy[:, 2] != priors_cxcy[:, 3])
-    second = (left - 0.55).abs().masked_fill(~is_second, torch.inf)
-    between = torch.minimum(left, right).masked_fill(overlaps.max(dim=0).values >= 0.5, 0)
-    near_miss = circle.masked_fill(circle >= 0.5, 0)
-    near_misses = (near_miss > near_miss.max() - 0.001).nonzero()[:, 0]  # as near; the first is the uppermost
-    to_corner = (priors_cxcy[:, :2] - torch.tensor([0.84, 0.84])).square().sum(dim=1)
-    is_far = (overlaps.sum(dim=0) == 0) & ((priors_cxcy[:, 2:] - 0.2).abs() < 0.01).all(dim=1)
-    far = to_corner.masked_fill(~is_far, torch.inf)
-    chosen = [left.argmax(), second.argmin(), right.argmax(), between.argmax()]  # A to D
-    chosen += [circle.argmax(), near_misses[0], triangle.argmax(), far.argmin()]  # E to H
-    return torch.stack(chosen)
+        matched = match_priors(self.boxes_xy, cxcy_to_xy(self.priors_cxcy), 0.5).tolist()
+        owned = [prior for _, prior in step_1(self.overlaps)]
+        return [
+            (None if item == BACKGROUND else item, 1 if prior in owned else 2) for prior, item in enumerate(matched)
+        ]
 
 
 def step_1(overlaps):
@@ -156,12 +128,12 @@ def predict(model, image):
 
 def write_scene(model):
     """Write img/scene.json: what the model predicts for the eight priors, and for seven candidates."""
-    scene = Scene(with_predictions=False)
+    scene = Scene()
     locs, scores = predict(model, scene.image)
     priors, labels = choose_candidates(locs, scores, scene)
     content = {
-        "locs": rounded(locs[scene.priors]),
-        "scores": rounded(scores[scene.priors]),
+        "locs": rounded(locs[PRIORS]),
+        "scores": rounded(scores[PRIORS]),
         "candidate_priors": priors,
         "candidate_labels": labels,
         "candidate_locs": rounded(locs[priors]),
@@ -180,46 +152,42 @@ def choose_candidates(locs, scores, scene):
     """Candidates (a prior and a class each) for the example of suppression, by falling score.
 
     Of each object that is found the best one, and of the three larger ones also the one that overlaps it least of those
-    that it suppresses; if the triangle is missed, of the left star one more. Raises ValueError if the model finds
-    anything that is not there, or one of the three larger objects not at all: the example is to end right.
+    that it suppresses; if the triangle is missed, of the left star one more.
     """
     probabilities = F.softmax(scores, dim=1)  # (8732, C)
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, scene.all_priors_cxcy))
-    found = find_answer(boxes_xy, probabilities, scene)
+    found = find_answer(locs, scores, scene)
     chosen = []
     for item in found:
         label = int(scene.labels[item])
-        on_object = find_jaccard_overlap(boxes_xy, scene.boxes_xy[item : item + 1])[:, 0] >= 0.5
-        mine = ((probabilities[:, label] > MIN_SCORE) & on_object).nonzero()[:, 0]
+        is_on_object = find_jaccard_overlap(boxes_xy, scene.boxes_xy[item][None])[:, 0] >= 0.5
+        mine = ((probabilities[:, label] > MIN_SCORE) & is_on_object).nonzero()[:, 0]
         best = mine[probabilities[mine, label].argmax()]
-        chosen.append((int(best), label))
-        if item == TINY:
-            continue
         with_best = find_jaccard_overlap(boxes_xy[mine], boxes_xy[best][None])[:, 0]
-        doubles = mine[(with_best > MAX_OVERLAP) & (mine != best)]
-        doubles = doubles[find_jaccard_overlap(boxes_xy[doubles], boxes_xy[best][None])[:, 0].argsort()]
-        if len(doubles) < 2:
+        doubles = [int(mine[i]) for i in with_best.argsort() if with_best[i] > MAX_OVERLAP and mine[i] != best]
+        chosen.append((int(best), label))
+        if item != TINY and not doubles:
             raise ValueError(f"the model has no doubles of the {OBJECT_NAMES[item]}: choose another SEED")
-        chosen.append((int(doubles[0]), label))
+        if item != TINY:
+            chosen.append((doubles[0], label))
         if item == 0 and TINY not in found:
-            chosen.append((int(doubles[len(doubles) // 2]), label))
-    chosen = sorted(chosen, key=lambda pair: -float(probabilities[pair]))
+            chosen.append((doubles[len(doubles) // 2], label))
+    chosen.sort(key=lambda pair: -float(probabilities[pair]))
     return [prior for prior, _ in chosen], [label for _, label in chosen]
 
 
-def find_answer(boxes_xy, probabilities, scene):
-    """The objects that the model finds, each once: list of their numbers. ValueError if its answer is a wrong one."""
-    priors, labels = (probabilities[:, 1:] > MIN_SCORE).nonzero(as_tuple=True)
-    labels = labels + 1
-    boxes, scores = boxes_xy[priors], probabilities[priors, labels]
-    kept = batched_nms(boxes, scores, labels, MAX_OVERLAP)
-    best_overlaps, items = find_jaccard_overlap(boxes[kept], scene.boxes_xy).max(dim=1)
-    items = items.tolist()
-    is_right = (best_overlaps >= 0.5) & (labels[kept] == scene.labels[items])
-    if not is_right.all() or len(set(items)) < len(items) or not {0, 1, 2} <= set(items):
-        names = [CLASS_NAMES[int(label)] for label in labels[kept]]
+def find_answer(locs, scores, scene):
+    """The numbers of the objects that the model finds. ValueError if its answer is a wrong one: the example is to end
+    right, with each of the three larger objects found once, and nothing that is not there."""
+    inputs = locs[None], scores[None], scene.all_priors_cxcy
+    (boxes_xy,), (labels,), _ = detect_objects(*inputs, MIN_SCORE, MAX_OVERLAP, TOP_K)
+    best_overlaps, items = find_jaccard_overlap(boxes_xy, scene.boxes_xy).max(dim=1)
+    is_right = (best_overlaps >= 0.5) & (labels == scene.labels[items])
+    items = sorted(items.tolist())
+    if not is_right.all() or items not in ([0, 1, 2], [0, 1, 2, TINY]):
+        names = [CLASS_NAMES[label] for label in labels.tolist()]
         raise ValueError(f"the model finds {names} in the scene's picture: choose another SEED in tools/scene.py")
-    return sorted(items)
+    return items
 
 
 # --- The tables, in Markdown ----------------------------------------------------------------------
@@ -284,14 +252,14 @@ def matches_table(scene):
 
 def offsets_table(scene):
     box_cxcy, prior_cxcy = xy_to_cxcy(scene.boxes_xy[:1]), scene.priors_cxcy[:1]
-    offsets = cxcy_to_gcxgcy(box_cxcy, prior_cxcy)[0].tolist()
+    offsets = utils.cxcy_to_gcxgcy(box_cxcy, prior_cxcy)[0].tolist()
     box, prior = box_cxcy[0].tolist(), prior_cxcy[0].tolist()
     rows = []
     for i, letter in enumerate(("c_x", "c_y", "w", "h")):
         if i < 2:
-            formula = f"({box[i]:.3f} − {prior[i]:.3f}) / ({prior[i + 2]:.3f} · {CENTER_VARIANCE})"
+            formula = f"({box[i]:.3f} − {prior[i]:.3f}) / ({prior[i + 2]:.3f} · {utils.CENTER_VARIANCE})"
         else:
-            formula = f"ln({box[i]:.3f} / {prior[i]:.3f}) / {SIZE_VARIANCE}"
+            formula = f"ln({box[i]:.3f} / {prior[i]:.3f}) / {utils.SIZE_VARIANCE}"
         rows.append([letter, f"{box[i]:.3f}", f"{prior[i]:.3f}", formula, f"**{offsets[i]:.2f}**".replace("-", "−")])
     return table(["", "left star", "prior A", "computation", "offset"], rows)
 
@@ -308,7 +276,7 @@ def losses(scene):
     counts = is_positive.clone()
     counts[hardest] = True
     targets = xy_to_cxcy(scene.boxes_xy[[item or 0 for item in owners]])
-    offsets = cxcy_to_gcxgcy(targets, scene.priors_cxcy)
+    offsets = utils.cxcy_to_gcxgcy(targets, scene.priors_cxcy)
     loc_losses = F.smooth_l1_loss(locs, offsets, reduction="none").sum(dim=1) * is_positive
     return labels, entropies, counts, loc_losses
 
@@ -326,11 +294,7 @@ def losses_table(scene):
     header = ["prior", "right class", "its probability", "cross entropy", "role", "smooth L1 of the offsets"]
     n_positive = int((labels > 0).sum())
     conf, loc = float((entropies * counts).sum()), float(loc_losses.sum())
-    criterion = MultiBoxLoss(scene.priors_cxcy, neg_pos_ratio=NEG_POS_RATIO)
-    locs, scores = (torch.tensor(scene.predictions[key])[None] for key in ("locs", "scores"))
-    total = float(criterion(locs, scores, [scene.boxes_xy], [scene.labels]))
-    if abs(total - (conf + loc) / n_positive) > 1e-3:
-        raise ValueError(f"MultiBoxLoss gives {total}, the table {(conf + loc) / n_positive}")
+    total = (conf + loc) / n_positive
     text = (
         f"The cross entropies that count add up to {conf:.2f}, the localisation losses to {loc:.2f}. There are "
         f"{n_positive} positives, so the loss is ({conf:.2f} + {loc:.2f}) / {n_positive} = **{total:.2f}**. "
@@ -361,10 +325,30 @@ def candidates_table(scene):
     return f"{text}\n\n{table(header, rows)}"
 
 
+def decoding_table(scene):
+    """How the offsets that prior A predicts become the box of its candidate: `offsets_table()` the other way round."""
+    number = scene.predictions["candidate_priors"].index(PRIORS[0])
+    offsets = torch.tensor(scene.predictions["candidate_locs"][number])
+    prior = scene.priors_cxcy[0].tolist()
+    box = gcxgcy_to_cxcy(offsets, scene.priors_cxcy[0]).tolist()
+    rows = []
+    for i, letter in enumerate(("c_x", "c_y", "w", "h")):
+        offset = f"{float(offsets[i]):.2f}".replace("-", "−")
+        if i < 2:
+            formula = f"{offset} · {prior[i + 2]:.3f} · {utils.CENTER_VARIANCE} + {prior[i]:.3f}"
+        else:
+            formula = f"exp({offset} · {utils.SIZE_VARIANCE}) · {prior[i]:.3f}"
+        rows.append([letter, offset, f"{prior[i]:.3f}", formula, f"**{box[i]:.3f}**"])
+    text = (
+        f"How does A come to the box of candidate {number + 1}? The network predicts four offsets, which are decoded:"
+    )
+    return f"{text}\n\n{table(['', 'offset', 'prior A', 'computation', 'box'], rows)}"
+
+
 def describe_prior(scene, prior):
     """The letter of one of the eight priors; size and centre, in pixels, of any other of the 8732."""
-    if prior in scene.priors.tolist():
-        return f"**{PRIOR_NAMES[scene.priors.tolist().index(prior)]}**"
+    if prior in PRIORS:
+        return f"**{PRIOR_NAMES[PRIORS.index(prior)]}**"
     c_x, c_y, w, h = pixels(scene.all_priors_cxcy[prior])
     return f"{w} × {h} at {c_x}, {c_y}"
 
@@ -396,36 +380,23 @@ def suppression_table(scene):
             reason = f"overlap with {rival + 1}: {overlap:.2f}"
             reason += f", not above {MAX_OVERLAP}" if stays else f", above {MAX_OVERLAP}"
         rows.append([f"**{i + 1}**", name, reason, "kept" if stays else "dropped"])
-    check_suppression(scene)
     return table(["candidate", "class", "compared with what has been kept", "result"], rows)
 
 
-def check_suppression(scene):
-    """Raise ValueError if torchvision's suppression keeps other candidates than the table says."""
-    boxes_xy, labels, scores = candidates(scene)
-    kept = sorted(batched_nms(boxes_xy, scores, labels, MAX_OVERLAP).tolist())
-    ours = [i for i, _, _, stays in suppression_steps(scene) if stays]
-    if kept != ours:
-        raise ValueError(f"torchvision keeps the candidates {kept}, the table {ours}")
-
-
 def answer(scene):
-    """The last word of the example of suppression, in words."""
-    _, labels, scores = candidates(scene)
-    kept = [i for i, _, _, stays in suppression_steps(scene) if stays]
-    is_tiny = [int(labels[i]) == int(scene.labels[TINY]) for i in kept]
-    if any(is_tiny):
-        candidate = kept[is_tiny.index(True)]
-        score = float(scores[candidate])
-        prior = scene.predictions["candidate_priors"][candidate]
+    """The last word of the example of suppression: what became of the triangle."""
+    labels = candidates(scene)[1].tolist()
+    scores = candidates(scene)[2].tolist()
+    label = int(scene.labels[TINY])
+    if label in labels:
+        found_by = labels.index(label)
         overlaps = scene.all_overlaps[TINY]
         n_tied = int((overlaps > overlaps.max() - 1e-5).sum())
-        if prior == int(scene.priors[PRIOR_NAMES.index("G")]) or float(overlaps[prior]) < float(overlaps.max()) - 1e-5:
-            raise ValueError("the README says that a prior that ties with G finds the triangle; tell it anew")
+        prior = describe_prior(scene, scene.predictions["candidate_priors"][found_by])
         fate = (
-            f"It is found, with a score of {score:.2f}, but not by G. The prior that finds it is another one of the "
-            f"{n_tied} that tie, {describe_prior(scene, prior)}. For this picture the loss would ask it to say "
-            "background. But in training, other small objects belonged to priors of its shape, and all cells share a "
+            f"It is found, with a score of {scores[found_by]:.2f}, but not by G. The prior that finds it is "
+            f"another one of the {n_tied} that tie, {prior}. For this picture the loss would ask it to say background. "
+            "But in training, other small objects belonged to priors of its shape, and all cells share a "
             "head's weights. That was just enough: with a higher `min_score` the triangle would be missed."
         )
     else:
@@ -445,6 +416,7 @@ TABLES = {
     "offsets": offsets_table,
     "losses": losses_table,
     "candidates": candidates_table,
+    "decoding": decoding_table,
     "suppression": suppression_table,
     "answer": answer,
 }
