@@ -382,12 +382,12 @@ def test_the_detections_of_a_network(tmp_path, lists, tiny_checkpoint, run_main)
     log = write(tmp_path / "log.csv", LOG)
     settings = {"data_folder": str(lists), "checkpoint": str(tiny_checkpoint), "workers": 0, "batch_size": 2}
     out = tmp_path / "new folder" / "analysis"
-    run_main(analyze, log_file=str(log), output_folder=str(out), n_worst=3, min_score=0.2, top_k=20, **settings)
+    run_main(analyze, log_file=str(log), output_folder=str(out), **settings)
     assert sorted(path.name for path in out.iterdir()) == sorted([*OUTPUT, "loss.png"])
     with open(out / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["circle", "rectangle", "star", "triangle"]
-    assert sum(int(row["detections"]) for row in rows) == 4 * 20
+    assert sum(int(row["detections"]) for row in rows) == 4 * 200
 
 
 def test_detections_in_files(tmp_path, lists, run_main, capsys):
@@ -432,8 +432,6 @@ def test_worst_cases_of_an_earlier_analysis_do_not_stay(tmp_path, run_main, caps
         ({}, "nothing to analyze"),
         ({"checkpoint": "a.pth.tar", "read_detections_from": "b.json"}, "both given"),
         ({"log_file": "a.csv", "metric": "coco"}, '"coco"'),
-        ({"log_file": "a.csv", "min_overlap": 0.1}, "0.1"),
-        ({"log_file": "a.csv", "n_worst": -1}, "-1"),
     ],
 )
 def test_parameters_that_cannot_be(tmp_path, run_main, parameters, words):

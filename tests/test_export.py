@@ -137,7 +137,7 @@ def test_a_wrong_export_is_noticed_and_not_written(model, run, tmp_path, monkeyp
     with pytest.raises(ValueError, match="the exported network is not the model, and was not written: checked on 4"):
         run(path, **parameters)
     factor = 1.0
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"ssd\.pt2: could not be written .*No space"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"ssd\.pt2 cannot be written .*No space"):
         patch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
         run(path, **parameters)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

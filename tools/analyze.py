@@ -68,31 +68,26 @@ checkpoint = ""  # a network to analyze; "": none
 read_detections_from = ""  # or detections: a folder of comp4_det_test_<class>.txt, or a .json file; "": none
 log_file = ""  # a log of train.py; "": none
 
-# Output
 output_folder = "analysis"
-n_worst = 20  # false detections, and missed objects, on worst.jpg
 
-# Metric
 metric = "11 points"  # or "area": see eval.py
-min_overlap = 0.5  # overlap from which a detection finds an object
 
-# Detection by the network of `checkpoint`: as in eval.py
-min_score = 0.01
-max_overlap = 0.45
-top_k = 200
+# The network of `checkpoint` detects as in eval.py, with its default limits
 batch_size = 32
 workers = 4
-skip_corrupt = False  # True: take images that are missing or damaged for blank ones, instead of stopping
 device = ""  # such as "cpu"; "": the GPU, if there is one
 
 ERRORS = ("localization", "other_class", "duplicate", "background")
 KINDS = ("right", *ERRORS, "ignored")
+MIN_OVERLAP = 0.5  # from which a detection finds an object
 MIN_LOCALIZATION_OVERLAP = 0.1  # Hoiem's and TIDE's: what overlaps an object less is not about it
 
 # Hoiem's groups of the objects of a class, by their rank in size: the smallest 10%, the next 20%, 40%, 20%, 10%.
 GROUP_LIMITS = (0.1, 0.3, 0.7, 0.9)
 SIZE_GROUPS = ("XS", "S", "M", "L", "XL")  # extra small to extra large
 ASPECT_GROUPS = ("XT", "T", "M", "W", "XW")  # extra tall to extra wide
+
+N_WORST = 20  # false detections, and missed objects, on worst.jpg
 
 
 def main():
@@ -105,8 +100,8 @@ def main():
         return
     dataset = PascalVOCDataset(data_folder, split, keep_difficult=True)
     detections = read_detections(read_detections_from, dataset) if read_detections_from else run_network()
-    average_precisions, _ = score(detections, dataset, metric, min_overlap)
-    verdicts = judge_detections(detections, dataset, min_overlap)
+    average_precisions, _ = score(detections, dataset, metric, MIN_OVERLAP)
+    verdicts = judge_detections(detections, dataset)
     rows = count_by_class(verdicts, dataset, average_precisions)
     write_summary(rows, folder / "summary.csv")
     save_figure(draw_precision_recall(verdicts, dataset, average_precisions), folder / "precision_recall.png")
@@ -126,17 +121,12 @@ def check_parameters():
         raise ValueError("--checkpoint and --read_detections_from are both given: the detections are of one of them")
     if metric not in ("11 points", "area"):
         raise ValueError(f'metric is "{printable(metric)}"; here it is "11 points" or "area"')
-    if not MIN_LOCALIZATION_OVERLAP < min_overlap <= 1:
-        raise ValueError(f"min_overlap is {min_overlap}; it is more than {MIN_LOCALIZATION_OVERLAP}, and 1 at most")
-    if n_worst < 0:
-        raise ValueError(f"n_worst is {n_worst}; it is 0 or more")
 
 
 def run_network():
     """Detect the objects in all images of the split with the network of `checkpoint`: see eval.detect_all()."""
     model = load_model(checkpoint, utils.choose_device(device))
-    loader = make_test_loader(data_folder, batch_size, workers, model, skip_corrupt, split)
-    return detect_all(loader, model, min_score, max_overlap, top_k)
+    return detect_all(make_test_loader(data_folder, batch_size, workers, model, split=split), model)
 
 
 # --- What each detection is -----------------------------------------------------------------------
@@ -153,11 +143,11 @@ VERDICT = np.dtype([
 ])  # fmt: skip
 
 
-def judge_detections(detections, dataset, min_overlap=0.5):
+def judge_detections(detections, dataset):
     """Decide what each detection is, by the rules at the top of this file.
 
     detections: three lists with a tensor an image, as from `eval.detect_all()`. dataset: a PascalVOCDataset with
-    difficult objects. min_overlap: from which a detection finds an object.
+    difficult objects.
     Returns a structured array (D,) of VERDICT, by falling score.
     """
     is_difficult = dataset.difficulties.tolist()
@@ -173,16 +163,16 @@ def judge_detections(detections, dataset, min_overlap=0.5):
             own, own_overlap = find_highest(np.where(is_own_class[i], overlaps[i], 0.0))
             other, other_overlap = find_highest(np.where(is_own_class[i], 0.0, overlaps[i]))
             number, overlap = first + own, own_overlap
-            if own_overlap >= min_overlap and is_difficult[number]:
+            if own_overlap >= MIN_OVERLAP and is_difficult[number]:
                 kind = "ignored"
-            elif own_overlap >= min_overlap and number in found:
+            elif own_overlap >= MIN_OVERLAP and number in found:
                 kind = "duplicate"
-            elif own_overlap >= min_overlap:
+            elif own_overlap >= MIN_OVERLAP:
                 kind = "right"
                 found.add(number)
             elif own_overlap >= MIN_LOCALIZATION_OVERLAP:
                 kind = "localization"
-            elif other_overlap >= min_overlap:
+            elif other_overlap >= MIN_OVERLAP:
                 kind = "other_class"
                 number, overlap = first + other, other_overlap
             else:
@@ -437,7 +427,7 @@ def draw_precision_recall(verdicts, dataset, average_precisions):
         label = dataset.label_map[name]
         recall, precision = make_curve(verdicts, dataset, label, find_easy_objects(dataset, label))
         axis.plot(recall, precision, linewidth=1.2, label=f"{value:.3f}  {show_name(name)}")
-    axis.set_title(f"{split}: mean average precision {mean:.3f} ({metric}, overlap {min_overlap:g} or more)")
+    axis.set_title(f"{split}: mean average precision {mean:.3f} ({metric}, overlap {MIN_OVERLAP:g} or more)")
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     tidy(axis)
     if scored:
@@ -471,7 +461,7 @@ def draw_errors(verdicts, dataset, rows):
     objects.set(xlabel="% of the objects", title="Objects: found and missed")
     best.invert_yaxis()  # the first class on top
     labels = {
-        "right": "right", "localization": f"localised badly (overlap {MIN_LOCALIZATION_OVERLAP} to {min_overlap:g})",
+        "right": "right", "localization": f"localised badly (overlap {MIN_LOCALIZATION_OVERLAP} to {MIN_OVERLAP:g})",
         "other_class": "another class", "duplicate": "duplicate", "background": "background",
         "missed": "missed by all detections",
     }  # fmt: skip
@@ -557,8 +547,8 @@ class Case(NamedTuple):
 
 def write_worst(verdicts, dataset, path):
     """Write worst.jpg, or say why it is left out."""
-    false_cases = list_false_detections(verdicts, dataset, n_worst)
-    missed_cases = list_missed_objects(verdicts, dataset, n_worst)
+    false_cases = list_false_detections(verdicts, dataset, N_WORST)
+    missed_cases = list_missed_objects(verdicts, dataset, N_WORST)
     try:
         figure = draw_cases(false_cases, missed_cases, dataset)
     except (OSError, ValueError) as error:
@@ -621,11 +611,11 @@ def explain_missed(number, verdicts, dataset):
         box_xy = verdict["box_xy_pixels"]
         is_same_class = verdict["label"] == label
         found = f"{names[verdict['label']]} {verdict['score']:.2f}"
-        if is_same_class and overlap >= min_overlap:
+        if is_same_class and overlap >= MIN_OVERLAP:
             return box_xy, f"{name} missed: {found} overlaps another {name} more (this one {overlap:.2f})"
         if is_same_class and overlap >= MIN_LOCALIZATION_OVERLAP:
             return box_xy, f"{name} missed: {found} localised badly, overlap {overlap:.2f}"
-        if not is_same_class and overlap >= min_overlap:
+        if not is_same_class and overlap >= MIN_OVERLAP:
             return box_xy, f"{name} missed: taken for {found} (overlap {overlap:.2f})"
     return None, f"{name} missed: no detection of it"
 

@@ -45,7 +45,7 @@ from make_sample import draw_sample
 
 from datasets import prepare
 from detect import list_images, open_image
-from model import load_model
+from model import load_model, model_state
 from utils import (
     CENTER_VARIANCE,
     SIZE_VARIANCE,
@@ -53,7 +53,7 @@ from utils import (
     exit_with_message,
     gcxgcy_to_cxcy,
     override_parameters,
-    write_file,
+    write_files,
 )
 
 checkpoint = "checkpoint_ssd300.pth.tar"
@@ -69,45 +69,40 @@ top_k = 200  # objects in an image, of all classes together
 
 # The check
 images = ""  # a file, a folder, or a pattern with * or ?; "": four generated images
-tolerance = 1e-3  # how far numbers may be apart, as a part of the largest one if this is above 1
 
+TOLERANCE = 1e-3  # how far numbers may be apart, as a part of the largest one if this is above 1
 ONNX_OPSET = 18  # the version of ONNX's operators: the lowest that torch's exporter writes
 MIN_FOUND = 0.99  # objects that have to be the same: an overlap of just max_overlap can go either way
 
 
 def main():
-    check_parameters()
+    path = Path(save_to)
+    check_parameters(path)
     model = load_model(checkpoint).to(memory_format=torch.contiguous_format)  # no runtime needs channels last
     inputs = prepare(read_images(images), model)
     network = make_network(model)
-    contents = export(network, Path(save_to).suffix, batch_size)
-    report = check(network, load_exported(contents, Path(save_to).suffix), inputs, batch_size, tolerance)
-    try:
-        write_file(save_to, contents)
-    except OSError as error:
-        raise OSError(f"{save_to}: could not be written ({error})") from error
+    contents = export(network, path.suffix, batch_size)
+    report = check(network, load_exported(contents, path.suffix), inputs, batch_size)
+    write_files(path.parent, {path.name: contents})
     taken = "uint8" if uint8_input else "normalised float32"
     print(f"{save_to}: {len(contents) / 1e6:.0f} MB, takes {taken} images, {batch_size or 'any number'} at a time")
     print(report)
 
 
-def check_parameters():
-    """Refuse parameters that are out of range."""
-    if Path(save_to).suffix not in (".onnx", ".pt2"):
+def check_parameters(path):
+    """Refuse parameters that are out of range, and a file that cannot be written."""
+    if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"save_to is {save_to!r}; its suffix is the format, .onnx or .pt2")
-    if not Path(save_to).parent.is_dir():
-        raise FileNotFoundError(f"save_to={save_to}: there is no folder {Path(save_to).parent}; make it first")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"save_to={save_to}: there is no folder {path.parent}; make it first")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if Path(save_to).suffix == ".onnx" and missing:
+    if path.suffix == ".onnx" and missing:
         raise ValueError(
             f"save_to={save_to} needs the packages {', '.join(missing)}: pip install -r requirements-dev.txt; "
             "a name that ends in .pt2 needs none of them"
         )
-    if batch_size < 0 or top_k < 1 or not 0 <= min_score <= 1 or not 0 <= max_overlap <= 1:
-        raise ValueError(
-            f"batch_size={batch_size} must be 0 or more, top_k={top_k} 1 or more, min_score={min_score} and "
-            f"max_overlap={max_overlap} between 0 and 1"
-        )
+    if batch_size < 0 or top_k < 1:
+        raise ValueError(f"batch_size={batch_size} must be 0 or more, top_k={top_k} 1 or more")
 
 
 # --- What is exported -----------------------------------------------------------------------------
@@ -211,13 +206,15 @@ def make_network(model):
 @torch.no_grad()
 def export(network, suffix, batch_size):
     """A Network, on the CPU, as the bytes of a file of one of the formats; batch_size 0: for any number of images."""
-    size, dtype = network.model.input_size, torch.uint8 if network.takes_bytes else torch.float32
+    size = network.model.input_size
+    dtype = torch.uint8 if network.takes_bytes else torch.float32
     example = torch.zeros(batch_size or 2, 3, size, size, dtype=dtype)
     shapes = {"images": {0: torch.export.Dim("n_images")}} if batch_size == 0 else None
     metadata = {name: json.dumps(value) for name, value in describe(network.model).items()}
     network.eval()
     if suffix == ".pt2":
-        program, buffer = torch.export.export(network, (example,), dynamic_shapes=shapes), io.BytesIO()
+        program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+        buffer = io.BytesIO()
         extra_files = {f"{name}.json": value for name, value in metadata.items()}
         torch.export.save(program, buffer, extra_files=extra_files)
         return buffer.getvalue()
@@ -239,17 +236,14 @@ def export(network, suffix, batch_size):
 
 def describe(model):
     """What goes along with a network: see the top of this file."""
+    known = model_state(model)
+    del known["model"]  # the weights
+    known["priors_cxcy"] = known["priors_cxcy"].tolist()
     return {
-        "label_map": model.label_map,
-        "network": model.network,
+        **known,
         "input_size": model.input_size,
-        "antialias": model.antialias,
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        "priors_cxcy": model.priors_cxcy.tolist(),
         "center_variance": CENTER_VARIANCE,
         "size_variance": SIZE_VARIANCE,
-        "max_size_offset": model.max_size_offset,
     }
 
 
@@ -274,7 +268,7 @@ def load_exported(contents, suffix):
 
 
 @torch.no_grad()
-def check(network, exported, inputs, batch_size, tolerance):
+def check(network, exported, inputs, batch_size):
     """Compare an exported network with the model that it was made from.
 
     network: the Network. exported: from `load_exported()`. inputs: (n, 3, S, S) float32, from `prepare()`.
@@ -295,9 +289,9 @@ def check(network, exported, inputs, batch_size, tolerance):
         offsets = max(relative_difference(our[0], their[0]) for our, their in pairs)
         scores = max(relative_difference(our[1], their[1]) for our, their in pairs)
         report = f"offsets differ from the model's by {offsets:.1e} at most, scores by {scores:.1e}"
-        agrees = max(offsets, scores) <= tolerance
+        agrees = max(offsets, scores) <= TOLERANCE
     else:
-        counts = torch.tensor([count_same(our, their, tolerance) for our, their in pairs])
+        counts = torch.tensor([count_same(our, their) for our, their in pairs])
         n_same, n_ours, n_theirs = counts.sum(dim=0).tolist()
         report = f"it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
         agrees = n_same >= MIN_FOUND * max(n_ours, n_theirs)
@@ -320,7 +314,7 @@ def relative_difference(ours, theirs):
     return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
 
 
-def count_same(ours, theirs, tolerance):
+def count_same(ours, theirs, tolerance=TOLERANCE):
     """How many objects of an image are the same, and how many there are of each side.
 
     ours: boxes (n, 4), labels (n,), scores (n,). theirs: the same of length top_k, label 0 where there is none.

@@ -156,43 +156,34 @@ def annotate_video(video, target, model, rows):
     if not 0 < frame_rate < 1000:  # unknown
         frame_rate = FRAME_RATE
     n_promised = 0 if is_live(video) else max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-
     n_frames = 0
     last_time = 0.0
     stopped = False
     writer = None
+    progress = tqdm(total=n_promised or None, unit="frame")
     try:
-        with tqdm(total=n_promised or None, unit="frame") as progress:
-            images = read_frames(capture)
-            while images and not stopped:
-                last_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                times = [(n_frames + i) / frame_rate for i in range(len(images))]
-                annotated = annotate_frames(images, times, n_frames + 1, model, rows)
+        while not stopped and (images := read_frames(capture)):
+            last_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            times = [(n_frames + i) / frame_rate for i in range(len(images))]
+            for image in annotate_frames(images, times, n_frames + 1, model, rows):
                 if writer is None:
-                    size = images[0].size
-                    writer = open_writer(target, frame_rate, size)
-                for image in annotated:
-                    if image.size != size:
-                        raise ValueError(
-                            f"{video}: after frame {n_frames} its size changes, from {size} to {image.size}"
-                        )
-                    pixels_bgr = np.asarray(image)[:, :, ::-1].copy()
-                    writer.write(pixels_bgr)
-                    n_frames += 1
-                    stopped = stopped or (show and not show_frame(pixels_bgr))
-                progress.update(len(images))
-                images = read_frames(capture)
+                    writer = open_writer(target, frame_rate, image.size)
+                pixels_bgr = np.asarray(image)[:, :, ::-1].copy()
+                writer.write(pixels_bgr)
+                n_frames += 1
+                stopped = stopped or (show and not show_frame(pixels_bgr))
+            progress.update(len(images))
     except KeyboardInterrupt:  # how a camera is stopped
         stopped = True
     finally:
+        progress.close()
         capture.release()
         if writer is not None:
             writer.release()
-    if n_frames == 0 and stopped:
-        return 0  # before the first frame: there is nothing to check
-    if n_frames == 0:
+    if n_frames > 0:
+        check_written(target, n_frames)
+    elif not stopped:
         raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
-    check_written(target, n_frames)
     # Some files promise more frames than they have, but not more seconds.
     if not stopped and n_frames < n_promised and last_time + 1.5 / frame_rate < n_promised / frame_rate:
         raise ValueError(
@@ -268,17 +259,17 @@ def annotate_gif(video, target, model, rows):
     """
     images = []
     durations = []  # in milliseconds
-    problem = None
+    options = {}
+    problem = ""
     with open_file(video) as animation:
-        loop = animation.info.get("loop")  # how often it is repeated; None: it is not
+        if "loop" in animation.info:  # how often it is repeated
+            options["loop"] = animation.info["loop"]
         try:
             for frame in ImageSequence.Iterator(animation):
                 images.append(make_upright_rgb(frame, video))
                 durations.append(frame.info.get("duration", 0))
         except Exception as error:  # Pillow's readers raise errors of many kinds
-            problem = (
-                f"{video}: damaged after frame {len(images)} ({printable(error)}); {target} holds the frames before"
-            )
+            problem = f"{video}: damaged after frame {len(images)} ({printable(error)})"
     if not images:
         raise ValueError(problem)
     annotated = []
@@ -286,13 +277,9 @@ def annotate_gif(video, target, model, rows):
         batch = images[start : start + batch_size]
         times = [sum(durations[: start + i]) / 1000 for i in range(len(batch))]
         annotated += annotate_frames(batch, times, start + 1, model, rows)
-
-    options = {"save_all": True, "append_images": annotated[1:], "duration": durations}
-    if loop is not None:
-        options["loop"] = loop
-    save_image(annotated[0], target, **options)
+    save_image(annotated[0], target, save_all=True, append_images=annotated[1:], duration=durations, **options)
     if problem:
-        raise ValueError(problem)
+        raise ValueError(f"{problem}; {target} holds the frames before")
     return len(annotated)
 
 
