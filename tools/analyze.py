@@ -216,7 +216,8 @@ def count_by_class(verdicts, dataset, average_precisions):
         for kind in KINDS:
             row[kind] = int((kinds == kind).sum())
         row["missed"] = int((is_easy & is_missed).sum())
-        row["average_precision"] = average_precisions[name]
+        value = average_precisions[name]
+        row["average_precision"] = "" if math.isnan(value) else f"{value:.6f}"  # "": it has no object to find
         rows.append(row)
     return rows
 
@@ -228,14 +229,11 @@ def add_up(rows):
 
 
 def write_summary(rows, path):
-    """Write the counts as a table; a class without an object to find has no average precision."""
+    """Write the counts as a table, summary.csv."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
-    for row in rows:
-        score = row["average_precision"]
-        shown = "" if math.isnan(score) else f"{score:.6f}"
-        writer.writerow({**row, "class": printable(row["class"]), "average_precision": shown})
+    writer.writerows(rows)
     utils.write_file(path, text.getvalue())
     print(f"written: {path}")
 

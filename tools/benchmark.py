@@ -197,6 +197,45 @@ def make_torchvision_transform():
     ])  # fmt: skip
 
 
+# --- torchvision's SSD, on our priors -------------------------------------------------------------
+
+MIN_SCORE, MAX_OVERLAP, TOP_K = 0.01, 0.45, 200
+
+
+class TorchvisionSSD:
+    """Its matching and loss (an object may lose its best prior to another), and its post-processing.
+
+    As shipped, at most 400 candidates of a class enter suppression. With the cap lifted it computes what
+    `detect_objects()` does but for the clipping of boxes.
+    """
+
+    def __init__(self, priors_cxcy, topk_candidates=400):
+        self.anchors = cxcy_to_xy(priors_cxcy)
+        self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        self.matcher = SSDMatcher(0.5)
+        self.neg_to_pos_ratio = 3
+        self.score_thresh = MIN_SCORE
+        self.nms_thresh = MAX_OVERLAP
+        self.detections_per_img = TOP_K
+        self.topk_candidates = topk_candidates
+
+    def compute_loss(self, locs, scores, boxes, labels):
+        targets = []
+        matched = []
+        for image_boxes, image_labels in zip(boxes, labels, strict=True):
+            target = {"boxes": image_boxes.to(locs.device), "labels": image_labels.to(locs.device)}
+            targets.append(target)
+            matched.append(self.matcher(box_iou(target["boxes"], self.anchors)))
+        outputs = {"bbox_regression": locs, "cls_logits": scores}
+        return sum(SSD.compute_loss(self, targets, outputs, [self.anchors] * len(locs), matched).values())
+
+    @torch.no_grad()
+    def detect(self, locs, scores):
+        outputs = {"bbox_regression": locs, "cls_logits": scores}
+        sizes = [(1, 1)] * len(locs)  # of the images: boxes are fractional
+        return SSD.postprocess_detections(self, outputs, [self.anchors] * len(locs), sizes)
+
+
 # --- Loss -----------------------------------------------------------------------------------------
 
 
@@ -217,7 +256,7 @@ def benchmark_loss():
 
 def compare_losses(case, priors_cxcy, locs, scores, objects):
     ours = MultiBoxLoss(priors_cxcy)
-    theirs = TorchvisionLoss(priors_cxcy)
+    theirs = TorchvisionSSD(priors_cxcy).compute_loss
 
     def run(criterion):
         locs.grad = None
@@ -230,26 +269,6 @@ def compare_losses(case, priors_cxcy, locs, scores, objects):
         "floor: log-softmax alone": lambda: F.log_softmax(scores.detach(), dim=2),
     }
     return compare(case, versions)
-
-
-class TorchvisionLoss:
-    """torchvision's matching and SSD.compute_loss(): an object may lose its best prior to another."""
-
-    def __init__(self, priors_cxcy):
-        self.anchors = cxcy_to_xy(priors_cxcy)
-        self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-        self.matcher = SSDMatcher(0.5)
-        self.neg_to_pos_ratio = 3
-
-    def __call__(self, locs, scores, boxes, labels):
-        targets = []
-        matched = []
-        for image_boxes, image_labels in zip(boxes, labels, strict=True):
-            target = {"boxes": image_boxes.to(locs.device), "labels": image_labels.to(locs.device)}
-            targets.append(target)
-            matched.append(self.matcher(box_iou(target["boxes"], self.anchors)))
-        outputs = {"bbox_regression": locs, "cls_logits": scores}
-        return sum(SSD.compute_loss(self, targets, outputs, [self.anchors] * len(boxes), matched).values())
 
 
 def make_up_objects(n_images, fewest=1, most=6, seed=0):
@@ -449,29 +468,6 @@ def benchmark_training():
 
 # --- Detection ------------------------------------------------------------------------------------
 
-MIN_SCORE, MAX_OVERLAP, TOP_K = 0.01, 0.45, 200
-
-
-class TorchvisionDetection:
-    """torchvision's SSD.postprocess_detections() as shipped: 400 candidates a class, 200 detections an image.
-
-    Its cap can be lifted; then it computes what `detect_objects()` does but for the clipping of boxes.
-    """
-
-    def __init__(self, priors_cxcy, topk_candidates):
-        self.anchors = cxcy_to_xy(priors_cxcy) * 300
-        self.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-        self.score_thresh = MIN_SCORE
-        self.nms_thresh = MAX_OVERLAP
-        self.detections_per_img = TOP_K
-        self.topk_candidates = topk_candidates
-
-    @torch.no_grad()
-    def __call__(self, locs, scores):
-        n_images = len(locs)
-        outputs = {"bbox_regression": locs, "cls_logits": scores}
-        return SSD.postprocess_detections(self, outputs, [self.anchors] * n_images, [(300, 300)] * n_images)
-
 
 def trained_like_predictions(n_images, priors_cxcy, n_classes=21, seed=0):
     """Offsets and scores like a trained model's for photos: 4.5% of the pairs of prior and class above 0.01.
@@ -529,8 +525,8 @@ def benchmark_detection():
 
 def compare_detections(name, priors_cxcy, locs, scores):
     """Time detection, and say how much of what it should return torchvision's cap costs."""
-    capped = TorchvisionDetection(priors_cxcy, topk_candidates=400)
-    uncapped = TorchvisionDetection(priors_cxcy, topk_candidates=10**9)
+    capped = TorchvisionSSD(priors_cxcy).detect
+    uncapped = TorchvisionSSD(priors_cxcy, topk_candidates=10**9).detect
     n_lost = 0
     n_all = 0
     for all_found, found in zip(uncapped(locs, scores), capped(locs, scores), strict=True):

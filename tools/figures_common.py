@@ -49,8 +49,13 @@ def plain_axes(axis):
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def add_box(axis, box_xy, color, label="", width=2.0, dashed=False, at="top", clip=True, size=10):
-    """Draw a fractional box, with a label on a plate of its colour beside one of its edges."""
+def add_box(axis, box_xy, color, label="", width=2.0, dashed=False, at="top", clip=True, size=10, halo=0):
+    """Draw a fractional box, with a label on a plate of its colour beside one of its edges.
+
+    halo: width of a white box below it, so that it can be seen on a photo.
+    """
+    if halo:
+        add_box(axis, box_xy, "white", width=halo)
     x_min, y_min, x_max, y_max = (float(value) for value in box_xy)
     style = {"edgecolor": color, "linewidth": width, "linestyle": "--" if dashed else "-", "clip_on": clip}
     axis.add_patch(Rectangle((x_min, y_min), x_max - x_min, y_max - y_min, fill=False, **style))

@@ -146,14 +146,14 @@ def draw_matching(_model):
         show_photo(axis, scene.image, title)
     for name, prior, (item, _), place in zip(PRIOR_NAMES, scene.priors_cxcy, scene.owners(), places, strict=True):
         box = cxcy_to_xy(prior)
-        add_box(axes[0], box, "white", width=3.5)
-        add_box(axes[0], box, INK, name, 1.6, at=place, size=11)
-        color = FAINT if item is None else CLASS_COLORS[scene.names[item]]
-        text = f"{name}: background" if item is None else f"{name}: {scene.names[item]}"
+        add_box(axes[0], box, INK, name, 1.6, at=place, size=11, halo=3.5)
         place = "bottom" if name == "D" else place
         if item is None:
-            add_box(axes[1], box, "white", width=2.4)
-        add_box(axes[1], box, color, text, 1.4 if item is None else 2.6, dashed=item is None, at=place, size=11)
+            text = f"{name}: background"
+            add_box(axes[1], box, FAINT, text, 1.4, dashed=True, at=place, size=11, halo=2.4)
+        else:
+            class_name = scene.names[item]
+            add_box(axes[1], box, CLASS_COLORS[class_name], f"{name}: {class_name}", 2.6, at=place, size=11)
     return figure
 
 
@@ -328,8 +328,7 @@ def draw_nms(_model):
         show_photo(axis, scene.image)
         for j in kept:
             add_box(axis, boxes_xy[j], "white", width=1.5)
-        add_box(axis, boxes_xy[i], "white", width=4.5)
-        add_box(axis, boxes_xy[i], GREEN if stays else RED, width=2.8)
+        add_box(axis, boxes_xy[i], GREEN if stays else RED, width=2.8, halo=4.5)
         if stays:
             kept.append(i)
         name = CLASS_NAMES[int(labels[i])]
@@ -366,8 +365,7 @@ def draw_augmentation(_model):
         )
         show_photo(axis, to_pil_image(pixels), title)
         for box, label in zip(boxes_xy, labels.tolist(), strict=True):
-            add_box(axis, box, "white", width=4)
-            add_box(axis, box, CLASS_COLORS[CLASS_NAMES[label]], width=2.2)
+            add_box(axis, box, CLASS_COLORS[CLASS_NAMES[label]], width=2.2, halo=4)
         all_stay = len(boxes_xy) == n_objects
         text = f"{n_objects} objects" if all_stay else f"{len(boxes_xy)} of {n_objects} objects stay"
         n_cut = int(((boxes_xy <= 0) | (boxes_xy >= 1)).any(dim=1).sum())

@@ -255,8 +255,7 @@ def draw_priors(_model):
     axis.add_patch(Rectangle((0.4, 0.4), 0.2, 0.2, color="white", alpha=0.45))
     for box, color, name in zip(priors_of_cell("conv9_2", 2, 2), RATIO_COLORS, RATIO_NAMES, strict=True):
         width, height = (300 * (box[2:] - box[:2])).tolist()
-        add_box(axis, box, "white", width=4.5)
-        add_box(axis, box, color, width=2.6)
+        add_box(axis, box, color, width=2.6, halo=4.5)
         axis.plot([], [], color=color, linewidth=3, label=f"{name}: {width:.0f} × {height:.0f}")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False, fontsize=11)
     for axis, source in zip(small.subplots(3, 2).flat, NETWORKS["ssd300_vgg16"].sources, strict=True):
