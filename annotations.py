@@ -643,9 +643,9 @@ def pair_yolo(part, note):
         if not label_folder or not image.startswith(os.path.join(image_folder, "")):  # a list's, from elsewhere
             image_folder = os.path.dirname(image)
             label_folder = find_labels(image_folder)
-        files = find_files(label_folder, (".txt",)), find_files(image_folder, SOUGHT_IMAGES)
-        label, label_guessed_from = find_label(image, *files, guess_once)
-        pairs.append((image, label, guessed_from or label_guessed_from))
+        labels = find_files(label_folder, (".txt",))
+        label, named_image = find_label(image, labels, find_files(image_folder, SOUGHT_IMAGES), guess_once)
+        pairs.append((image, label, guessed_from or named_image))
     used = {label for _, label, _ in pairs}
     for path in [] if part.image_list else find_files(part.annotations, (".txt",)).paths:
         file = os.path.join(part.annotations, path)
@@ -677,12 +677,10 @@ def find_label(image, labels, images, guess):
 
 
 def guess_labels(labels, images):
-    """The label files without an image of their name, by the image that each, and no other of them, can mean."""
+    """The label files by the image that their names can mean, where it is one, and no other of them means it."""
     claims = {}
     for path in labels.paths:
-        stem = os.path.splitext(path)[0]
-        image = None if images.same_stem(stem) else images.guess(stem)
-        claims.setdefault(image, []).append(path)
+        claims.setdefault(images.guess(os.path.splitext(path)[0]), []).append(path)
     return {image: paths[0] for image, paths in claims.items() if image and len(paths) == 1}
 
 
@@ -770,12 +768,15 @@ def count_keypoint_numbers(rows, parts):
     long_rows = [row for row in rows if len(row) > 6]
     if not long_rows:
         return 0
-    n_numbers = Counter(len(row) for row in long_rows).most_common(1)[0][0]
+    n_numbers, n_rows = Counter(len(row) for row in long_rows).most_common(1)[0]
+    n_enough = 0.8 * len(long_rows)
+    if n_rows < n_enough:
+        return 0
     rows = [row for row in long_rows if len(row) == n_numbers]
     for size, n_more in ((3, 0), (3, 1), (3, 2), (2, 0), (2, 1), (2, 2)):  # numbers of a keypoint; behind all of them
         end = n_numbers - n_more
         fitting = [row for row in rows if fits_keypoints(row[:end], size)]
-        if len(fitting) < 0.8 * len(long_rows):
+        if len(fitting) < n_enough:
             continue
         has_visibilities = size == 3 and all(number.is_integer() for row in fitting for number in row[6:end:3])
         may_be_outlines = all(0 <= number <= 1 for row in rows for number in row[:-1])  # the last may be a track
@@ -832,9 +833,10 @@ def refuse_unclear_ends(records):
             is_unclear = may_end_in_track(numbers) and numbers[-1] in (0, 1)
             if is_unclear and box_around(numbers) != box_around(numbers[:-2]):
                 raise ValueError(
-                    f"{printable(record.file, 1000)}: a label line ends in {numbers[-2]:g} {numbers[-1]:g}: the last "
-                    "point of an outline, or a confidence and a track; the other lines do not show which. If points, "
-                    "data.yaml has to say kpt_shape: [0, 0]; if not, take the two numbers off all lines"
+                    f"{printable(record.file, 1000)}: the line with {show_numbers(numbers)} ends in {numbers[-2]:g} "
+                    f"{numbers[-1]:g}: the last point of an outline, or a confidence and a track; the other lines do "
+                    "not show which. If points, data.yaml has to say kpt_shape: [0, 0]; if not, take the two numbers "
+                    "off all lines"
                 )
 
 

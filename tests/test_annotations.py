@@ -681,7 +681,7 @@ def test_a_last_point_at_the_border_is_a_point_where_other_lines_show_it(tmp_pat
     ["0 0.4 0.3 0.6 0.3 0.5 1", "0 0.4 0.3 0.6 0.3 0.5 0.9"],
 ])  # fmt: skip
 def test_ends_that_may_be_points_or_tracks_are_refused(tmp_path, lines):
-    with pytest.raises(ValueError, match=r"a\.txt: a label line ends in 0\.\d [01]: .*kpt_shape: \[0, 0\]"):
+    with pytest.raises(ValueError, match=r"a\.txt: the line with '0\.4 .* ends in 0\.\d [01]: .*kpt_shape: \[0, 0\]"):
         read_lines(tmp_path, *lines)
     boxes, _, _ = read_lines(tmp_path, *lines, yaml="names: [cat, dog]\nkpt_shape: [0, 0]")
     points = [float(number) for number in lines[-1].split()[1:]]

@@ -514,6 +514,17 @@ def test_a_folder_labels_whose_images_are_not_in_images(tmp_path, images):
     assert all(len(row.objects) == 1 for row in read_annotations(str(tmp_path), WANTED, {})[1]["TRAIN"])
 
 
+@pytest.mark.parametrize("yaml", ["train: JPEGImages", "train: list.txt"])
+def test_a_data_yaml_on_images_in_jpegimages(tmp_path, yaml):
+    for name in "ab":
+        write_image(tmp_path / "JPEGImages" / "day" / f"{name}.jpg")
+        write(tmp_path / "labels" / "day" / f"{name}.txt", f"0 {BOX}")
+    write(tmp_path / "list.txt", "JPEGImages/day/a.jpg\nJPEGImages/day/b.jpg")
+    write(tmp_path / "data.yaml", f"names: [cat]\n{yaml}")
+    records = read(tmp_path, notes := {})
+    assert [len(record.objects) for record in records] == [1, 1] and notes == {}
+
+
 def test_a_path_in_place_of_a_file_name(tmp_path):
     write_image(tmp_path / "images" / "one.png")
     write_annotation(tmp_path / "Annotations", "<path>C:\\p\\one.png</path>", object_xml(), name="000")
