@@ -5,7 +5,7 @@ PYTHON = .venv/bin/python
 SOURCES = *.py tools tests notebooks
 DEMO =  # parameters of tools/demo.py, such as DEMO="--minutes=1"
 FIGURES =  # parameters of tools/make_figures.py, such as FIGURES="--pages_only=True"
-GPU_CHECK =  # parameters of tools/gpu_check.py, such as GPU_CHECK="--parts=tests,benchmark"
+GPU_CHECK =  # parameters of tools/gpu_check.py, such as GPU_CHECK="--parts=tests,speed"
 
 demo: .venv/installed
 	$(PYTHON) tools/demo.py $(DEMO)

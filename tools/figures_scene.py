@@ -38,7 +38,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from datasets import transform
 from detect import draw_boxes, find_objects
-from model import detect_objects, match_priors
+from model import SSD300_SOURCES, detect_objects, match_priors
 from utils import class_colors, cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy
 
 LABEL_PLACES = ("top", "bottom right", "bottom right", "right")  # of the scene's four objects
@@ -154,6 +154,45 @@ def draw_matching(_model):
         else:
             class_name = scene.names[item]
             add_box(axes[1], box, CLASS_COLORS[class_name], f"{name}: {class_name}", 2.6, at=place, size=11)
+    return figure
+
+
+def draw_grids(_model):
+    """Which feature maps find which objects: the cells of all positive priors, on the three maps that have any."""
+    scene = Scene()
+    matched = match_priors(scene.boxes_xy, cxcy_to_xy(scene.all_priors_cxcy), threshold=0.5)  # (8732,)
+    figure, axes = panels(3, 4.1)
+    first = 0  # number of a map's first prior
+    for axis, source in zip(axes, SSD300_SOURCES[:3], strict=True):
+        n_priors = source.grid**2 * source.n_priors
+        owners = matched[first : first + n_priors]
+        show_photo(axis, scene.image, f"{source.name}: {source.grid} × {source.grid} cells")
+        side = 1 / source.grid
+        for i in range(1, source.grid):
+            axis.axvline(i * side, color="white", linewidth=0.5, alpha=0.7)
+            axis.axhline(i * side, color="white", linewidth=0.5, alpha=0.7)
+        counts = []
+        for item, name in enumerate(scene.names):
+            color = CLASS_COLORS[name]
+            add_box(axis, scene.boxes_xy[item], color, width=1.6)
+            priors = first + (owners == item).nonzero()[:, 0]
+            for c_x, c_y in scene.all_priors_cxcy[priors, :2].unique(dim=0).tolist():
+                axis.add_patch(Rectangle((c_x - side / 2, c_y - side / 2), side, side, color=color, alpha=0.7))
+            if len(priors):
+                counts.append(f"{OBJECT_NAMES[item]} {len(priors)}")
+        axis.set_xlabel("positive priors:\n" + ", ".join(counts), fontsize=11)
+        first += n_priors
+    return figure
+
+
+def draw_learning(models):
+    """What one network finds in the scene's picture at several times of its training. models: iteration -> model."""
+    scene = Scene()
+    figure, axes = panels(len(models) // 2, 7.4, rows=2)
+    for axis, (iteration, model) in zip(axes, models.items(), strict=True):
+        objects = find_objects(scene.image, min_score=MIN_SCORE, model=model)
+        show_photo(axis, draw_boxes(scene.image, *objects, CLASS_COLORS))
+        axis.set_xlabel(f"after {iteration} iterations", fontsize=12)
     return figure
 
 
@@ -395,6 +434,7 @@ FIGURES = {
     "offsets.jpg": draw_offsets,
     "matching.jpg": draw_matching,
     "overlaps.png": draw_overlaps,
+    "grids.jpg": draw_grids,
     "mining.jpg": draw_mining,
     "augmentation.jpg": draw_augmentation,
     "nms.jpg": draw_nms,

@@ -3,6 +3,7 @@
     python tools/make_figures.py                                       all of it; or: make figures
     python tools/make_figures.py --only=network.png,priors.jpg         some of the figures
     python tools/make_figures.py --only=photos.jpg --photos_checkpoint=checkpoint_ssd300.pth.tar
+    python tools/make_figures.py --only=learning.jpg --snapshots=snapshots
     python tools/make_figures.py --pages_only=True                     no figures: tables, code and line numbers
 
 Most figures need a trained network: `checkpoint`, which the demo makes. If it is missing, `python tools/demo.py
@@ -40,6 +41,7 @@ from utils import override_parameters  # noqa: E402
 output_folder = "img"
 checkpoint = "demo/checkpoint_ssd300.pth.tar"  # of the demo; the log of the same run lies beside it
 photos_checkpoint = ""  # of a network for real photos: draws photos.jpg; "": that picture stays as it is
+snapshots = ""  # a folder: 25.pth.tar, saved after 25 iterations, 50.pth.tar, ...: draws learning.jpg; "": likewise
 photos_min_score = 0.4  # lowest score of an object that photos.jpg shows
 only = ()  # names of figures, such as mining.jpg; (): all
 pages_only = False  # True: draw nothing, bring only the pages up to date (after a change of the code)
@@ -48,7 +50,8 @@ PAGES = ("README.md", "docs/manual.md", "docs/experiments.md", "docs/measurement
 MAX_BYTES = 150_000  # of a figure
 MADE_BY = "made by: python tools/make_figures.py"
 FIGURES = {**figures_scene.FIGURES, **figures_theory.FIGURES}
-NAMES = (*FIGURES, "training.png", "photos.jpg")
+WITH_OTHER_NETWORKS = ("photos.jpg", "learning.jpg")
+NAMES = (*FIGURES, "training.png", *WITH_OTHER_NETWORKS)
 
 
 def main():
@@ -60,7 +63,11 @@ def main():
     if photos_checkpoint and not pages_only and (not only or "photos.jpg" in only):
         strip = figures_scene.draw_photos(load_model(photos_checkpoint), load_photos(), photos_min_score)
         save(strip, folder / "photos.jpg")
-    if not pages_only and only != ("photos.jpg",):
+    if snapshots and not pages_only and (not only or "learning.jpg" in only):
+        paths = sorted(Path(snapshots).glob("*.pth.tar"), key=lambda path: int(path.name.split(".")[0]))
+        models = {path.name.split(".")[0]: load_model(path) for path in paths}
+        save(figures_scene.draw_learning(models), folder / "learning.jpg")
+    if not pages_only and not (only and set(only) <= set(WITH_OTHER_NETWORKS)):
         draw_figures(folder)
     for page in PAGES:
         path = REPO / page
@@ -68,7 +75,7 @@ def main():
 
 
 def draw_figures(folder):
-    """Draw all figures but the photos, or those of `only`."""
+    """Draw all figures of the demo's network, or those of `only`."""
     if not (REPO / checkpoint).is_file():
         print(f"{checkpoint} is missing: the demo trains it now")
         subprocess.run([sys.executable, REPO / "tools" / "demo.py", "--iterations=2000"], cwd=REPO, check=True)
