@@ -648,7 +648,7 @@ def suppress_in_each_class(boxes_xy, labels, scores, max_overlap):
 # --- The loss -------------------------------------------------------------------------------------
 
 BACKGROUND = -1  # the object of a prior that has none
-CROSSED_OUT = -1.0  # in the table of overlaps, below all of them
+CROSSED_OUT = -1.0  # in the table of overlaps: lower than any overlap
 
 
 def match_priors(boxes_xy, priors_xy, threshold):
@@ -668,27 +668,40 @@ def match_priors(boxes_xy, priors_xy, threshold):
         raise ValueError(f"an image has {n_objects} objects, but there are {n_priors} priors to predict them")
     overlap = find_jaccard_overlap(boxes_xy, priors_xy)  # (M, P): a table, one row per object, one column per prior
 
-    # Step 1. Take the highest number of the table, the first one if there are several. Its object owns its prior from
-    # now on: cross out the row and the column. Repeat until every object has its prior.
-    # (So that it is not the whole table that is searched each time, the highest number of each row is remembered: with
-    # 300 objects this is five times as fast. NumPy, because its argmax() is ten times as fast as PyTorch's on a CPU.)
-    table = overlap.numpy().copy()
-    highest = table.max(axis=1)  # (M,): the highest number of each row
-    its_column = table.argmax(axis=1)  # (M,): and the column where it is
-    for _ in range(n_objects):
-        row = highest.argmax()
-        column = its_column[row]
-        matched[column] = int(row)
-        table[row, :] = CROSSED_OUT
-        table[:, column] = CROSSED_OUT
-        for changed in np.flatnonzero(its_column == column):  # the rows whose highest number is now crossed out
-            its_column[changed] = table[changed].argmax()
-            highest[changed] = table[changed].max()
+    # Step 1. Take the highest number of the table: its object owns its prior from now on. Cross out the row and the
+    # column, and repeat until every object has its prior.
+    for object_number, prior in take_pairs(overlap):
+        matched[prior] = object_number
 
     # Step 2. Every other prior takes the object that it overlaps most, if that overlap reaches the threshold.
     best_overlap, best_object = overlap.max(dim=0)  # (P,) each
     takes_best = (matched == BACKGROUND) & (best_overlap >= threshold)  # (P,)
     return torch.where(takes_best, best_object, matched)
+
+
+def take_pairs(table):
+    """The highest number of a table, then the highest in other rows and columns, and so on, until all rows are taken.
+
+    table: (M, P) float tensor on the CPU, without negative numbers, M <= P. It is not changed.
+    Returns M pairs (row, column), in this order. Of equal numbers the first comes first, row by row.
+    """
+    # The loop in the README searches the whole table at every turn. This one remembers the highest number of each row,
+    # and gives the same pairs; with 300 objects it is five times as fast. (And so is NumPy's argmax() on a CPU.)
+    table = table.numpy().copy()
+    best_columns = table.argmax(axis=1)  # (M,): where each row has its highest number
+    highest = table.max(axis=1)  # (M,): and this number
+    pairs = []
+    for _ in range(len(table)):
+        row = int(highest.argmax())
+        column = int(best_columns[row])
+        pairs.append((row, column))
+        table[row, :] = CROSSED_OUT
+        table[:, column] = CROSSED_OUT
+        # Search again in the rows that had their highest number in this column.
+        for changed in np.flatnonzero(best_columns == column):
+            best_columns[changed] = table[changed].argmax()
+            highest[changed] = table[changed].max()
+    return pairs
 
 
 def mine_hard_negatives(conf_losses, is_positive, n_negatives):
