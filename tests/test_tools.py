@@ -52,6 +52,16 @@ def test_the_demo_in_short(tmp_path):
     assert "Next, your own photos" in output and list((tmp_path / "detections").glob("*.jpg"))
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_demo_names_the_commands_of_the_manual(tmp_path, capsys, on_gpu):
+    (tmp_path / "checkpoint_ssd300.csv").write_text("iteration,loss,mAP\n10,9.5,\n800,1.1,\n800,,0.95\n")
+    demo.sum_up(tmp_path, tmp_path / "fullest.jpg", on_gpu)
+    printed = capsys.readouterr().out.partition("Next, your own photos")[2]
+    commands = [line.strip() for line in printed.splitlines() if line.startswith("    ")]
+    assert len(commands) == 4 and all(command.startswith("python ") for command in commands)
+    assert "\n".join(commands) in (REPO / "docs" / "manual.md").read_text(encoding="utf-8")
+
+
 def test_benchmark_of_the_loss(tmp_path):
     run_script(script("tools/benchmark.py", only="loss", repeats=1), tmp_path)
     cases = json.loads((tmp_path / "benchmark.json").read_text())["cases"]

@@ -43,6 +43,15 @@ ON_GPU = {
     "evaluate_every": 500,
 }  # fmt: skip
 
+# What to type next: the manual's recipes for 500 photos, in "Your own data".
+YOUR_PHOTOS_ON_CPU = (
+    "python train.py --network=ssd300_tiny --minutes=20 --batch_size=8 --optimizer_name=adamw --lr=3e-3 --warmup=30 "
+    "--schedule=cosine --grad_clip=10 --evaluate_every=600"
+)
+YOUR_PHOTOS_ON_GPU = (
+    "python train.py --freeze_up_to=conv5_3 --batch_size=16 --iterations=6000 --lr=5e-4 --warmup=200 "
+    '--decay_lr_at="(4000, 5000)" --evaluate_every=500'
+)
 
 USUAL_MAP = 0.9  # or more, on pictures that the network has not seen
 
@@ -104,10 +113,11 @@ Look at
     {out / "checkpoint_ssd300.csv"}    loss and mAP as they went
 More pictures: python detect.py --checkpoint={out / "checkpoint_ssd300.pth.tar"} --images={out / "sample/JPEGImages"}
 
-Next, your own photos, with annotations in Pascal VOC's layout or in a COCO file (docs/manual.md, "Your own data"):
-    python create_data_lists.py --train_data=my_data
-    python train.py --network=ssd300_tiny    on a CPU; with a GPU: python train.py
-    python detect.py --images=photo.jpg""")
+Next, your own photos, with boxes in Pascal VOC's, YOLO's or COCO's format (docs/manual.md, "Your own data"):
+    python create_data_lists.py --train_data=my_data --val_fraction=0.2
+    {YOUR_PHOTOS_ON_GPU if on_gpu else YOUR_PHOTOS_ON_CPU}
+    python eval.py --checkpoint=best_checkpoint_ssd300.pth.tar
+    python detect.py --checkpoint=best_checkpoint_ssd300.pth.tar --images=my_photos""")
 
 
 def judge(mean_ap, n_iterations, on_gpu):
