@@ -681,7 +681,16 @@ def guess_labels(labels, images):
     claims = {}
     for path in labels.paths:
         claims.setdefault(images.guess(os.path.splitext(path)[0]), []).append(path)
-    return {image: paths[0] for image, paths in claims.items() if image and len(paths) == 1}
+    return {image: paths[0] for image, paths in claims.items() if image and len(paths) == 1 and agree(image, paths[0])}
+
+
+def agree(path, other):
+    """Whether the folders of two relative paths may be the same: those of one are the last ones of the other, or none.
+    cam1/0001 is not cam0/0001, but may be 0001, or run2/cam1/0001."""
+    folders = os.path.dirname(path).lower().split(os.sep)
+    others = os.path.dirname(other).lower().split(os.sep)
+    n = min(len(folders), len(others))
+    return [""] in (folders, others) or folders[-n:] == others[-n:]
 
 
 def read_label_file(path, class_names, labels, note):
@@ -725,9 +734,10 @@ def make_yolo_boxes(records, parts, notes):
     if n_keypoints is None:
         n_keypoints = count_keypoint_numbers(rows, parts)
     has_outlines = says_outlines or (not n_keypoints and any(len(row) > 6 for row in rows))
-    has_tracks = False if says_outlines else have_tracks(rows, has_outlines)
+    others = [row for row in rows if not has_keypoints(row, n_keypoints)]
+    has_tracks = False if says_outlines else have_tracks(others, has_outlines)
     if has_tracks is None:
-        refuse_unclear_ends(records)
+        refuse_unclear_ends(records, n_keypoints)
     guesses = Counter()
     for record in records:
         objects = []
@@ -805,6 +815,11 @@ def fits_keypoints(row, size):
     return is_inside and all(abs(x - c_x) <= 0.6 * width and abs(y - c_y) <= 0.6 * height for x, y in seen)
 
 
+def has_keypoints(row, n_keypoints):
+    """Whether a line's numbers are a box and its keypoints, perhaps with a confidence, a track or both."""
+    return n_keypoints > 0 and len(row) - 4 - n_keypoints in (0, 1, 2)
+
+
 def have_tracks(rows, has_outlines):
     """Whether lines that may end in a confidence and the track 0 or 1 do so; None: the data set does not show it.
 
@@ -826,11 +841,11 @@ def may_end_in_track(numbers):
     return n >= 6 and n % 2 == 0 and 0 <= numbers[-2] <= 1 and numbers[-1].is_integer()
 
 
-def refuse_unclear_ends(records):
+def refuse_unclear_ends(records, n_keypoints):
     """Raise ValueError for a line whose box depends on whether its last two numbers are a point."""
     for record in records:
         for numbers in (row.box for row in record.objects):
-            is_unclear = may_end_in_track(numbers) and numbers[-1] in (0, 1)
+            is_unclear = may_end_in_track(numbers) and numbers[-1] in (0, 1) and not has_keypoints(numbers, n_keypoints)
             if is_unclear and box_around(numbers) != box_around(numbers[:-2]):
                 raise ValueError(
                     f"{printable(record.file, 1000)}: the line with {show_numbers(numbers)} ends in {numbers[-2]:g} "
@@ -847,10 +862,10 @@ def yolo_box(numbers, n_keypoints, has_outlines, has_tracks=False):
     has_tracks: what `have_tracks()` says.
     """
     n = len(numbers)
-    if n_keypoints and n - 4 - n_keypoints in (0, 1, 2):
+    if has_keypoints(numbers, n_keypoints):
         return boundary(numbers), f"box and keypoints ({n} numbers), the box taken"
     ends_in_track = may_end_in_track(numbers) and (has_tracks or numbers[-1] not in (0, 1))
-    is_outline = has_outlines and n >= 6
+    is_outline = has_outlines and n >= (8 if ends_in_track else 6)  # three points, or more
     n_more = n - 4  # behind the box or outline
     if is_outline:
         n_more = 2 if ends_in_track else n % 2
@@ -1075,26 +1090,27 @@ def find_yolo(folder, note, data_file="", data=None):
     """YOLO's text files and images: where a data.yaml, given or the folder's own, says, or in the usual folders."""
     if not data_file:
         data_file, data = find_data_yaml(folder)
-    parts = find_yaml_parts(data_file, data, note) if data else {}
-    if data and data.get("train") and "train" not in parts:
-        parts = {}  # its paths are those of another machine
+    by_yaml = find_yaml_parts(data_file, data, note) if data else {}
+    is_whole = "train" in by_yaml or not (data or {}).get("train")  # else its paths may be those of another machine
     find_inner = functools.partial(find_labels_folders, note=note)
     parts = (
-        parts
+        (is_whole and by_yaml)
         or find_labels_folders(folder, note)
         or find_darknet_folders(folder)
         or find_split_folders(folder, find_inner, note)
         or find_split_folders(folder, find_labels_beside, note)
         or find_labels_beside(folder)
+        or by_yaml
     )
     return {name: [part._replace(data_file=data_file, data=data) for part in group] for name, group in parts.items()}
 
 
 def find_labels_folders(folder, note):
     """Text files in a folder `labels`, images in a folder `images`, or in folders of the splits within these two."""
-    labels = find_child(folder, "labels")
-    images = find_image_folder(folder) if labels else find_child(folder, "images")
-    labels = labels or images
+    images = find_child(folder, "images")
+    if not has_files(images, SOUGHT_IMAGES):
+        images = find_child(folder, "JPEGImages") or images
+    labels = find_child(folder, "labels") or images
     parts = {}
     label_folders = split_folders(labels)
     for split, image_folder in split_folders(images).items():
@@ -1114,11 +1130,12 @@ def find_darknet_folders(folder):
 
 
 def find_labels_beside(folder):
-    """Text files beside their images; if nothing names classes, they may be captions, and are none."""
+    """Text files beside their images, or in a folder `labels` there; if nothing names classes, they may be captions, or
+    left by another program, and are none."""
     places = [folder, os.path.dirname(folder)] if split_in_name(folder) else [folder]
     if not any(find_class_file(place) or find_data_yaml(place)[1] for place in places):
         return {}
-    return make_yolo_parts("", folder, folder)
+    return make_yolo_parts("", find_child(folder, "labels") or folder, folder)
 
 
 def make_yolo_parts(split, labels, images):

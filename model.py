@@ -700,7 +700,7 @@ def take_pairs(table):
         # Search again in the rows that had their highest number in this column.
         for changed in np.flatnonzero(best_columns == column):
             best_columns[changed] = table[changed].argmax()
-            highest[changed] = table[changed].max()
+            highest[changed] = table[changed, best_columns[changed]]
     return pairs
 
 
@@ -900,7 +900,7 @@ def vgg16_entries(base, state):
     own_name_of = dict(zip(numbers, own_names, strict=False))
     for name, tensor in features.items():
         _, number, kind = name.split(".")  # features, 0, weight
-        # Layers that ours does not have, such as VGG-19's, keep their names, and load_state_dict() refuses them.
+        # A layer too many keeps its name. (load_state_dict() refuses files with more layers, such as VGG-19's.)
         own_name = own_name_of.get(int(number), name)
         entries[f"{own_name}.{kind}"] = tensor
     return entries

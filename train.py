@@ -104,7 +104,8 @@ def main():
     model, optimizer, start = start_or_resume(label_map, torch_device)
     progress = Progress(start, iterations, minutes, log_every, evaluate_every, save_every)
     if progress.is_complete():
-        print_once(f"nothing to do: {checkpoint} is at the end of its run, iteration {start.iteration}")
+        end = f"of {iterations}" if start.iteration >= iterations else f"and its {minutes:g} minutes are over"
+        print_once(f"nothing to do: {checkpoint} is at iteration {start.iteration} {end}")
         return
 
     # What learns, and how.
@@ -131,7 +132,8 @@ def main():
         Path(best_path(save_to)).unlink(missing_ok=True)
     log = TrainingLog(log_path(save_to), is_own, dataset, batches, progress)
 
-    with ending_cleanly(log, save_to):
+    hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
+    with exit_with_message(hint), ending_cleanly(log, hint):  # the first one catches what comes as the second one ends
         train(
             model, average, criterion, optimizer, learning_rate, loader, evaluation_loader, progress, log,
             bf16=bf16, compile_model=compile_model, grad_clip=grad_clip, ema_decay=ema_decay, metric=metric,
@@ -512,14 +514,14 @@ def ignore_signals(_worker):
 
 
 @contextlib.contextmanager
-def ending_cleanly(log, save_to):
-    """However training ends: the log is closed, an error becomes a message with advice, and no worker is left over."""
-    hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
+def ending_cleanly(log, hint):
+    """However training ends: the log is closed, an error becomes a message with advice, and no worker is left over.
+
+    main() puts one more exit_with_message() around this: when a worker dies, torch's signal handler raises an error
+    wherever the program is, perhaps just as this one begins to handle another. (It lets this one's SystemExit pass.)
+    """
     try:
-        # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps just as the
-        # inner exit_with_message() begins to handle another one. The outer one catches that. (It lets the inner one's
-        # SystemExit pass.)
-        with exit_with_message(hint), exit_with_message(hint), contextlib.closing(log):
+        with exit_with_message(hint), contextlib.closing(log):
             yield
     finally:
         end_workers()

@@ -772,3 +772,19 @@ def test_label_files_that_can_mean_two_images_are_not_paired(tmp_path, images, l
     records = read(write_pairs(tmp_path, [*images, "b"], [*labels, "b"]), notes := {})
     own = [label in images for label in labels]
     assert sum(len(record.objects) for record in records) == 1 + sum(own) and "image_guessed" not in notes
+
+
+@pytest.mark.parametrize(("size", "points", "others"), [
+    (2, "0.42 0.35 0.58 0.65", "0.42 0.35 0 0"), (3, "0.42 0.35 0.9 0.58 0.65 0.8", "0.42 0.35 0.9 0.5 0.6 1"),
+])  # fmt: skip
+def test_keypoints_that_end_like_a_track_are_keypoints(tmp_path, size, points, others):
+    yaml = f"names: [cat, dog]\nkpt_shape: [2, {size}]"
+    lines = [f"0 {BOX} {points}"] * 2 + [f"0 {BOX} {others}"] * 2
+    boxes, _, _ = read_lines(tmp_path, *lines, yaml=yaml)
+    assert len(boxes) == 4 and len(set(boxes)) == 1
+
+
+def test_a_box_with_confidence_and_track_among_outlines_is_no_outline(tmp_path):
+    outline = "0.3 0.3 0.7 0.3 0.7 0.7 0.3 0.7"
+    boxes, _, _ = read_lines(tmp_path, *[f"0 {outline}"] * 3, "1 0.5 0.5 0.4 0.4 0.9 7")
+    assert boxes[3] == pytest.approx((0.3, 0.3, 0.7, 0.7))

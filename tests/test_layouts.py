@@ -529,3 +529,46 @@ def test_a_path_in_place_of_a_file_name(tmp_path):
     write_image(tmp_path / "images" / "one.png")
     write_annotation(tmp_path / "Annotations", "<path>C:\\p\\one.png</path>", object_xml(), name="000")
     assert os.path.basename(read(tmp_path)[0].image) == "one.png"
+
+
+# --- What lies beside a data set must not change how it is read ------------------------------------
+
+
+def test_labels_that_a_program_left_do_not_hide_splits_or_other_layouts(tmp_path):
+    for split, name in (("train", "a"), ("valid", "b")):
+        write(tmp_path / "yolo" / split / "images" / f"{name}.jpg", "")
+        write(tmp_path / "yolo" / split / "labels" / f"{name}.txt", f"0 {BOX}\n")
+    write(tmp_path / "yolo" / "data.yaml", "names: [cat, dog]")
+    write(tmp_path / "xml" / "a.jpg", "")
+    write_annotation(tmp_path / "xml", "", object_xml())
+    for folder in ("yolo", "xml"):
+        for name in ("a", "b"):
+            write(tmp_path / folder / "labels" / f"{name}.txt", "1 0.2 0.2 0.1 0.1\n")
+    _, records = read_annotations(str(tmp_path / "yolo"), WANTED, {})
+    assert {split: [Path(record.image).name for record in part] for split, part in records.items()} == {
+        "TRAIN": ["a.jpg"], "TEST": ["b.jpg"],
+    }  # fmt: skip
+    assert all(row.name == "cat" for part in records.values() for record in part for row in record.objects)
+    (record,) = read(tmp_path / "xml")
+    assert record.file.endswith(".xml")
+
+
+def test_a_label_file_of_another_camera_is_not_guessed(tmp_path):
+    write(tmp_path / "classes.txt", "cat\n")
+    write(tmp_path / "images" / "cam0" / "0001.jpg", "")
+    write(tmp_path / "images" / "cam1" / "0002.jpg", "")
+    write(tmp_path / "labels" / "cam1" / "0001.txt", f"0 {BOX}\n")
+    write(tmp_path / "labels" / "0002.txt", f"0 {BOX}\n")
+    notes = {}
+    records = {Path(record.image).name: record for record in read(tmp_path, notes)}
+    assert [len(records[name].objects) for name in ("0001.jpg", "0002.jpg")] == [0, 1]
+    assert len(notes["image_not_found"]) == 1
+
+
+def test_a_yaml_without_train_is_read_for_the_test(tmp_path):
+    write(tmp_path / "data" / "images" / "val" / "a.jpg", "")
+    write(tmp_path / "data" / "labels" / "val" / "a.txt", f"0 {BOX}\n")
+    path = write(tmp_path / "cfg" / "d.yaml", "path: ../data\ntrain: images/train\nval: images/val\nnames: [cat]")
+    _, records = read_annotations(str(path), {"TEST": "val"}, {})
+    (part,) = records.values()
+    assert [Path(record.image).name for record in part] == ["a.jpg"]
