@@ -307,7 +307,7 @@ def set_sizes(records, check_images, skip_corrupt, boxes_drawn_on, notes):
     for record in records:
         record.size = record.declared_size
     chosen = [record for record in records if check_images or not record.size]
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # images are decoded outside Python's global lock
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL, so threads are enough
         work = pool.imap(lambda record: look_at_image(record.image, check_images), chosen, chunksize=8)
         looks = list(tqdm(work, "Checking images", len(chosen), disable=None if chosen else True))
     problems = [look.problem for look in looks if look.problem]
