@@ -736,5 +736,5 @@ def read_category_ids(dataset):
 
 if __name__ == "__main__":
     utils.override_parameters(globals(), sys.argv[1:])
-    with utils.exit_with_message(), utils.exit_with_message():  # twice: see ending_cleanly() in train.py
+    with utils.exit_with_message():
         main()

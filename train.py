@@ -133,7 +133,7 @@ def main():
     log = TrainingLog(log_path(save_to), is_own, dataset, batches, progress)
 
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
-    with exit_with_message(hint), ending_cleanly(log, hint):  # the first one catches what comes as the second one ends
+    with ending_cleanly(log, hint):
         train(
             model, average, criterion, optimizer, learning_rate, loader, evaluation_loader, progress, log,
             bf16=bf16, compile_model=compile_model, grad_clip=grad_clip, ema_decay=ema_decay, metric=metric,
@@ -515,11 +515,7 @@ def ignore_signals(_worker):
 
 @contextlib.contextmanager
 def ending_cleanly(log, hint):
-    """However training ends: the log is closed, an error becomes a message with advice, and no worker is left over.
-
-    main() puts one more exit_with_message() around this: when a worker dies, torch's signal handler raises an error
-    wherever the program is, perhaps just as this one begins to handle another. (It lets this one's SystemExit pass.)
-    """
+    """However training ends: the log is closed, an error becomes a message with advice, and no worker is left over."""
     try:
         with exit_with_message(hint), contextlib.closing(log):
             yield

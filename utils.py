@@ -404,6 +404,15 @@ def exit_with_message(hint=""):
     hint: what to do next, as a last line. Of an error from a data loader's process this shows what was said
     there. Errors of other kinds pass.
     """
+    # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps just as the
+    # inner one begins to handle another. (The outer one lets the inner one's SystemExit pass.)
+    with exit_on_error(hint), exit_on_error(hint):
+        yield
+
+
+@contextlib.contextmanager
+def exit_on_error(hint):
+    """What `exit_with_message()` does, for one error."""
     try:
         yield
     except (FloatingPointError, OSError, EOFError, ValueError, RuntimeError, MemoryError) as error:
