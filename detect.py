@@ -32,7 +32,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from datasets import IMAGE_FORMATS, check_image_file, check_image_size, pil_to_rgb, prepare
-from model import load_model
+from model import hide_classes, load_model
 from utils import (
     IMAGE_SUFFIXES,
     choose_device,
@@ -144,20 +144,6 @@ def find_in_batch(images, model, min_score=None, max_overlap=None, top_k=None, s
         names = [class_names[label] for label in labels.cpu()[has_area].tolist()]
         results.append((boxes_xy_pixels[has_area], names, scores.cpu()[has_area].tolist()))
     return results
-
-
-def hide_classes(predicted_scores, hidden):
-    """Count some classes as background, before anything is found: what is hidden takes no other object's place.
-
-    predicted_scores: (N, P, C) float tensor, before the softmax. hidden: list of labels, without 0.
-    Returns such a tensor: hidden classes have no probability, the background has theirs, the others have their own.
-    """
-    if not hidden:
-        return predicted_scores
-    result = predicted_scores.float().clone()
-    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)
-    result[:, :, hidden] = -torch.inf
-    return result
 
 
 def to_pixels(boxes_xy, size):

@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 import utils
 from datasets import PascalVOCDataset
-from detect import hide_classes
-from model import load_model
+from model import hide_classes, load_model
 from utils import find_jaccard_overlap, printable
 
 # Data

@@ -645,6 +645,20 @@ def suppress_in_each_class(boxes_xy, labels, scores, max_overlap):
     return nms(moved_xy, scores.double(), max_overlap)
 
 
+def hide_classes(predicted_scores, hidden):
+    """Count some classes as background, before anything is found: what is hidden takes no other object's place.
+
+    predicted_scores: (N, P, C) float tensor, before the softmax. hidden: list of labels, without 0.
+    Returns such a tensor: hidden classes have no probability, the background has theirs, the others have their own.
+    """
+    if not hidden:
+        return predicted_scores
+    result = predicted_scores.float().clone()
+    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)
+    result[:, :, hidden] = -torch.inf
+    return result
+
+
 # --- The loss -------------------------------------------------------------------------------------
 
 BACKGROUND = -1  # the object of a prior that has none

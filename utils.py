@@ -496,8 +496,10 @@ def fastest_memory_format(device, network):
 
     Channels last: 1.5 times as fast for ssd300_tiny, 1.9 times for SSDLite (AVX512, float32). Contiguous: 1.6 times as
     fast for the way back through VGG-16, which has no batch normalisation, on CPUs without bfloat16 units (AVX2).
-    On MPS, which was not measured, it stays PyTorch's default.
+    CUDA and MPS were not measured. On CUDA it is channels last, as NVIDIA advises; on MPS it stays PyTorch's default.
     """
+    if device.type == "cuda":
+        return torch.channels_last
     if device.type == "mps":
         return torch.contiguous_format
     has_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())

@@ -318,6 +318,7 @@ def test_nothing_is_assumed_of_a_device_that_was_not_measured():
     mps, network = torch.device("mps"), torch.nn.BatchNorm2d(1)
     assert not utils.has_bf16_units(mps) and utils.fastest_memory_format(mps, network) == torch.contiguous_format
     assert utils.fastest_memory_format(torch.device("cpu"), network) == torch.channels_last
+    assert utils.fastest_memory_format(torch.device("cuda"), torch.nn.Conv2d(1, 1, 1)) == torch.channels_last
 
 
 def test_whole_numbers_are_restored_whichever_type_they_have():
