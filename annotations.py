@@ -122,7 +122,7 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel="", cla
     elif form == "YOLO":
         used_parts = [part for name in chosen.values() for part in parts[name]]
         named_by = sorted({part.classes_from for part in used_parts})
-        description += f", classes named by {printable(', '.join(named_by), 1000)}"
+        description += f", classes named by {printable(', '.join(named_by))}"
         make_yolo_boxes(every_record, used_parts, own_notes)
     settle_guessed_images(every_record, own_notes)
     records = {split: merge_repeats(rows, own_notes) for split, rows in records.items()}
@@ -152,7 +152,7 @@ def read_splits(parts, splits, source, notes):
             note("split_empty", where_is(parts[name][0]))
         can_divide = split == "TEST" and "TRAIN" in chosen and splits.get("TEST") == "test"
         if names and split not in chosen and not can_divide and not is_optional(split, splits):
-            raise ValueError(f"{printable(where_is(parts[names[0]][0]), 1000)}: has no images")
+            raise ValueError(f"{printable(where_is(parts[names[0]][0]))}: has no images")
     if "TRAIN" in chosen and "TEST" in splits and "TEST" not in chosen:
         chosen[""] = chosen.pop("TRAIN")
         records[""] = records.pop("TRAIN")
@@ -340,7 +340,7 @@ def parse_annotation(path, first_pixel=1):
     Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is not an
     annotation, an object lacks its name or box, or entities are declared, which could expand without bounds.
     """
-    shown = printable(path, 1000)
+    shown = printable(path)
     root = parse_xml(path, shown)
     if root.tag != "annotation":
         raise ValueError(f"{shown}: not a VOC annotation: its root is <{printable(root.tag, 40)}>, not <annotation>")
@@ -428,7 +428,7 @@ def read_coco(part, source, note):
     content = read_json(path, dict)
     for key in ("categories", "images", "annotations"):
         if not isinstance(content.get(key), list):
-            raise ValueError(f"{printable(path, 1000)}: not a COCO file: it has no list of {key!r}")
+            raise ValueError(f"{printable(path)}: not a COCO file: it has no list of {key!r}")
     folders, root = ([part.images], part.images) if part.images else coco_image_folders(path)
     files = Files(root, SOUGHT_IMAGES)
     guesses = Counter()  # what was guessed, to how often
@@ -455,7 +455,7 @@ def convert(content, key, make, path, note):
         except ValueError as error:
             problems.append(f"{key}[{i}]: {error}")
     if not made:
-        raise_if_any(problems, f"{printable(path, 1000)}: none of the {len(problems)} entries of {key!r} can be used:")
+        raise_if_any(problems, f"{printable(path)}: none of the {len(problems)} entries of {key!r} can be used:")
     for problem in problems:
         note("entry_unusable", path, problem)
     return made
@@ -792,7 +792,7 @@ def count_keypoint_numbers(rows, parts):
         may_be_outlines = all(0 <= number <= 1 for row in rows for number in row[:-1])  # the last may be a track
         if may_be_outlines and not has_visibilities:
             raise ValueError(
-                f"{printable(where_is(parts[0]), 1000)}: label lines of {n_numbers} numbers may be outlines, or boxes "
+                f"{printable(where_is(parts[0]))}: label lines of {n_numbers} numbers may be outlines, or boxes "
                 "with keypoints: data.yaml has to say which (kpt_shape: [17, 3] for 17 keypoints of 3 numbers, [0, 0] "
                 "for outlines)"
             )
@@ -848,7 +848,7 @@ def refuse_unclear_ends(records, n_keypoints):
             is_unclear = may_end_in_track(numbers) and numbers[-1] in (0, 1) and not has_keypoints(numbers, n_keypoints)
             if is_unclear and box_around(numbers) != box_around(numbers[:-2]):
                 raise ValueError(
-                    f"{printable(record.file, 1000)}: the line with {show_numbers(numbers)} ends in {numbers[-2]:g} "
+                    f"{printable(record.file)}: the line with {show_numbers(numbers)} ends in {numbers[-2]:g} "
                     f"{numbers[-1]:g}: the last point of an outline, or a confidence and a track; the other lines do "
                     "not show which. If points, data.yaml has to say kpt_shape: [0, 0]; if not, take the two numbers "
                     "off all lines"
@@ -1549,11 +1549,11 @@ def tidy(path):
 def read_bytes(path):
     """The bytes of a file with annotations."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{printable(path, 1000)}: no such annotation")
+        raise FileNotFoundError(f"{printable(path)}: no such annotation")
     with open(path, "rb") as file:
         content = file.read(MAX_ANNOTATION_BYTES + 1)
     if len(content) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"{printable(path, 1000)}: not an annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
+        raise ValueError(f"{printable(path)}: not an annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
     return content
 
 
@@ -1576,14 +1576,14 @@ def read_text(path):
     try:
         return content.decode(encoding, "surrogateescape").lstrip("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{printable(path, 1000)}: its encoding is not {encoding} ({printable(error)})") from None
+        raise ValueError(f"{printable(path)}: its encoding is not {encoding} ({printable(error)})") from None
 
 
 def check_utf8(text, path):
     """Refuse a text of `read_text()` with bytes that were no text: names of classes would be wrong."""
     for number, line in enumerate(split_lines(text), start=1):
         if any("\ud800" <= letter <= "\udfff" for letter in line):
-            raise ValueError(f"{printable(path, 1000)}: line {number}: its encoding is not UTF-8; save it as UTF-8")
+            raise ValueError(f"{printable(path)}: line {number}: its encoding is not UTF-8; save it as UTF-8")
 
 
 def split_lines(text):
@@ -1596,5 +1596,5 @@ def read_lines(path):
     """The lines of a text file that are not blank: names, which cannot have zero bytes."""
     text = read_text(path)
     if "\0" in text:
-        raise ValueError(f"{printable(path, 1000)}: not a list of names: it has zero bytes")
+        raise ValueError(f"{printable(path)}: not a list of names: it has zero bytes")
     return [line for line in split_lines(text) if line]

@@ -414,7 +414,7 @@ def check_conventions(records):
     else:
         return
     hint = "If the boxes are right all the same, --trust_boxes=True takes them as they are"
-    raise ValueError(f"{printable(records[0].source, 1000)}: {found}: they look like {suspicion}. {hint}")
+    raise ValueError(f"{printable(records[0].source)}: {found}: they look like {suspicion}. {hint}")
 
 
 def mend_objects(record, keep_crowds, notes):

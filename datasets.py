@@ -112,7 +112,7 @@ def open_image_file(path):
         # A ValueError comes from check_image_file(), or from characters that no file name can have, such as "\0".
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
-        raise ValueError(f"{printable(path, 1000)}: the image file cannot be read ({printable(error)})") from None
+        raise ValueError(f"{printable(path)}: the image file cannot be read ({printable(error)})") from None
     try:
         image = Image.open(io.BytesIO(contents), formats=IMAGE_FORMATS)
     except Exception as error:
@@ -317,13 +317,15 @@ class PascalVOCDataset(Dataset):
             )
 
         objects = slice(self.starts[index], self.starts[index + 1])
-        boxes = self.boxes_xy_pixels[objects]  # (M, 4)
+        boxes_xy_pixels = self.boxes_xy_pixels[objects]  # (M, 4)
         labels = self.labels[objects]  # (M,)
         difficulties = self.difficulties[objects]  # (M,)
         # transform() augments only for "TRAIN". Here self.augment decides, whatever the split that the image is from.
         split = "TRAIN" if self.augment else "TEST"
         rng = np.random.default_rng((self.seed, epoch, index))
-        return transform(image, boxes, labels, difficulties, split, rng, self.size, self.antialias, self.augment)
+        return transform(
+            image, boxes_xy_pixels, labels, difficulties, split, rng, self.size, self.antialias, self.augment
+        )
 
     def image_names(self):
         """Names of the images as Pascal VOC's files have them: without folder and extension."""
@@ -447,7 +449,7 @@ def read_objects(path, images, n_classes):
             check_entry(entry, n_classes)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             problem = f"wrong boxes, labels, difficulties, areas or size: {printable(error, 500)}"
-            raise ValueError(f"{path}: {printable(image, 1000)}: {problem}") from None
+            raise ValueError(f"{path}: {printable(image)}: {problem}") from None
     return entries
 
 
@@ -546,7 +548,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
     if not isinstance(image, torch.Tensor):
         image = pil_to_tensor(pil_to_rgb(image))
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    boxes_xy_pixels = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     _, height, width = image.shape
     photo = (0, 0, width, height)
     steps = augment if split == "TRAIN" else ()
@@ -564,14 +566,14 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         canvas = photo
     crop = canvas
     if "crop" in steps:
-        crop = draw_crop(canvas, photo, boxes, rng)
+        crop = draw_crop(canvas, photo, boxes_xy_pixels, rng)
     source = intersect(crop, photo)
     place = find_place(source, crop, size)
 
     # Objects stay if their centre is in the crop.
-    stays = find_centers_inside(boxes, np.array([crop]))[:, 0]  # (n,) bool
+    stays = find_centers_inside(boxes_xy_pixels, np.array([crop]))[:, 0]  # (n,) bool
     kept = stays.nonzero()[0]  # (m,): the numbers of the objects that stay, such as [0, 2]
-    boxes = move_boxes(boxes[kept], source, place, size)  # (m, 4), from here on in fractions of the new image
+    boxes_xy = move_boxes(boxes_xy_pixels[kept], source, place, size)  # (m, 4), fractions of the new image
 
     # Resize, colours, flip. (Caffe changes the colours first. After resizing there are far fewer pixels to change.)
     x_min, y_min, x_max, y_max = source
@@ -581,15 +583,15 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         image = distort(image, colors)
     image = put_on_filler(image, place, size)  # after the colours, so that the filler keeps its own
     if "flip" in steps and is_flipped:
-        image, boxes = flip(image, boxes)
-    # Your own step:  if split == "TRAIN": image, boxes = my_step(image, boxes, rng)
+        image, boxes_xy = flip(image, boxes_xy)
+    # Your own step:  if split == "TRAIN": image, boxes_xy = my_step(image, boxes_xy, rng)
 
     # A box less than a millionth of the image wide may have no area in float32. Such objects are left out.
-    boxes = boxes.astype(np.float32)
-    has_area = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])  # (m,) bool
-    boxes = torch.from_numpy(boxes[has_area])
+    boxes_xy = boxes_xy.astype(np.float32)
+    has_area = (boxes_xy[:, 0] < boxes_xy[:, 2]) & (boxes_xy[:, 1] < boxes_xy[:, 3])  # (m,) bool
+    boxes_xy = torch.from_numpy(boxes_xy[has_area])
     kept = torch.from_numpy(kept[has_area])
-    return image, boxes, labels[kept], difficulties[kept]
+    return image, boxes_xy, labels[kept], difficulties[kept]
 
 
 def prepare(images, model):
@@ -850,7 +852,7 @@ def turn_hue(image, degrees):
 
     H stands for a pure colour, one whose values go from 0 to 255. Example: that of the pixel (200, 100, 50) is the
     orange (255, 84, 0). Turned by 36 degrees, it is the yellow (255, 240, 0). (Exactly, the middle values are 85 and
-    238; Pillow keeps H in 256 steps.) Where the pure colour is 255, the pixel has its highest value, 200; where it is
+    238; Pillow keeps H in 255 steps.) Where the pure colour is 255, the pixel has its highest value, 200; where it is
     0, its lowest, 50; where it is 240, a mixture, 50 + (200 - 50) * 240 / 255 = 191. So the pixel becomes (200, 191,
     50). Since its highest and lowest values stay, so do S and V.
     """

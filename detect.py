@@ -178,7 +178,7 @@ def check_arguments(arguments, label_map):
         names = [name.strip() for name in names.split(",") if name.strip()]
     for name in names:
         if label_map.get(name, 0) == 0:
-            known = printable(", ".join(list_classes(label_map)), 1000)
+            known = printable(", ".join(list_classes(label_map)))
             raise ValueError(f"suppress names {name!r}, which is not a class of this model; these are: {known}")
     return sorted({label_map[name] for name in names})
 
@@ -478,7 +478,7 @@ def print_notes(paths, rows, model):
     """Say which files were left out, and what to try if nothing was found."""
     others = sorted(set(list_files(images, recursive)) - set(paths))
     if others:
-        names = printable(", ".join(path.name for path in others), 1000)
+        names = printable(", ".join(path.name for path in others))
         print(f"{len(others)} other files, not named like images that can be read: {names}")
     if any(path.suffix.lower() == ".gif" for path in paths):
         print("of a GIF only the first frame is annotated; tools/video.py --video=FILE takes all of them")

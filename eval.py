@@ -162,7 +162,9 @@ def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, 
     memory_format = utils.fastest_memory_format(device, model)
     model.eval()
 
-    all_boxes, all_labels, all_scores = [], [], []
+    all_boxes = []
+    all_labels = []
+    all_scores = []
     for images, _, _, _ in tqdm(test_loader, unit="batch", leave=False):
         images = model.normalize(images).contiguous(memory_format=memory_format)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -436,7 +438,8 @@ def calculate_coco(det_boxes, det_labels, det_scores, dataset):
         detection["score"] = confidence
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-        n_images, n_classes = len(dataset), len(class_names)
+        n_images = len(dataset)
+        n_classes = len(class_names)
         truth = make_coco(objects, n_images, n_classes)
         evaluation = COCOeval(truth, make_coco(detections, n_images, n_classes), "bbox")
         evaluation.evaluate()

@@ -404,10 +404,10 @@ class SSD300(nn.Module):
         self.pred_convs = PredictionConvolutions(self.n_classes, architecture)
         self.rescale_factors = None
         if architecture.l2_norm:
-            # VGG's values in conv4_3 are much larger than those of the deeper maps. They are normalised, then scaled by
-            # a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). In a vector of
-            # length 1 with C channels, values are about 1 / sqrt(C): the fewer, the larger. So a narrow network starts
-            # lower.
+            # VGG's values in conv4_3 have another scale than those of the deeper maps. They are normalised, then scaled
+            # by a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). In a vector
+            # of length 1 with C channels, values are about 1 / sqrt(C): the fewer, the larger. So a narrow network
+            # starts lower.
             start = 20 / architecture.divisor**0.5
             self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), start))
 
@@ -700,7 +700,8 @@ def take_pairs(table):
     Returns M pairs (row, column), in this order. Of equal numbers the first comes first, row by row.
     """
     # The loop in the README searches the whole table at every turn. This one remembers the highest number of each row,
-    # and gives the same pairs; with 300 objects it is five times as fast. (And so is NumPy's argmax() on a CPU.)
+    # and gives the same pairs; with 300 objects it is four times as fast. (It is in NumPy, whose argmax() is faster
+    # on a CPU than PyTorch's.)
     table = table.numpy().copy()
     best_columns = table.argmax(axis=1)  # (M,): where each row has its highest number
     highest = table.max(axis=1)  # (M,): and this number
@@ -821,12 +822,11 @@ class MultiBoxLoss(nn.Module):
         """
         divisor = sum_over_processes(copy_to(device, n_positives.sum().float()))
         if self.n_negatives_without_objects > 0:
-            n_images = (n_positives == 0).sum()  # those without objects
-            n_priors = len(self.priors_cxcy)
-            n_negatives = n_images * min(self.n_negatives_without_objects, n_priors)  # an image has no more than priors
-            n_negatives = sum_over_processes(copy_to(device, n_negatives.float()))
+            n_empty_images = (n_positives == 0).sum()  # those without objects
+            n_of_each = min(self.n_negatives_without_objects, len(self.priors_cxcy))  # no more than there are priors
+            n_extra_negatives = sum_over_processes(copy_to(device, (n_empty_images * n_of_each).float()))
             ratio = self.neg_pos_ratio if self.neg_pos_ratio > 0 else 1  # one cannot divide by 0
-            divisor = torch.maximum(divisor, n_negatives / ratio)
+            divisor = torch.maximum(divisor, n_extra_negatives / ratio)
         # DistributedDataParallel takes the mean over the W processes, where we want the sum of all losses, divided by
         # this divisor. A mean is the sum divided by W. So each process divides its own losses by divisor / W.
         return divisor.clamp(min=1) / count_processes()
@@ -886,7 +886,7 @@ def load_pretrained(model, weights):
         utils.check_finite(entries)
         model.base.load_state_dict(entries)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{weights}: not weights of {architecture.base}: {printable(error, 1000)}") from error
+        raise ValueError(f"{weights}: not weights of {architecture.base}: {printable(error)}") from error
 
 
 def vgg16_entries(base, state):
@@ -930,12 +930,13 @@ def has_usable_fc_layers(state):
 
 def entries_from_fc_layers(state):
     """conv6 and conv7 from fc6 and fc7: a fully connected layer is a convolution that covers its whole input."""
-    fc6_weight, fc6_bias, fc7_weight, fc7_bias = [state[name] for name in FC_ENTRIES]
+    fc6_weight = state["classifier.0.weight"].view(4096, 512, 7, 7)
+    fc7_weight = state["classifier.3.weight"].view(4096, 4096, 1, 1)
     return {
-        "conv6.weight": decimate(fc6_weight.view(4096, 512, 7, 7), steps=(4, None, 3, 3)),  # (1024, 512, 3, 3)
-        "conv6.bias": decimate(fc6_bias, steps=(4,)),
-        "conv7.weight": decimate(fc7_weight.view(4096, 4096, 1, 1), steps=(4, 4, None, None)),  # (1024, 1024, 1, 1)
-        "conv7.bias": decimate(fc7_bias, steps=(4,)),
+        "conv6.weight": decimate(fc6_weight, steps=(4, None, 3, 3)),  # (1024, 512, 3, 3)
+        "conv6.bias": decimate(state["classifier.0.bias"], steps=(4,)),
+        "conv7.weight": decimate(fc7_weight, steps=(4, 4, None, None)),  # (1024, 1024, 1, 1)
+        "conv7.bias": decimate(state["classifier.3.bias"], steps=(4,)),
     }
 
 
@@ -1002,7 +1003,7 @@ def model_from_checkpoint(saved, name, label_map=None):
         model.antialias = saved.get("antialias", True)
         model.label_map = saved_label_map
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: a checkpoint that does not fit: {printable(error, 1000)}") from error
+        raise ValueError(f"{name}: a checkpoint that does not fit: {printable(error)}") from error
     if label_map is not None and label_map != saved_label_map:
         model.change_classes(label_map)
     return model

@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import re
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -73,9 +74,9 @@ seed = 0  # of the initial weights, the order of the images and their augmentati
 
 # Loss
 threshold = 0.5  # overlap from which a prior matches an object
-neg_pos_ratio = 3.0  # hardest background priors for each matched one
+neg_pos_ratio = 3.0  # hardest negatives for each positive
 alpha = 1.0  # weight of the localisation loss
-n_negatives_without_objects = 0  # hardest background priors of an image without (remaining) objects; the paper: 0
+n_negatives_without_objects = 0  # hardest negatives of an image without (remaining) objects; the paper: 0
 
 # Speed
 device = ""  # "cpu", "cuda:1", "mps", ...; "": the accelerator if there is one, else the CPU
@@ -137,7 +138,7 @@ def main():
         train(
             model, average, criterion, optimizer, learning_rate, loader, evaluation_loader, progress, log,
             bf16=bf16, compile_model=compile_model, grad_clip=grad_clip, ema_decay=ema_decay, metric=metric,
-            save_to=save_to,
+            save_to=save_to, settings={**script_parameters(globals()), "network": model.network},
         )  # fmt: skip
         describe_end(progress)
     if N_PROCESSES > 1:
@@ -149,11 +150,13 @@ def train(
     loader, evaluation_loader,  # the images
     progress, log,  # how far it is
     bf16, compile_model, grad_clip, ema_decay, metric, save_to,  # parameters, explained at the top of this file
+    settings,
 ):  # fmt: skip
     """Train until the last iteration is done, the time is over, or a signal comes. Then a checkpoint is saved, too.
 
     average: a copy of the model, for the moving average of its weights; None: there is none.
     loader: yields a batch for each iteration that is left. evaluation_loader: None if the run never evaluates.
+    settings: a dict of all parameters of the run, which its checkpoints hold.
     """
     torch_device = model.mean.device
     use_bf16 = bf16 and utils.has_bf16_units(torch_device)
@@ -184,9 +187,11 @@ def train(
         if progress.is_time_to_log():
             log.flush(rate)  # an error if a loss is not finite; nothing is saved then
         if progress.is_time_to_evaluate():
-            evaluate_and_save_best(model, average, optimizer, evaluation_loader, metric, progress, log, save_to)
+            evaluate_and_save_best(
+                model, average, optimizer, evaluation_loader, metric, progress, log, save_to, settings
+            )
         if progress.is_time_to_save():
-            save(save_to, model, average, optimizer, progress, must_succeed=progress.is_time_to_stop())
+            save(save_to, model, average, optimizer, progress, settings, must_succeed=progress.is_time_to_stop())
             progress.start_clock()  # anew: evaluating and saving are not training
         if progress.is_time_to_stop():
             break
@@ -459,7 +464,9 @@ def restore_optimizer(optimizer, saved):
 def make_optimizer(model, torch_device, name="sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, bias_lr_factor=2.0):
     """SGD with momentum, or AdamW. Weights of convolutions decay; their biases and what batch normalisation learns,
     which only shift and scale, do not. In SGD the biases learn faster, as in the Caffe code."""
-    weights, biases, norms = [], [], []
+    weights = []
+    biases = []
+    norms = []
     for module in model.modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
@@ -683,17 +690,17 @@ def update_average(average, model, decay, iteration):
         averaged.copy_(buffer)
 
 
-def evaluate_and_save_best(model, average, optimizer, loader, metric, progress, log, save_to):
+def evaluate_and_save_best(model, average, optimizer, loader, metric, progress, log, save_to, settings):
     """Evaluate, and save the checkpoint as the best one if its mean average precision is higher than any before."""
     try:
         mean_ap = evaluate_and_log(model if average is None else average, loader, metric, progress, log)
     except Exception:  # an image that cannot be read must not cost the training so far
-        save(save_to, model, average, optimizer, progress)
+        save(save_to, model, average, optimizer, progress, settings)
         raise
     if mean_ap > progress.best_map:
         best_before = progress.best_map
         progress.best_map = mean_ap  # first, because the checkpoint holds it
-        is_saved = save(best_path(save_to), model, average, optimizer, progress)
+        is_saved = save(best_path(save_to), model, average, optimizer, progress, settings)
         if not is_saved:  # the file holds an older model, which a later one has to beat
             progress.best_map = best_before
 
@@ -713,7 +720,7 @@ def evaluate_and_log(model, loader, metric, progress, log):
     return max_over_processes(mean_ap)[0]
 
 
-def save(path, model, average, optimizer, progress, must_succeed=False):
+def save(path, model, average, optimizer, progress, settings, must_succeed=False):
     """Save all that a resumed run needs. Returns whether it worked: a disk may be full, or the file locked."""
     if RANK > 0:
         return True
@@ -727,7 +734,7 @@ def save(path, model, average, optimizer, progress, must_succeed=False):
         "iteration": progress.iteration, "seconds": progress.seconds, "best_map": progress.best_map,
         # Of torch's generators. (Data order and augmentation need none: see datasets.py.)
         "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-        "parameters": {**script_parameters(globals()), "network": model.network},
+        "parameters": settings,
     }  # fmt: skip
     if average is not None:
         state["training_model"] = model.state_dict()
@@ -815,7 +822,9 @@ class TrainingLog:
         for iteration, (loss, _, _) in enumerate(losses, start=first):
             if not math.isfinite(loss):
                 self.stop_at_bad_loss(iteration, loss)
-        loss, conf_loss, loc_loss = [sum(column) / len(losses) for column in zip(*losses, strict=True)]
+        loss = statistics.fmean(row[0] for row in losses)
+        conf_loss = statistics.fmean(row[1] for row in losses)
+        loc_loss = statistics.fmean(row[2] for row in losses)
         speed = len(losses) * self.batches.batch_size / (self.progress.seconds - self.flushed_at)
         self.flushed_at = self.progress.seconds
         self.bar.set_postfix({"loss": f"{loss:.3f}", "lr": f"{rate:.1e}", "img/s": f"{speed:.1f}"})

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import LABEL_MAP, read_log, write, write_image
+from matplotlib.figure import Figure
 from PIL import Image
 
 from datasets import PascalVOCDataset
-from eval import write_detections
+from eval import area_under_curve, average_of_11_points, score, write_detections
 from utils import find_jaccard_overlap, make_label_map, voc_labels
 
 CAT, DOG = 1, 2
@@ -206,19 +207,18 @@ def test_counts_of_real_detections_add_up(voc07_test, real_data, tmp_path, run_m
         assert int(row["right"]) == count_right(*detections, dataset, dataset.label_map[row["class"]])
 
 
-@pytest.mark.parametrize("metric", ["11 points", "area"])
-def test_the_right_ones_are_those_of_the_metric(voc07_test, monkeypatch, metric):
-    """The area changes with every right detection: as many as in the metric, and at the same scores."""
-    monkeypatch.setattr(analyze, "metric", metric)
+def test_the_right_ones_are_those_of_the_metric(voc07_test):
     dataset = PascalVOCDataset(voc07_test, "TEST", keep_difficult=True)
     detections = analyze.read_detections(voc07_test / "det", dataset)
     verdicts = analyze.judge_detections(detections, dataset)
-    expected, _ = analyze.score(detections, dataset, metric)
+    expected, _ = score(detections, dataset)
+    areas, _ = score(detections, dataset, "area")  # they change with every right detection
     assert len(expected) == 20
     for name, value in expected.items():
         label = dataset.label_map[name]
-        curve = analyze.make_curve(verdicts, dataset, label, analyze.find_easy_objects(dataset, label))
-        assert analyze.find_average_precision(*curve) == pytest.approx(value, abs=1e-9)
+        recall, precision = analyze.make_curve(verdicts, dataset, label, analyze.find_objects(dataset, label))
+        assert average_of_11_points(precision, recall) == pytest.approx(value, abs=1e-9)
+        assert area_under_curve(precision, recall) == pytest.approx(areas[name], abs=1e-9)
 
 
 # --- Sizes ----------------------------------------------------------------------------------------
@@ -234,41 +234,49 @@ def test_groups_are_those_of_hoiem(n, counts):
     assert (np.diff(groups[np.argsort(values)]) >= 0).all()
 
 
-def test_recall_and_precision_of_groups_by_hand(tmp_path, monkeypatch):
+def test_recall_and_precision_of_groups_by_hand(tmp_path):
     """Ten cats, the largest is found first, then a false detection comes, then the smallest is found."""
-    monkeypatch.setattr(analyze, "metric", "area")
     cats = [([100 * i, 0, 100 * i + 10 + i, 10], CAT, 0) for i in range(10)]
     difficult = ([0, 500, 900, 900], CAT, 1)  # does not count, however large
     dataset = make_dataset(tmp_path, [*cats, difficult])
     detections = make_detections([(cats[9][0], CAT, 0.9), ([0, 200, 9, 300], CAT, 0.8), (cats[0][0], CAT, 0.7)])
     verdicts = analyze.judge_detections(detections, dataset)
     areas = np.array([10.0 * (10 + i) for i in range(10)] + [360_000.0])
-    recalls, precisions = analyze.score_groups(verdicts, dataset, CAT, areas)
+    recalls, precisions = analyze.score_groups(verdicts, dataset, CAT, areas).tolist()
     assert recalls == [1, 0, 0, 0, 1]
     # Found as often as the smallest, all ten would be right beside the one false detection.
     assert precisions == pytest.approx([10 / 11, 0, 0, 0, 1])
 
 
+def test_a_class_of_one_object_has_one_group(tmp_path):
+    dataset = make_dataset(tmp_path, [(A, CAT, 0)])
+    verdicts = analyze.judge_detections(make_detections([(A, CAT, 0.9)]), dataset)
+    scores = analyze.score_groups(verdicts, dataset, CAT, np.array([100.0]))
+    np.testing.assert_array_equal(scores, [[np.nan, np.nan, 1, np.nan, np.nan]] * 2)
+
+
 # --- The worst cases ------------------------------------------------------------------------------
 
 
-def test_reasons_of_false_detections(tmp_path):
+def test_reasons_of_false_detections(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "N_WORST", 4)
     objects = [(A, CAT, 0), (B, DOG, 0)]
     detections = [
         (A, CAT, 0.9), (A, CAT, 0.8), ([0, 0, 4, 10], CAT, 0.7), (B, CAT, 0.6), (NONE, CAT, 0.5), (NONE, DOG, 0.4),
     ]  # fmt: skip
     dataset = make_dataset(tmp_path, objects)
-    cases = analyze.list_false_detections(analyze.judge_detections(make_detections(detections), dataset), dataset, n=4)
+    cases = analyze.list_false_detections(analyze.judge_detections(make_detections(detections), dataset), dataset)
     assert [case.reason for case in cases] == [
-        "cat 0.80: duplicate, a better-scored detection has found this cat (overlap 1.00)",
-        "cat 0.70: localised badly, overlap 0.40 with the nearest cat",
-        "cat 0.60: it is of another class, dog (overlap 1.00)",
-        "cat 0.50: background, no object overlaps it enough",
+        "cat 0.80: duplicate (overlap 1.00 with cat)",
+        "cat 0.70: localised badly (overlap 0.40 with cat)",
+        "cat 0.60: another class (overlap 1.00 with dog)",
+        "cat 0.50: background",
     ]
     assert cases[2].object_xy.tolist() == B and cases[3].object_xy is None
 
 
-def test_reasons_of_missed_objects(tmp_path):
+def test_reasons_of_missed_objects(tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "N_WORST", 4)
     large, taken, wrong, bad = [0, 0, 100, 100], [200, 0, 290, 90], [400, 0, 480, 80], [600, 0, 670, 70]
     beside_taken, part_of_bad, difficult = [195, 0, 290, 90], [600, 0, 630, 70], [0, 500, 400, 900]
     objects = [(box, CAT, 0) for box in (bad, large, beside_taken, wrong, taken)] + [(difficult, CAT, 1)]
@@ -277,12 +285,12 @@ def test_reasons_of_missed_objects(tmp_path):
     ]  # fmt: skip
     dataset = make_dataset(tmp_path, [(A, DOG, 0)], objects)  # in another image the same dog
     verdicts = analyze.judge_detections(make_detections([], detections), dataset)
-    cases = analyze.list_missed_objects(verdicts, dataset, n=4)
+    cases = analyze.list_missed_objects(verdicts, dataset)
     assert [case.reason for case in cases] == [  # by falling size
-        "cat missed: no detection of it",
-        "cat missed: cat 0.80 overlaps another cat more (this one 0.95)",
-        "cat missed: taken for dog 0.70 (overlap 1.00)",
-        "cat missed: cat 0.60 localised badly, overlap 0.43",
+        "cat: no detection is about it",
+        "cat: no detection is about it",  # that beside it overlaps another cat more
+        "dog 0.70: another class (overlap 1.00 with cat)",
+        "cat 0.60: localised badly (overlap 0.43 with cat)",
     ]
     assert [case.image for case in cases] == [1] * 4
     assert cases[0].object_xy.tolist() == large and cases[0].detection_xy is None
@@ -291,7 +299,7 @@ def test_reasons_of_missed_objects(tmp_path):
 
 def draw_case(case, dataset):
     """A Case on axes of its own; returns the axes and the crop, (H, W, 3)."""
-    axis = analyze.make_figure(4, 3).subplots()
+    axis = Figure(figsize=(4, 3)).subplots()
     analyze.draw_case(axis, case, dataset)
     return axis, np.asarray(axis.images[0].get_array()).astype(int)
 
@@ -330,6 +338,15 @@ def test_worst_cases_at_the_edge_of_an_image(tmp_path):
         assert pixels.shape == (analyze.TILE_SIZE[1], analyze.TILE_SIZE[0], 3)
 
 
+def test_every_case_is_on_the_picture(tmp_path):
+    path = write_image(tmp_path / "a.png", (60, 40))
+    dataset = make_dataset(tmp_path, [], paths=[str(path)], size=(60, 40))
+    cases = [analyze.Case(0, np.array(A), None, str(number)) for number in range(analyze.N_WORST)]
+    figure = analyze.draw_worst(cases, cases[:3], dataset)
+    shown = [axis.get_title() for axis in figure.axes if axis.images]
+    assert shown == [case.reason for case in [*cases, *cases[:3]]]
+
+
 # --- The log --------------------------------------------------------------------------------------
 
 LOG = """iteration,epoch,loss,conf_loss,loc_loss,lr,images_per_second,mAP,cat,a $dog$
@@ -345,12 +362,11 @@ def test_the_log_is_drawn(tmp_path):
     assert columns["conf_loss"] == ([10, 20, 30], [4.0, 3.5, 3.0]) and columns["a $dog$"] == ([20], [0.0])
     figure = analyze.draw_log(columns)
     losses, rates, scores = figure.axes
-    # Each loss twice: as it is, and smoothed.
-    drawn = [line.get_ydata().tolist() for line in losses.lines[::2]]
+    drawn = [list(line.get_ydata()) for line in losses.lines]
     assert drawn == [[6, 5, 4], [4, 3.5, 3], [2, 1.5, 1]]
-    assert rates.lines[0].get_ydata().tolist() == [1e-3, 1e-3, 1e-4]
+    assert list(rates.lines[0].get_ydata()) == [1e-3, 1e-3, 1e-4]
     shown = {line.get_label(): list(line.get_ydata()) for line in scores.lines}
-    assert shown == {"cat": [0.5], r"a \$dog\$": [0], "mean": [0.25]}
+    assert shown == {"cat": [0.5], r"a \$dog\$": [0], "mAP": [0.25]}
     analyze.save_figure(figure, tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").size[0] > 500
 
@@ -426,17 +442,9 @@ def test_worst_cases_of_an_earlier_analysis_do_not_stay(tmp_path, run_main, caps
     assert "left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("parameters", "words"),
-    [
-        ({}, "nothing to analyze"),
-        ({"checkpoint": "a.pth.tar", "read_detections_from": "b.json"}, "both given"),
-        ({"log_file": "a.csv", "metric": "coco"}, '"coco"'),
-    ],
-)
-def test_parameters_that_cannot_be(tmp_path, run_main, parameters, words):
-    with pytest.raises(ValueError, match=words):
-        run_main(analyze, output_folder=str(tmp_path / "out"), **parameters)
+def test_nothing_to_analyze(tmp_path, run_main):
+    with pytest.raises(ValueError, match="nothing to analyze"):
+        run_main(analyze, output_folder=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

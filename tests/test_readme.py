@@ -17,8 +17,8 @@ from PIL import Image
 from torch import nn
 from torchvision.ops import batched_nms
 
-from model import NETWORKS, SSD300, MultiBoxLoss, match_priors
-from utils import cxcy_to_xy, find_jaccard_overlap, override_parameters, script_parameters
+from model import BACKGROUND, NETWORKS, SSD300, MultiBoxLoss
+from utils import find_jaccard_overlap, override_parameters, script_parameters
 
 
 def without_comments(text):
@@ -146,10 +146,10 @@ def test_the_scene_tells_what_the_text_says():
     assert float(find_jaccard_overlap(torch.stack([left, right]), torch.stack([circle, triangle])).max()) == 0
     best_overlaps = here.all_overlaps.max(dim=1).values  # (4,)
     assert float(best_overlaps[scene.TINY]) < 0.5 <= float(best_overlaps[: scene.TINY].min())
-    assert {item for item, _ in here.owners()} == {0, 1, 2, 3, None}
-    roles = dict(zip(scene.PRIOR_NAMES, here.owners(), strict=True))
-    assert roles["A"] == (0, 1) and roles["B"] == (0, 2) and roles["C"] == (1, 1) and roles["E"] == (2, 1)
-    assert roles["G"] == (3, 1) and {roles[name] for name in "DFH"} == {(None, 2)}
+    assert dict(zip(scene.PRIOR_NAMES, here.matched, strict=True)) == {
+        "A": 0, "B": 0, "C": 1, "D": BACKGROUND, "E": 2, "F": BACKGROUND, "G": 3, "H": BACKGROUND,
+    }  # fmt: skip
+    assert {scene.PRIOR_NAMES[prior]: item for item, prior in here.step_1} == {"A": 0, "C": 1, "E": 2, "G": 3}
     width, height = ((triangle[2:] - triangle[:2]) * 300).round().int().tolist()
     assert f"{width} × {height} pixels" in WORDS
     assert f"more than {float(here.all_overlaps[scene.TINY].max()):.2f}" in WORDS
@@ -167,11 +167,11 @@ def test_the_scene_tells_what_the_text_says():
 
 def test_matching_and_loss_of_the_scene_are_the_code_s():
     here = scene.Scene()
-    matched = match_priors(here.boxes_xy, cxcy_to_xy(here.priors_cxcy), 0.5).tolist()
-    assert all(matched[prior] == item for item, prior in scene.step_1(here.overlaps))
-    for prior, (item, step) in enumerate(here.owners()):
+    owned = {prior: item for item, prior in here.step_1}
+    for prior, item in enumerate(here.matched):
         best_overlap, best = here.overlaps[:, prior].max(dim=0)
-        assert step == 1 or item == (int(best) if best_overlap >= 0.5 else None)
+        in_step_2 = int(best) if best_overlap >= 0.5 else BACKGROUND
+        assert item == owned.get(prior, in_step_2)
     labels, entropies, counts, loc_losses = scene.losses(here)
     criterion = MultiBoxLoss(here.priors_cxcy, neg_pos_ratio=scene.NEG_POS_RATIO)
     locs, scores = (torch.tensor(here.predictions[name])[None] for name in ("locs", "scores"))
@@ -183,7 +183,8 @@ def test_matching_and_loss_of_the_scene_are_the_code_s():
 def test_the_suppression_example_ends_right():
     """Each object once, perhaps without the triangle, and no two rows of the table alike."""
     here = scene.Scene()
-    boxes_xy, labels, scores = scene.candidates(here)
+    boxes_xy, names, scores = scene.candidates(here)
+    labels, scores = torch.tensor([scene.LABEL_MAP[name] for name in names]), torch.tensor(scores)
     kept = [i for i, _, _, stays in scene.suppression_steps(here) if stays]
     best_overlaps, items = find_jaccard_overlap(boxes_xy[kept], here.boxes_xy).max(dim=1)
     assert sorted(items.tolist()) in ([0, 1, 2], [0, 1, 2, 3]) and float(best_overlaps.min()) > 0.5
@@ -194,7 +195,7 @@ def test_the_suppression_example_ends_right():
     assert ("It is found" if is_found else "It is missed") in README
     assert sorted(batched_nms(boxes_xy, scores, labels, scene.MAX_OVERLAP).tolist()) == kept
     if is_found:  # by a prior that ties with G, and is not G
-        found_by = here.predictions["candidate_priors"][labels.tolist().index(int(here.labels[scene.TINY]))]
+        found_by = here.predictions["candidate_priors"][names.index("triangle")]
         overlaps = here.all_overlaps[scene.TINY]
         assert float(overlaps[found_by]) == pytest.approx(float(overlaps.max()), abs=1e-5)
         assert found_by != scene.PRIORS[scene.PRIOR_NAMES.index("G")]

@@ -1,8 +1,8 @@
 """The demo and the benchmark, as far as they can be tried in seconds; lint among what scripts leave behind."""
 
 import importlib
-import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -62,12 +62,21 @@ def test_the_demo_names_the_commands_of_the_manual(tmp_path, capsys, on_gpu):
     assert "\n".join(commands) in (REPO / "docs" / "manual.md").read_text(encoding="utf-8")
 
 
-def test_benchmark_of_the_loss(tmp_path):
-    run_script(script("tools/benchmark.py", only="loss", repeats=1), tmp_path)
-    cases = json.loads((tmp_path / "benchmark.json").read_text())["cases"]
-    assert len(cases) == 3
-    for case in cases:
-        assert list(case["median_ms"]) == ["MultiBoxLoss", "torchvision", "floor: log-softmax alone"]
+def test_benchmark_beside_torchvision(tmp_path):
+    """A table for each case, this code first; the reference's cap drops what the measurements say."""
+    output = run_script(script("tools/benchmark.py", only="loss,detection", repeats=1), tmp_path)
+    rows = re.findall(r"^  (\S.*?) +([\d.]+) ms +([\d.]+) x$", output, re.MULTILINE)
+    losses = ["MultiBoxLoss", "torchvision"]
+    detections = ["detect_objects()", "torchvision as shipped", "torchvision uncapped"]
+    assert [name for name, _, _ in rows] == losses * 3 + detections * 2
+    assert all(ratio == "1.00" for name, _, ratio in rows if not name.startswith("torchvision"))
+    assert all(float(milliseconds) > 0 for _, milliseconds, _ in rows)
+    assert "drops 13% of the detections" in output
+
+
+def test_benchmark_of_data(tmp_path):
+    output = run_script(script("tools/benchmark.py", only="data,", repeats=1), tmp_path)
+    assert re.search(r"read_image\(\) and transform\(\) +[\d.]+ ms +1.00 x", output)
 
 
 def test_ablations_in_short(tmp_path, lists):
@@ -79,8 +88,10 @@ def test_ablations_in_short(tmp_path, lists):
     output = run_script(script("tools/ablations.py", choices="squares_only,", **settings), tmp_path)
     assert read_log(tmp_path / "results.csv")[:3] == rows and len(read_log(tmp_path / "results.csv")) == 4
     table = (tmp_path / "table.md").read_text()
-    assert table in output and "| square priors only |" in table and "| 71.6 |" in table
-    assert [row["the paper"] for row in read_log(tmp_path / "table.csv")] == ["74.3", "", "71.6"]
+    assert table in output
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[-1] for line in lines] == ["the paper |", "74.3 |", " |", "71.6 |"]
+    assert lines[3].startswith("| square priors only |")
 
 
 def test_spread_of_the_baselines_by_hand():
@@ -90,16 +101,14 @@ def test_spread_of_the_baselines_by_hand():
 
 
 def test_rows_within_the_spread_say_nothing_else():
-    results = {("baseline", str(seed)): 0.50 + 0.02 * seed for seed in range(3)}  # 0.52, and 0.0993 of spread
-    results |= {("no_crop", "0"): 0.43, ("flip_only", "0"): 0.40, ("no_zoom_out", "0"): 0.63}
+    results = {"baseline": {"0": 0.50, "1": 0.52, "2": 0.54}}  # 0.52, and 0.0993 of spread
+    results |= {"no_crop": {"0": 0.43}, "flip_only": {"0": 0.40}, "no_zoom_out": {"0": 0.63}}
     rows = ablations.make_rows(results)
     assert rows[0]["each run"] == "0.500 0.520 0.540"
     assert {row["what is changed"]: row["difference"] for row in rows} == {
         "everything as it is": "", "flips as the only augmentation": "-0.120", "no zoom-out": "+0.110",
         "no crop": "within the spread",
     }  # fmt: skip
-    del results["baseline", "1"], results["baseline", "2"]
-    assert [row["difference"] for row in ablations.make_rows(results)] == ["", *["no spread yet"] * 3]
 
 
 @pytest.mark.parametrize(
@@ -184,12 +193,12 @@ def test_without_step_1_priors_below_the_threshold_are_background(unchanged_mode
 
 def test_benchmark_says_where_the_time_of_a_training_step_goes(tmp_path):
     settings = {"networks": "ssd300_tiny,", "batch_size": 2, "network_repeats": 1}
-    output = run_script(script("tools/benchmark.py", only="network", **settings), tmp_path)
-    forward, training = json.loads((tmp_path / "benchmark.json").read_text())["cases"]
-    assert forward["images_per_second"] > 0 and training["images_per_second"] > 0
-    assert list(training["shares"]) == ["normalise", "forward", "loss", "backward", "optimiser"]
-    assert sum(training["shares"].values()) == pytest.approx(1)
-    assert "images a second" in output and "optimiser " in output
+    output = run_script(script("tools/benchmark.py", only="network,", **settings), tmp_path)
+    rates = re.findall(r"([\d.]+) images a second", output)
+    assert len(rates) == 2 and all(float(rate) > 0 for rate in rates)
+    shares = re.findall(r"(\w+) (\d+)%", output)
+    assert [part for part, _ in shares] == ["normalise", "forward", "loss", "backward", "optimiser"]
+    assert sum(int(share) for _, share in shares) == pytest.approx(100, abs=3)  # rounded
 
 
 def test_gpu_check_needs_a_gpu(monkeypatch):

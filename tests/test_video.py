@@ -111,7 +111,7 @@ def test_a_video_that_ends_early(run, name):
     else:
         del content[len(content) // 2 :]
     Path(name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: damaged, or cut off: of 30 frames .* decode \d+; out/{name} hol"):
+    with pytest.raises(ValueError, match=rf"{name}: damaged, or cut off: of 30 frames .* decode \d+"):
         run(video=name, write_boxes_to="found.json")
     frames = read_clip(f"out/{name}")[1]
     assert 3 < len(frames) < 25 and len(json.loads(Path("found.json").read_text())) == len(frames)
@@ -218,7 +218,7 @@ def test_cameras_and_streams_go_on_until_they_end(run, monkeypatch, video, sourc
     ({"video": "a.mp4", "write_boxes_to": "found.txt"}, ValueError, "write_boxes_to is 'found.txt'"),
     ({"video": "a.mp4", "show": True}, ValueError, "needs a screen"),
     ({"video": "a.mp4", "suppress": "horse"}, ValueError, "'horse', which is not a class"),
-    ({"video": "a.mp4", "output_folder": "a.mp4"}, OSError, "could not be written"),
+    ({"video": "a.mp4", "output_folder": "a.mp4"}, OSError, r"a\.mp4"),
 ])  # fmt: skip
 def test_parameters_that_are_wrong(run, tmp_path, monkeypatch, parameters, error, message):
     pytest.importorskip("cv2")
@@ -232,16 +232,10 @@ def test_parameters_that_are_wrong(run, tmp_path, monkeypatch, parameters, error
 
 
 def test_without_opencv(run, monkeypatch):
+    Path("clip.mp4").write_bytes(b"not looked at")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install opencv-python"):
         run(video="clip.mp4")
-
-
-def test_odd_sizes_are_named(run, capsys):
-    Path("in").mkdir()
-    make_clip(Path("in/clip.mp4"), n_frames=2, size=(64, 48))
-    module.open_writer(Path("out/odd.mp4"), 10, (61, 41)).release()
-    assert "of 61 x 41 pixels the last row or column is left out" in capsys.readouterr().out
 
 
 # --- GIFs -----------------------------------------------------------------------------------------
@@ -277,11 +271,9 @@ def test_damaged_gif(run):
     first, *others = map(Image.fromarray, np.random.default_rng(0).integers(0, 256, (4, 60, 80), dtype=np.uint8))
     first.save("clip.gif", save_all=True, append_images=others, duration=50)
     os.truncate("clip.gif", os.path.getsize("clip.gif") - 2500)
-    with pytest.raises(ValueError, match=r"clip\.gif: damaged after frame 3 .*; out/clip\.gif holds the frames before"):
-        run(video="clip.gif", write_boxes_to="found.json")
-    with Image.open("out/clip.gif") as result:
-        assert result.n_frames == 3
-    assert len(json.loads(Path("found.json").read_text())) == 3
+    with pytest.raises(ValueError, match=r"clip\.gif: damaged, it cannot be decoded"):
+        run(video="clip.gif")
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a"])

@@ -9,27 +9,26 @@ A run of 2,000 iterations takes about half an hour on one CPU core. All runs hav
 The run without a change, the baseline, is repeated with several seeds: how far they lie apart is the spread, and a
 choice whose difference is within it has shown nothing. (Outside it, one choice in twenty may still be by chance.)
 
-Writes into `output_folder` after every run: results.csv, a row a run; table.csv and table.md, a row a choice. Started
-again, it goes on with the runs that are missing. A run is of use if it is long enough: in a short one, every
-augmentation only makes the task harder.
+Writes into `output_folder` after every run: results.csv, a row a run, and table.md, a row a choice. Started again, it
+goes on with the runs that are missing.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
 import csv
-import io
 import statistics
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import model  # noqa: E402 (the path to it has to be set first)
-from utils import exit_with_message, find_jaccard_overlap, override_parameters, write_file  # noqa: E402
+import demo
+
+import model
+from utils import exit_with_message, find_jaccard_overlap, override_parameters, write_file
 
 # Data
 data_folder = ""  # lists by create_data_lists.py; "": pictures like the demo's, drawn where they are missing
@@ -45,7 +44,7 @@ iterations = 2000  # of each run
 network = "ssd300_tiny"
 run = ""  # "name,seed": do this one run in this process (what the script calls itself with)
 
-RECIPE = {
+RECIPE = {  # of train.py; results.csv does not name it, so another one needs another output_folder
     "batch_size": 8, "workers": 0, "optimizer_name": "adamw", "lr": 3e-3, "warmup": 30, "schedule": "cosine",
     "grad_clip": 10.0, "pretrained": "", "save_every": 0, "overwrite": True,
 }  # fmt: skip
@@ -53,22 +52,14 @@ RECIPE = {
 # --- The choices ----------------------------------------------------------------------------------
 
 
-def change_aspect_ratios(left_out):
-    """Leave these aspect ratios out of all source maps."""
+def leave_out_ratios(left_out):
+    """Leave some aspect ratios out of all source maps."""
     architecture = model.NETWORKS[network]
     sources = []
     for source in architecture.sources:
         ratios = tuple(ratio for ratio in source.aspect_ratios if ratio not in left_out)
         sources.append(source._replace(aspect_ratios=ratios))
     model.NETWORKS[network] = architecture._replace(sources=tuple(sources))
-
-
-def leave_out_thirds():
-    change_aspect_ratios((3, 1 / 3))
-
-
-def leave_all_but_squares():
-    change_aspect_ratios((2, 1 / 2, 3, 1 / 3))
 
 
 def leave_out_extra_square():
@@ -121,36 +112,29 @@ CHOICES = {
     "negatives_1": Choice("1 negative per positive, not 3", {"neg_pos_ratio": 1}, None),
     "negatives_all": Choice("all negatives", {"neg_pos_ratio": 10_000}, None),
     "no_step_1": Choice("matching without step 1", {}, leave_out_step_1),
-    "squares_only": Choice("square priors only", {}, leave_all_but_squares, paper=71.6),
-    "no_thirds": Choice("without the ratios 3 and 1/3", {}, leave_out_thirds, paper=73.7),
+    "squares_only": Choice("square priors only", {}, partial(leave_out_ratios, (2, 1 / 2, 3, 1 / 3)), paper=71.6),
+    "no_thirds": Choice("without the ratios 3 and 1/3", {}, partial(leave_out_ratios, (3, 1 / 3)), paper=73.7),
     "no_extra_square": Choice("no extra square prior", {}, leave_out_extra_square),
     "no_l2_norm": Choice("no L2 norm on conv4_3", {}, leave_out_l2_norm),
 }
-PAPER_NOTE = (
-    "The paper (table 2): mAP on VOC2007 test of SSD300 after 60,000 iterations on VOC2007 + VOC2012 trainval; its "
-    "baseline has no zoom-out."
-)
 
 # --- The runs -------------------------------------------------------------------------------------
 
 
 def main():
     if run:
-        name, seed = run.split(",")
-        train_once(name, seed)
+        train_once(*run.split(","))
         return
     names = choose()
     folder = Path(output_folder).resolve()
     lists = Path(data_folder).resolve() if data_folder else draw_pictures(folder)
     wanted = [("baseline", str(seed)) for seed in baseline_seeds]
     wanted += [(name, str(seed)) for seed in seeds for name in names]
+    settings = {"data_folder": lists, "output_folder": folder, "iterations": iterations, "network": network}
     for name, seed in wanted:
-        if (name, seed) not in read_results(folder, lists):
-            print(f"{name}, seed {seed} ...", flush=True)
-            settings = {"data_folder": lists, "output_folder": folder, "iterations": iterations, "network": network}
-            call("tools/ablations.py", **settings, run=f"{name},{seed}")
-            write_tables(read_results(folder, lists), folder)
-    write_tables(read_results(folder, lists), folder)
+        if seed not in read_results(folder, lists).get(name, {}):
+            demo.run("tools/ablations.py", **settings, run=f"{name},{seed}")
+        write_table(read_results(folder, lists), folder)
     print((folder / "table.md").read_text(encoding="utf-8"))
 
 
@@ -163,28 +147,19 @@ def choose():
         raise ValueError(f"{', '.join(unknown)}: not a choice; these are: {', '.join(CHOICES)}")
     if len(set(baseline_seeds)) < 2:
         raise ValueError("baseline_seeds needs two seeds or more: the spread is that of the baselines")
-    has_l2_norm = model.NETWORKS[network].l2_norm
-    if "no_l2_norm" in choices and not has_l2_norm:
-        raise ValueError(f"no_l2_norm: {network} has no L2 norm; ssd300_vgg16 has")
     names = [name for name in choices or CHOICES if name != "baseline"]
-    return [name for name in names if name != "no_l2_norm" or has_l2_norm]
+    if "no_l2_norm" in names and not model.NETWORKS[network].l2_norm:
+        raise ValueError(f"no_l2_norm: {network} has no L2 norm; name the other choices with --choices")
+    return names
 
 
 def draw_pictures(folder):
     """Draw the pictures and make their lists, if that has not been done; returns the folder of the lists."""
     lists = folder / "lists"
     if not (lists / "label_map.json").is_file():
-        call("tools/make_sample.py", output_folder=folder / "sample", n_train=n_train, n_test=n_test)
-        call("create_data_lists.py", train_data=folder / "sample", output_folder=lists)
+        demo.run("tools/make_sample.py", output_folder=folder / "sample", n_train=n_train, n_test=n_test)
+        demo.run("create_data_lists.py", train_data=folder / "sample", output_folder=lists)
     return lists
-
-
-def call(script, **parameters):
-    """Run a script of the repo; its error, in its own words, ends this one."""
-    arguments = [f"--{name}={value}" for name, value in parameters.items()]
-    process = subprocess.run([sys.executable, str(REPO / script), *arguments], stdout=subprocess.DEVNULL)
-    if process.returncode:
-        raise SystemExit(process.returncode)
 
 
 def train_once(name, seed):
@@ -213,18 +188,20 @@ def train_once(name, seed):
         writer.writerow([name, seed, iterations, network, data_folder, score])
 
 
-# --- The tables -----------------------------------------------------------------------------------
+# --- The table ------------------------------------------------------------------------------------
 
 
 def read_results(folder, lists):
-    """The results so far of runs with these settings: a dict of (name, seed) to mAP."""
+    """The results so far of runs with these settings: by choice a dict of seed, a string, to mAP."""
     path = folder / "results.csv"
+    if not path.is_file():
+        return {}
+    settings = (str(iterations), network, str(lists))
     results = {}
-    if path.is_file():
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                if (row["iterations"], row["network"], row["data_folder"]) == (str(iterations), network, str(lists)):
-                    results[row["choice"], row["seed"]] = float(row["mAP"])
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            if (row["iterations"], row["network"], row["data_folder"]) == settings:
+                results.setdefault(row["choice"], {})[row["seed"]] = float(row["mAP"])
     return results
 
 
@@ -239,52 +216,39 @@ def find_spread(baselines, n_runs):
 
 
 def make_rows(results):
-    """The rows of the table, a dict a choice that has a result, in the order of CHOICES."""
-    baselines = [score for (name, _), score in results.items() if name == "baseline"]
+    """The rows of the table, a dict a choice that has a result, in the order of CHOICES. The baselines come first."""
+    baselines = list(results["baseline"].values())
     rows = []
-    for name, choice in CHOICES.items():
-        scores = [score for (other, _), score in results.items() if other == name]
-        if not scores:
-            continue
-        mean = statistics.mean(scores)
+    for name in [name for name in CHOICES if name in results]:
+        scores = list(results[name].values())
+        difference = statistics.mean(scores) - statistics.mean(baselines)
         if name == "baseline":
-            difference = ""
-        elif len(baselines) < 2:
-            difference = "no spread yet"
-        elif abs(mean - statistics.mean(baselines)) <= find_spread(baselines, len(scores)):
-            difference = "within the spread"
+            words = ""
+        elif abs(difference) <= find_spread(baselines, len(scores)):
+            words = "within the spread"
         else:
-            difference = f"{mean - statistics.mean(baselines):+.3f}"
+            words = f"{difference:+.3f}"
         rows.append({
-            "what is changed": choice.words,
-            "mAP, mean": f"{mean:.3f}",
+            "what is changed": CHOICES[name].words,
+            "mAP, mean": f"{statistics.mean(scores):.3f}",
             "each run": " ".join(f"{score:.3f}" for score in scores),
-            "difference": difference,
-            "the paper": "" if choice.paper is None else str(choice.paper),
+            "difference": words,
+            "the paper": str(CHOICES[name].paper or ""),
         })  # fmt: skip
     return rows
 
 
-def write_tables(results, folder):
-    """Write table.md and table.csv."""
+def write_table(results, folder):
+    """Write table.md."""
     rows = make_rows(results)
-    if not rows:
-        return
-    columns = list(rows[0])
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(folder / "table.csv", text.getvalue())
-
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
     lines += [f"| {' | '.join(row.values())} |" for row in rows]
-    baselines = [score for (name, _), score in results.items() if name == "baseline"]
     lines += ["", f"{network}, {iterations} iterations of {RECIPE['batch_size']} images."]
+    baselines = list(results["baseline"].values())
     if len(baselines) > 1:
         spread = find_spread(baselines, 1)
         lines.append(f"The spread, of {len(baselines)} baselines: ±{spread:.3f} for a choice with one run.")
-    lines += [PAPER_NOTE, ""]
+    lines += ["The paper: docs/experiments.md. Its baseline has no zoom-out.", ""]
     write_file(folder / "table.md", "\n".join(lines))
 
 

@@ -11,7 +11,7 @@ and says in which formats). Writes into `output_folder`:
     precision_recall.png  the curve of each class
     errors.png            what the detections of each class are, and how many of its objects are missed
     sizes.png             recall and average precision by the size of the objects, and by their aspect ratio
-    worst.jpg             the most confident false detections and the largest missed objects, each with the reason
+    worst.jpg             the best-scored false detections and the largest missed objects, each with the reason
     summary.csv           the counts behind errors.png, a row a class
 
 Images are needed for worst.jpg alone; without them it is left out. Needs matplotlib.
@@ -57,7 +57,7 @@ except ImportError:
 
 import utils
 from datasets import PascalVOCDataset, read_image
-from eval import area_under_curve, average_of_11_points, detect_all, make_test_loader, read_detections, score
+from eval import average_of_11_points, detect_all, make_test_loader, read_detections, score
 from model import load_model
 from utils import find_jaccard_overlap, printable
 
@@ -65,12 +65,10 @@ from utils import find_jaccard_overlap, printable
 data_folder = "data"  # where create_data_lists.py wrote its lists
 split = "TEST"  # or "VAL", "TRAIN"
 checkpoint = ""  # a network to analyze; "": none
-read_detections_from = ""  # or detections: a folder of comp4_det_test_<class>.txt, or a .json file; "": none
+read_detections_from = ""  # detections in its place: a folder of comp4_det_test_<class>.txt, or a .json file; "": none
 log_file = ""  # a log of train.py; "": none
 
 output_folder = "analysis"
-
-metric = "11 points"  # or "area": see eval.py
 
 # The network of `checkpoint` detects as in eval.py, with its default limits
 batch_size = 32
@@ -100,7 +98,7 @@ def main():
         return
     dataset = PascalVOCDataset(data_folder, split, keep_difficult=True)
     detections = read_detections(read_detections_from, dataset) if read_detections_from else run_network()
-    average_precisions, _ = score(detections, dataset, metric, MIN_OVERLAP)
+    average_precisions, _ = score(detections, dataset)
     verdicts = judge_detections(detections, dataset)
     rows = count_by_class(verdicts, dataset, average_precisions)
     write_summary(rows, folder / "summary.csv")
@@ -117,10 +115,6 @@ def check_parameters():
         raise ValueError("the pictures are drawn by matplotlib, which is missing: pip install matplotlib")
     if not checkpoint and not read_detections_from and not log_file:
         raise ValueError("nothing to analyze: give --checkpoint, --read_detections_from or --log_file")
-    if checkpoint and read_detections_from:
-        raise ValueError("--checkpoint and --read_detections_from are both given: the detections are of one of them")
-    if metric not in ("11 points", "area"):
-        raise ValueError(f'metric is "{printable(metric)}"; here it is "11 points" or "area"')
 
 
 def run_network():
@@ -157,43 +151,46 @@ def judge_detections(detections, dataset):
         first = dataset.starts[image]  # the number of the image's first object
         last = dataset.starts[image + 1]
         objects_xy = dataset.boxes_xy_pixels[first:last].double()
-        overlaps = find_jaccard_overlap(boxes_xy.double(), objects_xy).numpy()  # a row a detection, a column an object
-        is_own_class = (labels[:, None] == dataset.labels[first:last]).numpy()  # the same shape
+        overlaps = find_jaccard_overlap(boxes_xy.double(), objects_xy)  # a row a detection, a column an object
+        is_own_class = labels[:, None] == dataset.labels[first:last]  # the same shape
+        own_overlaps, own_objects = find_highest(overlaps * is_own_class)
+        other_overlaps, other_objects = find_highest(overlaps * ~is_own_class)
         for i in scores.argsort(descending=True, stable=True).tolist():  # equal scores stay in their order
-            own, own_overlap = find_highest(np.where(is_own_class[i], overlaps[i], 0.0))
-            other, other_overlap = find_highest(np.where(is_own_class[i], 0.0, overlaps[i]))
-            number, overlap = first + own, own_overlap
-            if own_overlap >= MIN_OVERLAP and is_difficult[number]:
+            number = first + own_objects[i]
+            overlap = own_overlaps[i]
+            if overlap >= MIN_OVERLAP and is_difficult[number]:
                 kind = "ignored"
-            elif own_overlap >= MIN_OVERLAP and number in found:
+            elif overlap >= MIN_OVERLAP and number in found:
                 kind = "duplicate"
-            elif own_overlap >= MIN_OVERLAP:
+            elif overlap >= MIN_OVERLAP:
                 kind = "right"
                 found.add(number)
-            elif own_overlap >= MIN_LOCALIZATION_OVERLAP:
+            elif overlap >= MIN_LOCALIZATION_OVERLAP:
                 kind = "localization"
-            elif other_overlap >= MIN_OVERLAP:
+            elif other_overlaps[i] >= MIN_OVERLAP:
                 kind = "other_class"
-                number, overlap = first + other, other_overlap
+                number = first + other_objects[i]
+                overlap = other_overlaps[i]
             else:
                 kind = "background"
-                number, overlap = -1, 0.0
+                number = -1
+                overlap = 0.0
             rows.append((image, boxes_xy[i].tolist(), labels[i].item(), scores[i].item(), kind, number, overlap))
     rows.sort(key=lambda row: -row[3])
     return np.array(rows, dtype=VERDICT)
 
 
 def find_highest(overlaps):
-    """The place and the value of the highest number of an array; 0 and 0.0 if it is empty."""
-    if len(overlaps) == 0:
-        return 0, 0.0
-    place = overlaps.argmax()
-    return place, overlaps[place]
+    """The highest number of each row of a table and its column, two lists; 0.0 and column 0 if there are no columns."""
+    if overlaps.shape[1] == 0:
+        overlaps = torch.zeros(len(overlaps), 1)
+    values, columns = overlaps.max(dim=1)
+    return values.tolist(), columns.tolist()
 
 
-def find_easy_objects(dataset, label):
-    """The objects of a class that are to be found, those that are not difficult: (M,) bool."""
-    return ((dataset.labels == label) & (dataset.difficulties == 0)).numpy()
+def find_objects(dataset, label):
+    """The numbers of a class's objects that are to be found, those that are not difficult."""
+    return np.flatnonzero((dataset.labels == label) & (dataset.difficulties == 0))
 
 
 def find_missed_objects(verdicts, dataset):
@@ -207,16 +204,14 @@ def count_by_class(verdicts, dataset, average_precisions):
     """The rows of summary.csv, a dict for each class of column to value."""
     is_missed = find_missed_objects(verdicts, dataset)
     rows = []
-    for name, label in dataset.label_map.items():
-        if label == 0:  # background
-            continue
-        is_easy = find_easy_objects(dataset, label)
-        kinds = verdicts["kind"][verdicts["label"] == label]
-        row = {"class": name, "objects": int(is_easy.sum()), "detections": len(kinds)}
+    for name, value in average_precisions.items():
+        label = dataset.label_map[name]
+        objects = find_objects(dataset, label)
+        kinds = verdicts["kind"][verdicts["label"] == label].tolist()
+        row = {"class": name, "objects": len(objects), "detections": len(kinds)}
         for kind in KINDS:
-            row[kind] = int((kinds == kind).sum())
-        row["missed"] = int((is_easy & is_missed).sum())
-        value = average_precisions[name]
+            row[kind] = kinds.count(kind)
+        row["missed"] = int(is_missed[objects].sum())
         row["average_precision"] = "" if math.isnan(value) else f"{value:.6f}"  # "": it has no object to find
         rows.append(row)
     return rows
@@ -249,32 +244,25 @@ def print_totals(rows):
 # --- Recall and precision -------------------------------------------------------------------------
 
 
-def make_curve(verdicts, dataset, label, is_member):
+def make_curve(verdicts, dataset, label, objects):
     """Recall and precision of a class over its detections, from the best-scored one on.
 
-    is_member: (M,) bool, the objects to find: all of the class that are not difficult, or some of these. What is right
-    about another object is left out; every false detection counts.
+    objects: the numbers of those to find: all of `find_objects()`, or some of these. What is right about another object
+    is left out; every false detection counts.
     The precision of a group is Hoiem's normalised one: as if the class's objects were all found as often as those of
     the group. It can be compared between groups of different sizes; of all objects together it is the usual one.
     Returns two tensors with an entry a detection that counts.
     """
     of_class = verdicts[verdicts["label"] == label]
-    is_right = (of_class["kind"] == "right") & is_member[of_class["object"]]
+    is_right = (of_class["kind"] == "right") & np.isin(of_class["object"], objects)
     is_false = np.isin(of_class["kind"], ERRORS)
     counts = is_right | is_false
     n_right = is_right[counts].cumsum()
     n_false = is_false[counts].cumsum()
-    recall = n_right / is_member.sum()
-    n_right_of_all = recall * find_easy_objects(dataset, label).sum()
+    recall = n_right / len(objects)
+    n_right_of_all = recall * len(find_objects(dataset, label))
     precision = n_right_of_all / (n_right_of_all + n_false)
     return torch.from_numpy(recall), torch.from_numpy(precision)
-
-
-def find_average_precision(recall, precision):
-    """The average precision of a curve of `make_curve()`, by `metric`."""
-    if metric == "11 points":
-        return average_of_11_points(precision, recall)
-    return area_under_curve(precision, recall)
 
 
 def group_objects(values):
@@ -287,24 +275,18 @@ def group_objects(values):
 def score_groups(verdicts, dataset, label, values):
     """Recall and average precision of the five groups of a class's objects. values: (M,), sizes or aspect ratios.
 
-    Returns two lists of five numbers, NaN for a group without objects.
+    Returns an array (2, 5): recalls and average precisions, NaN for a group without objects.
     """
     is_missed = find_missed_objects(verdicts, dataset)
-    easy_objects = np.flatnonzero(find_easy_objects(dataset, label))
-    groups = group_objects(values[easy_objects])
-    recalls = []
-    precisions = []
-    for group in range(5):
-        members = easy_objects[groups == group]
-        if len(members) == 0:
-            recalls.append(math.nan)
-            precisions.append(math.nan)
-            continue
-        is_member = np.zeros(len(dataset.labels), bool)
-        is_member[members] = True
-        recalls.append(1 - is_missed[members].mean())
-        precisions.append(find_average_precision(*make_curve(verdicts, dataset, label, is_member)))
-    return recalls, precisions
+    objects = find_objects(dataset, label)
+    groups = group_objects(values[objects])
+    scores = np.full((2, 5), np.nan)
+    for group in np.unique(groups):
+        members = objects[groups == group]
+        scores[0, group] = 1 - is_missed[members].mean()
+        recall, precision = make_curve(verdicts, dataset, label, members)
+        scores[1, group] = average_of_11_points(precision, recall)
+    return scores
 
 
 # --- The figures ----------------------------------------------------------------------------------
@@ -313,12 +295,10 @@ COLORS = {  # Okabe and Ito's, which the colour-blind can tell apart
     "right": "#009e73", "localization": "#e69f00", "other_class": "#cc79a7", "duplicate": "#56b4e9",
     "background": "#d55e00", "missed": "#999999",
 }  # fmt: skip
-INK = "#1f2328"
-
-
-def make_figure(width, height):
-    """An empty figure; sides in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+WORDS = {  # for figures
+    "right": "right", "localization": "localised badly", "other_class": "another class", "duplicate": "duplicate",
+    "background": "background", "missed": "missed by all detections",
+}  # fmt: skip
 
 
 def save_figure(figure, path):
@@ -336,23 +316,19 @@ def show_name(name):
 
 def read_log(path):
     """Read a log of train.py: a dict of column to two lists, the iterations of its entries, and their numbers."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such log; train.py writes it beside its checkpoint")
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         if "iteration" not in (reader.fieldnames or ()):
             raise ValueError(f'{path}: not a log of train.py, it has no column "iteration"')
-        columns = {name: ([], []) for name in reader.fieldnames if name not in ("iteration", "epoch")}
-        for row in reader:
-            for name, (iterations, values) in columns.items():
-                if not row[name]:
-                    continue  # losses and evaluations come at different iterations
-                try:
-                    iterations.append(int(row["iteration"]))
-                    values.append(float(row[name]))
-                except ValueError:
-                    place = f"{path}, line {reader.line_num}, {printable(name, 40)}"
-                    raise ValueError(f"{place}: '{printable(row[name], 40)}' is not a number") from None
+        columns = {name: ([], []) for name in reader.fieldnames}
+        try:
+            for row in reader:
+                for name, (iterations, values) in columns.items():
+                    if row[name]:  # losses and evaluations come at different iterations
+                        iterations.append(int(row["iteration"]))
+                        values.append(float(row[name]))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {printable(error)}") from None
     return columns
 
 
@@ -360,54 +336,28 @@ def draw_log(columns):
     """loss.png: the losses, the learning rate, the average precisions."""
     names = list(columns)
     classes = names[names.index("mAP") + 1 :] if "mAP" in names else []
-    n_columns = math.ceil((len(classes) + 1) / 22)  # of the legend
-    figure = make_figure(7.5 + 2 * n_columns, 10)
-    losses, rates, scores = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 3))
-
-    for name, label, color in (
-        ("loss", "loss", INK),
-        ("conf_loss", "its confidence part", COLORS["background"]),
-        ("loc_loss", "its localisation part", COLORS["duplicate"]),
-    ):
-        iterations, values = columns.get(name, ([], []))
-        if values:
-            losses.plot(iterations, values, color=color, alpha=0.25, linewidth=0.8)
-            window = max(1, len(values) // 40)
-            smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-            losses.plot(iterations[window - 1 :], smooth, color=color, label=label)
-            losses.set_ylabel("loss" if window == 1 else f"loss (bold: mean of {window} rows)")
-            losses.legend(frameon=False)
-        if values and name == "loss":
-            losses.set_ylim(0, 1.1 * np.quantile(values, 0.98))  # the first few may be far above the others
-
-    rates.plot(*columns.get("lr", ([], [])), color=INK)
-    rates.set_ylabel("learning rate")
-
-    set_class_colors(scores)
-    for name in classes:
-        scores.plot(*columns[name], linewidth=1.2, marker=".", label=show_name(name))
-    iterations, values = columns.get("mAP", ([], []))
-    if values:
-        scores.plot(iterations, values, color=INK, linewidth=2.5, marker="o", markersize=4, label="mean")
-        scores.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=n_columns)
-    else:
-        scores.text(0.5, 0.5, "no evaluations in the log", ha="center", transform=scores.transAxes)
-    scores.set(ylabel="average precision", xlabel="iteration", ylim=(0, 1))
-    for axis in (losses, rates, scores):
-        tidy(axis)
+    panels = {
+        "loss": ["loss", "conf_loss", "loc_loss"],
+        "learning rate": ["lr"],
+        "average precision": ["mAP", *classes],
+    }
+    n_columns = 1 + len(classes) // 22  # of the legend
+    figure = Figure(figsize=(7.5 + 2 * n_columns, 10), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 3))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        set_up(axis)
+        for name in lines:
+            axis.plot(*columns.get(name, ([], [])), marker=".", label=show_name(name))
+        axis.set_ylabel(title)
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=n_columns)
+    axes[-1].set(xlabel="iteration", ylim=(0, 1))
     return figure
 
 
-def set_class_colors(axis):
-    """Let the lines of an axis have 20 colours, and another style for each 20 more."""
+def set_up(axis):
+    """Give the lines of an axis 20 colours in turn, leave out the frame's upper and right line, draw a faint grid."""
     pairs = matplotlib.colormaps["tab20"].colors  # a strong colour, its pale one, the next strong one, ...
-    colors = matplotlib.cycler(color=pairs[::2] + pairs[1::2])
-    styles = matplotlib.cycler(linestyle=("-", "--", ":", "-."))
-    axis.set_prop_cycle(styles * colors)
-
-
-def tidy(axis):
-    """Leave out the frame's upper and right line, and draw a faint grid."""
+    axis.set_prop_cycle(color=pairs[::2] + pairs[1::2])
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#d0d7de", linewidth=0.6)
     axis.set_axisbelow(True)
@@ -416,18 +366,17 @@ def tidy(axis):
 def draw_precision_recall(verdicts, dataset, average_precisions):
     """precision_recall.png: the curve of each class, the one with the highest average precision first."""
     scored = {name: value for name, value in average_precisions.items() if not math.isnan(value)}
-    mean = sum(scored.values()) / len(scored) if scored else math.nan
-    n_columns = math.ceil(len(scored) / 30)  # of the legend
-    figure = make_figure(7.5 + 2.2 * n_columns, 6.5)
+    mean = np.mean(list(scored.values())) if scored else math.nan
+    n_columns = 1 + len(scored) // 30  # of the legend
+    figure = Figure(figsize=(7.5 + 2.2 * n_columns, 6.5), layout="constrained")
     axis = figure.subplots()
-    set_class_colors(axis)
+    set_up(axis)
     for name, value in sorted(scored.items(), key=lambda item: -item[1]):
         label = dataset.label_map[name]
-        recall, precision = make_curve(verdicts, dataset, label, find_easy_objects(dataset, label))
+        recall, precision = make_curve(verdicts, dataset, label, find_objects(dataset, label))
         axis.plot(recall, precision, linewidth=1.2, label=f"{value:.3f}  {show_name(name)}")
-    axis.set_title(f"{split}: mean average precision {mean:.3f} ({metric}, overlap {MIN_OVERLAP:g} or more)")
+    axis.set_title(f"{split}: mean average precision {mean:.3f} (11 points, overlap {MIN_OVERLAP:g} or more)")
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    tidy(axis)
     if scored:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8, ncols=n_columns, title="average precision")
     return figure
@@ -438,32 +387,27 @@ def draw_errors(verdicts, dataset, rows):
 
     Detections of difficult objects, which do not count, are left out of both.
     """
-    counts_of_best = []
+    best_rows = []
     for row in rows:
         kinds = verdicts["kind"][verdicts["label"] == dataset.label_map[row["class"]]]
-        kinds = kinds[kinds != "ignored"][: row["objects"]]
-        counts_of_best.append({kind: int((kinds == kind).sum()) for kind in KINDS})
-    counts_of_best.append(add_up(counts_of_best))
+        best_kinds = kinds[kinds != "ignored"][: row["objects"]].tolist()
+        best_rows.append({kind: best_kinds.count(kind) for kind in KINDS})
+    best_rows.append(add_up(best_rows))
     rows = [*rows, {"class": "all", **add_up(rows)}]
     names = [f"{show_name(row['class'])} ({row['objects']})" for row in rows]
     n_detections = [row["detections"] - row["ignored"] for row in rows]
     n_objects = [row["objects"] for row in rows]
 
-    figure = make_figure(13, 2.2 + 0.3 * len(rows))
+    figure = Figure(figsize=(13, 2.2 + 0.3 * len(rows)), layout="constrained")
     best, all_scores, objects = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 2))
-    draw_shares(best, names, counts_of_best, n_objects, ("right", *ERRORS))
+    draw_shares(best, names, best_rows, n_objects, ("right", *ERRORS))
     draw_shares(all_scores, names, rows, n_detections, ("right", *ERRORS))
     draw_shares(objects, names, rows, n_objects, ("right", "missed"))
     best.set(xlabel="% of N", title="The N best-scored detections of a class\nN: its objects, in brackets")
     all_scores.set(xlabel="% of the detections", title="All detections")
     objects.set(xlabel="% of the objects", title="Objects: found and missed")
     best.invert_yaxis()  # the first class on top
-    labels = {
-        "right": "right", "localization": f"localised badly (overlap {MIN_LOCALIZATION_OVERLAP} to {MIN_OVERLAP:g})",
-        "other_class": "another class", "duplicate": "duplicate", "background": "background",
-        "missed": "missed by all detections",
-    }  # fmt: skip
-    patches = [Patch(color=COLORS[kind], label=text) for kind, text in labels.items()]
+    patches = [Patch(color=color, label=WORDS[kind]) for kind, color in COLORS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
@@ -481,25 +425,25 @@ def draw_shares(axis, names, counts, totals, kinds):
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def find_sides(dataset):
+    """Widths and heights of all objects in pixels, two arrays (M,)."""
+    return (dataset.boxes_xy_pixels[:, 2:] - dataset.boxes_xy_pixels[:, :2]).numpy().T
+
+
 def draw_sizes(verdicts, dataset):
     """sizes.png: recall and average precision of each class, by the size of its objects and by their aspect ratio."""
-    sides = (dataset.boxes_xy_pixels[:, 2:] - dataset.boxes_xy_pixels[:, :2]).numpy()  # (M, 2)
-    areas = sides[:, 0] * sides[:, 1]
-    aspect_ratios = sides[:, 0] / sides[:, 1]  # width : height
-    classes = {
-        name: label for name, label in dataset.label_map.items() if label and find_easy_objects(dataset, label).any()
-    }
-    figure = make_figure(13, 2.6 + 0.3 * len(classes))
+    widths, heights = find_sides(dataset)
+    classes = {name: label for name, label in dataset.label_map.items() if label and len(find_objects(dataset, label))}
+    figure = Figure(figsize=(13, 2.6 + 0.3 * len(classes)), layout="constrained")
     axes = figure.subplots(1, 4, sharey=True)
     for pair, values, groups, title in (
-        (axes[:2], areas, SIZE_GROUPS, "by size"),
-        (axes[2:], aspect_ratios, ASPECT_GROUPS, "by aspect ratio"),
+        (axes[:2], widths * heights, SIZE_GROUPS, "by size"),
+        (axes[2:], widths / heights, ASPECT_GROUPS, "by aspect ratio"),
     ):
         scores = [score_groups(verdicts, dataset, label, values) for label in classes.values()]
-        recalls = [recall for recall, _ in scores]
-        precisions = [precision for _, precision in scores]
-        draw_table(pair[0], recalls, list(classes), groups, f"Recall {title}")
-        draw_table(pair[1], precisions, list(classes), groups, f"Average precision {title}")
+        scores = np.reshape(scores, (-1, 2, 5))  # a class, recall or average precision, a group
+        draw_table(pair[0], scores[:, 0], list(classes), groups, f"Recall {title}")
+        draw_table(pair[1], scores[:, 1], list(classes), groups, f"Average precision {title}")
     figure.supxlabel(
         "Groups of a class's objects, Hoiem's: the lowest 10% by area (extra small) or by width : height (extra tall), "
         "then 20%, 40%, 20%, 10% (extra large, extra wide).\nPrecision is normalised: every group as if it had all of "
@@ -511,7 +455,6 @@ def draw_sizes(verdicts, dataset):
 
 def draw_table(axis, numbers, classes, groups, title):
     """Draw a table of numbers from 0 to 1, with colours: a row a class, and the mean below; a column a group."""
-    numbers = np.array(numbers).reshape(-1, len(groups))
     means = np.ma.masked_invalid(numbers).mean(axis=0).filled(np.nan)  # of the classes that have such objects
     numbers = np.vstack([numbers, means])
     axis.imshow(numbers, cmap="RdYlGn", vmin=0, vmax=1, alpha=0.75, aspect="auto")
@@ -519,7 +462,7 @@ def draw_table(axis, numbers, classes, groups, title):
         value = numbers[row, column]
         text = "–" if math.isnan(value) else f"{value:.2f}"
         axis.text(column, row, text, ha="center", va="center", fontsize=9)
-    axis.axhline(len(classes) - 0.5, color=INK, linewidth=1.5)
+    axis.axhline(len(classes) - 0.5, color="#1f2328", linewidth=1.5)
     axis.set_xticks(range(len(groups)), groups)
     axis.set_yticks(range(len(numbers)), [*map(show_name, classes), "mean"])
     axis.tick_params(length=0)
@@ -545,10 +488,8 @@ class Case(NamedTuple):
 
 def write_worst(verdicts, dataset, path):
     """Write worst.jpg, or say why it is left out."""
-    false_cases = list_false_detections(verdicts, dataset, N_WORST)
-    missed_cases = list_missed_objects(verdicts, dataset, N_WORST)
     try:
-        figure = draw_cases(false_cases, missed_cases, dataset)
+        figure = draw_worst(list_false_detections(verdicts, dataset), list_missed_objects(verdicts, dataset), dataset)
     except (OSError, ValueError) as error:
         path.unlink(missing_ok=True)  # that of an earlier analysis shows other detections
         print(f"left out: {path}, for which the images are needed: {printable(error)}")
@@ -556,80 +497,58 @@ def write_worst(verdicts, dataset, path):
     save_figure(figure, path)
 
 
-REASONS = {  # why a detection is false
-    "localization": "localised badly, overlap {overlap:.2f} with the nearest {name}",
-    "duplicate": "duplicate, a better-scored detection has found this {name} (overlap {overlap:.2f})",
-    "other_class": "it is of another class, {other} (overlap {overlap:.2f})",
-    "background": "background, no object overlaps it enough",
-}
+def list_false_detections(verdicts, dataset):
+    """The best-scored false detections, as Cases."""
+    false = verdicts[np.isin(verdicts["kind"], ERRORS)]
+    return [make_case(verdict, dataset) for verdict in false[:N_WORST]]
 
 
-def list_false_detections(verdicts, dataset, n):
-    """The n best-scored false detections, as Cases."""
-    names = [show_name(name) for name in dataset.label_map]  # by label
-    cases = []
-    for verdict in verdicts[np.isin(verdicts["kind"], ERRORS)][:n]:
-        name = names[verdict["label"]]
-        object_xy = None
-        other = ""
-        if verdict["kind"] != "background":
-            object_xy = dataset.boxes_xy_pixels[verdict["object"]].numpy()
-            other = names[dataset.labels[verdict["object"]]]
-        reason = REASONS[verdict["kind"]].format(name=name, other=other, overlap=verdict["overlap"])
-        reason = f"{name} {verdict['score']:.2f}: {reason}"
-        cases.append(Case(verdict["image"], verdict["box_xy_pixels"], object_xy, reason))
-    return cases
-
-
-def list_missed_objects(verdicts, dataset, n):
-    """The n largest objects, by their area in pixels, that no detection is right about, as Cases."""
+def list_missed_objects(verdicts, dataset):
+    """The largest objects, by their area in pixels, that no detection is right about, as Cases."""
     missed = np.flatnonzero(find_missed_objects(verdicts, dataset))
-    sides = (dataset.boxes_xy_pixels[:, 2:] - dataset.boxes_xy_pixels[:, :2]).numpy()
-    areas = (sides[:, 0] * sides[:, 1])[missed]
+    widths, heights = find_sides(dataset)
+    areas = (widths * heights)[missed]
     cases = []
-    for number in missed[np.argsort(-areas, kind="stable")][:n]:
-        image = np.searchsorted(dataset.starts, number, side="right") - 1
-        detection_xy, reason = explain_missed(number, verdicts[verdicts["image"] == image], dataset)
-        cases.append(Case(image, detection_xy, dataset.boxes_xy_pixels[number].numpy(), reason))
+    for number in missed[np.argsort(-areas, kind="stable")][:N_WORST]:
+        about_it = verdicts[verdicts["object"] == number]
+        if len(about_it) > 0:
+            cases.append(make_case(about_it[0], dataset))
+        else:
+            image = np.searchsorted(dataset.starts, number, side="right") - 1
+            reason = f"{object_name(number, dataset)}: no detection is about it"
+            cases.append(Case(image, None, dataset.boxes_xy_pixels[number].numpy(), reason))
     return cases
 
 
-def explain_missed(number, verdicts, dataset):
-    """Why an object is missed: the box of the best-scored detection that is about it, None for none, and words.
-
-    verdicts: those of the object's image, by falling score.
-    """
-    names = [show_name(name) for name in dataset.label_map]  # by label
-    label = dataset.labels[number]
-    name = names[label]
-    object_xy = dataset.boxes_xy_pixels[number].double()
-    boxes_xy = torch.from_numpy(verdicts["box_xy_pixels"].copy())
-    overlaps = find_jaccard_overlap(boxes_xy, object_xy[None])[:, 0].tolist()
-    for verdict, overlap in zip(verdicts, overlaps, strict=True):
-        box_xy = verdict["box_xy_pixels"]
-        is_same_class = verdict["label"] == label
-        found = f"{names[verdict['label']]} {verdict['score']:.2f}"
-        if is_same_class and overlap >= MIN_OVERLAP:
-            return box_xy, f"{name} missed: {found} overlaps another {name} more (this one {overlap:.2f})"
-        if is_same_class and overlap >= MIN_LOCALIZATION_OVERLAP:
-            return box_xy, f"{name} missed: {found} localised badly, overlap {overlap:.2f}"
-        if not is_same_class and overlap >= MIN_OVERLAP:
-            return box_xy, f"{name} missed: taken for {found} (overlap {overlap:.2f})"
-    return None, f"{name} missed: no detection of it"
+def make_case(verdict, dataset):
+    """A false detection as a Case, with the object that it is about."""
+    names = list(dataset.label_map)  # by label
+    name = show_name(names[verdict["label"]])
+    reason = f"{name} {verdict['score']:.2f}: {WORDS[verdict['kind']]}"
+    object_xy = None
+    if verdict["kind"] != "background":
+        object_xy = dataset.boxes_xy_pixels[verdict["object"]].numpy()
+        reason += f" (overlap {verdict['overlap']:.2f} with {object_name(verdict['object'], dataset)})"
+    return Case(verdict["image"], verdict["box_xy_pixels"], object_xy, reason)
 
 
-def draw_cases(false_cases, missed_cases, dataset):
+def object_name(number, dataset):
+    """The name of an object's class."""
+    return show_name(list(dataset.label_map)[dataset.labels[number]])
+
+
+def draw_worst(false_cases, missed_cases, dataset):
     """worst.jpg: both lists of Cases. Raises OSError or ValueError where an image is missing."""
-    parts = (
-        (false_cases, "The most confident false detections (red), and the objects that they are compared with (green)"),
-        (missed_cases, "The largest missed objects (green), and the best-scored detections that are about them (red)"),
-    )
-    n_rows = [max(1, math.ceil(len(cases) / N_COLUMNS)) for cases, _ in parts]
-    figure = make_figure(15, 0.8 + 2.9 * sum(n_rows))
-    subfigures = figure.subfigures(2, 1, height_ratios=n_rows)
-    for subfigure, n, (cases, heading) in zip(subfigures, n_rows, parts, strict=True):
+    parts = {
+        "The most confident false detections (red), and the objects that they are compared with (green)": false_cases,
+        "The largest missed objects (green), and the best-scored detections that are about them (red)": missed_cases,
+    }
+    n_rows = N_WORST // N_COLUMNS  # of each part
+    figure = Figure(figsize=(15, 0.8 + 2.9 * len(parts) * n_rows), layout="constrained")
+    subfigures = figure.subfigures(len(parts), 1)
+    for subfigure, (heading, cases) in zip(subfigures, parts.items(), strict=True):
         subfigure.suptitle(f"{heading}: {split}")
-        axes = list(subfigure.subplots(n, N_COLUMNS).flat)
+        axes = subfigure.subplots(n_rows, N_COLUMNS).flatten()
         for axis in axes:
             axis.set_axis_off()
         for axis, case in zip(axes, cases, strict=False):

@@ -20,7 +20,6 @@ Any parameter below can be overridden on the command line with --name=value.
 Shapes in comments: P priors, C classes (background = 0 included).
 """
 
-import io
 import math
 import pickle
 import re
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torchvision.models.detection import SSD300_VGG16_Weights, SSDLite320_MobileNet_V3_Large_Weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from model import CAFFE_MEAN, CAFFE_STD, NETWORKS, SSD300, model_state
 from utils import (
     SIZE_VARIANCE,
+    check_finite,
     exit_with_message,
     make_label_map,
     override_parameters,
@@ -47,9 +48,14 @@ from utils import (
 )
 
 source = ""  # the file to convert; or COCO_V1, the name of torchvision's weights, to download them
-network = ""  # a row of model.py's NETWORKS; "": what the file looks like, and SSD300 for COCO_V1
+network = "ssd300_vgg16"  # which of torchvision's weights; or ssdlite320_mobilenet_v3_large. A file shows its own
 save_to = "checkpoint_converted.pth.tar"
 class_names = ()  # by label, separated by commas; (): VOC's or COCO's, whichever are as many as the file's
+
+DOWNLOADS = {
+    "ssd300_vgg16": SSD300_VGG16_Weights.COCO_V1,
+    "ssdlite320_mobilenet_v3_large": SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
+}
 
 
 def main():
@@ -60,22 +66,37 @@ def main():
     print(f"{source}: {format}'s {model.network}, {model.n_classes - 1} classes; written to {save_to}")
 
 
-def convert(source, class_names=(), network=""):
+def convert(source, class_names=(), network="ssd300_vgg16"):
     """Build our model from another project's weights.
 
     source: path of the file, or "COCO_V1". class_names: by label, without background; empty: those of the data set.
-    network: a key of NETWORKS; "": decided by the file.
+    network: a key of DOWNLOADS, for "COCO_V1".
     Returns an SSD300 with its label map, on the CPU, its heads and priors in our order, and the name of the format.
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it; ConnectionError, naming the
     URL, if a download fails.
     """
-    if network not in ("", *NETWORKS):
-        raise ValueError(f"network is {network!r}; it must be one of {', '.join(NETWORKS)}")
-    state = download_weights(network or "ssd300_vgg16") if source == "COCO_V1" else read_weights(source)
+    if source == "COCO_V1":
+        return convert_state(download_weights(network), class_names)
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: there is no such file; or give COCO_V1 for torchvision's weights")
     try:
-        return convert_state(state, class_names, network)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        return convert_state(find_state(read_file(source)), class_names)
+    except Exception as error:  # a file that is damaged, or made to do harm, can fail in many ways
+        reason = printable(error)
+        raise ValueError(f"{source}: could not be converted, and nothing in it was run: {reason}") from error
+
+
+def download_weights(network):
+    """torchvision's state dict, from its cache or its server; ConnectionError, naming the URL, if that fails."""
+    if network not in DOWNLOADS:
+        raise ValueError(f"torchvision has no weights for network={network}, only for {', '.join(DOWNLOADS)}")
+    weights = DOWNLOADS[network]
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
+        raise ConnectionError(
+            f"could not download {weights.url}: {error}. Fetch it by other means, and give --source=FILE"
+        ) from error
 
 
 # --- The formats ----------------------------------------------------------------------------------
@@ -83,16 +104,14 @@ def convert(source, class_names=(), network=""):
 COCO_CATEGORIES = SSD300_VGG16_Weights.COCO_V1.meta["categories"]  # with background and "N/A"
 COCO_LABELS = [label for label, name in enumerate(COCO_CATEGORIES) if name != "N/A"]  # 0 and 80 of 1 to 90
 COCO_NAMES = tuple(COCO_CATEGORIES[label] for label in COCO_LABELS[1:])
-MOST_NUMBERS = 100_000_000  # in an entry: 20 times as many as any layer of an SSD has
 
 
 class PeerFormat(NamedTuple):
     """How another project names its entries, and what its weights were trained with."""
 
-    body: tuple  # what the names of base and auxiliary convolutions begin with
-    loc: str  # and those of the heads for offsets,
-    cl: str  # and for scores; within each of these, layers come in our order
-    scale: str  # the name of rescale_factors
+    # What the names begin with in the base, the auxiliary convolutions, the heads for offsets, those for scores, and
+    # rescale_factors. Within each of these, layers come in our order.
+    prefixes: tuple
     mean: tuple | None = None  # None: the network's own, here and below
     std: tuple | None = None
     # In the Caffe code's cells of six priors 2, 1/2, 3, 1/3 follow the two squares, in ours 2, 3, 1/2, 1/3.
@@ -103,110 +122,85 @@ class PeerFormat(NamedTuple):
 
 RGB_MEAN = (123 / 255, 117 / 255, 104 / 255)
 FORMATS = {
-    "sgrvinod": PeerFormat(
-        ("base.", "aux_convs."), "pred_convs.loc_", "pred_convs.cl_", "rescale_factors",
+    "sgrvinod": PeerFormat(  # its names are ours
+        ("base.", "aux_convs.", "pred_convs.loc_", "pred_convs.cl_", "rescale_factors"),
         order=(0, 1, 2, 3, 4, 5), antialias=True,
     ),
-    "amdegroot": PeerFormat(("vgg.", "extras."), "loc.", "conf.", "L2Norm.weight", mean=RGB_MEAN, std=CAFFE_STD),
+    "amdegroot": PeerFormat(("vgg.", "extras.", "loc.", "conf.", "L2Norm."), RGB_MEAN, CAFFE_STD),
     "lufficc": PeerFormat(
-        ("backbone.vgg.", "backbone.extras."), "box_head.predictor.reg_headers.", "box_head.predictor.cls_headers.",
-        "backbone.l2_norm.weight", mean=RGB_MEAN, std=CAFFE_STD,
+        ("backbone.vgg.", "backbone.extras.", "box_head.predictor.reg_headers.", "box_head.predictor.cls_headers.",
+         "backbone.l2_norm."), RGB_MEAN, CAFFE_STD,
     ),
     "torchvision": PeerFormat(
-        ("backbone.features.", "backbone.extra."), "head.regression_head.module_list.",
-        "head.classification_head.module_list.", "backbone.scale_weight", mean=CAFFE_MEAN, std=CAFFE_STD,
+        ("backbone.features.", "backbone.extra.", "head.regression_head.", "head.classification_head.",
+         "backbone.scale_weight"), CAFFE_MEAN, CAFFE_STD,
         max_size_offset=math.log(1000 / 16) / SIZE_VARIANCE,  # its bbox_xform_clip
     ),
 }  # fmt: skip
 
-# Files that people have and that cannot be converted: what an entry's name begins with, and why.
-REFUSED = {
-    "source_layer_add_ons.": "qfgaohao's VGG-16, which has batch normalisation on conv4_3 in place of our L2 norm",
-    "classification_headers.": "qfgaohao's MobileNet or SqueezeNet, which are not among our networks",
-    "box_head.predictor.": "lufficc's MobileNet or EfficientNet, which are not among our networks (its VGG-16 is)",
-    "bbox_head.": "mmdetection's, whose networks are not read",
-    "rpn.": "a two-stage detector such as Faster R-CNN, not an SSD",
-}
-
 
 def recognise_format(state):
-    """The format whose layers a state dict has; ValueError, if possible with the reason, if there is none."""
+    """The format whose layers a state dict has; ValueError if there is none."""
     for format, peer in FORMATS.items():
-        if all(has_entries(state, prefix) for prefix in (*peer.body, peer.loc, peer.cl)):
+        if all(list_entries(state, [prefix]) for prefix in peer.prefixes[:4]):  # SSDLite has no rescale_factors
             return format
-    for prefix, reason in REFUSED.items():
-        if has_entries(state, prefix):
-            raise ValueError(f"it is {reason}")
     found = printable(", ".join(list(state)[:5])) or "none at all"
     raise ValueError(f"its entries are not named as those of {', '.join(FORMATS)}; they are {found}")
 
 
-def has_entries(state, prefix):
-    return any(entry.startswith(prefix) for entry in state)
+def list_entries(state, prefixes):
+    """The entries that begin with one of these, prefix by prefix, in the order of the numbers in them: 2 before 10."""
+
+    def by_number(name):
+        return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
+
+    entries = []
+    for prefix in prefixes:
+        entries += sorted([name for name in state if name.startswith(prefix)], key=by_number)
+    return entries
 
 
 # --- From their entries to ours -------------------------------------------------------------------
 
 
-def convert_state(state, class_names=(), network=""):
-    """Build our model from a state dict: see `convert()`."""
+def convert_state(state, class_names=()):
+    """Build our model from a state dict: see `convert()`. If it does not fit, this raises errors of many kinds."""
     format = recognise_format(state)
     peer = FORMATS[format]
-    is_lite = "backbone.features.0.0.0.weight" in state
-    cl_biases = [name for name in list_entries(state, [peer.cl]) if name.endswith(".bias")]
-    if not cl_biases:
-        raise ValueError(f"it has no entries {peer.cl}*.bias")
-    n_scores = get_tensor(state, cl_biases[-1]).numel()  # of the last map: one for each prior and class
-    n_priors = 6 if is_lite else 4
-    n_classes = n_scores // n_priors
-    if n_classes < 2 or n_scores % n_priors:
-        raise ValueError(f"{cl_biases[-1]!r} has {n_scores} numbers; it needs {n_priors} for each class")
-
-    # The labels whose scores are kept, and the names of the classes.
-    if n_classes == len(COCO_CATEGORIES) and not class_names:
-        labels = COCO_LABELS  # those that are in use
-        label_map = make_label_map(COCO_NAMES)
-    else:
-        labels = list(range(n_classes))
-        label_map = make_label_map(class_names or choose_names(n_classes - 1))
-        if len(label_map) != n_classes:
-            raise ValueError(f"it has {n_classes - 1} classes, but the given names are {len(label_map) - 1}")
-
-    if is_lite:
-        found = "ssdlite320_mobilenet_v3_large"
+    cl_biases = [name for name in list_entries(state, [peer.prefixes[3]]) if name.endswith(".bias")]
+    if "backbone.features.0.0.0.weight" in state:
+        network = "ssdlite320_mobilenet_v3_large"
         peer = peer._replace(mean=None, std=None)
     else:
-        found = "ssd512_vgg16" if len(cl_biases) == 7 else "ssd300_vgg16"
-        if format == "torchvision" or len(labels) == len(COCO_LABELS):
-            found += "_coco"  # whose priors are smaller
-    if network and network.removesuffix("_coco") != found.removesuffix("_coco"):
-        raise ValueError(f"it looks like {found}, not like {network}")
-    model = SSD300(len(labels), found, peer.mean, peer.std, peer.max_size_offset, peer.antialias)
-    model.label_map = label_map
-    model.priors_cxcy.copy_(read_priors(state, format, found))
+        network = "ssd512_vgg16" if len(cl_biases) == 7 else "ssd300_vgg16"
+    n_scores = state[cl_biases[-1]].numel()  # of the last map: one for each prior and class
+    n_classes = n_scores // NETWORKS[network].sources[-1].n_priors
+    class_names, labels = choose_classes(n_classes, class_names)
+    has_small_priors = format == "torchvision" or len(labels) == len(COCO_LABELS)
+    if has_small_priors and not NETWORKS[network].is_lite:
+        network += "_coco"
+    model = SSD300(len(labels), network, peer.mean, peer.std, peer.max_size_offset, peer.antialias)
+    model.label_map = make_label_map(class_names)
+    # The tutorial's pickled model has its priors with it.
+    priors_cxcy = state["priors_cxcy"] if "priors_cxcy" in state else create_peer_priors(format, network)
+    model.priors_cxcy.copy_(priors_cxcy)
     model.load_state_dict(translate_state(state, peer, model, labels, n_classes))
+    check_finite({**model.state_dict(), "priors_cxcy": model.priors_cxcy})
     return model, format
 
 
-def choose_names(n_classes):
-    """The class names of that data set of published weights, VOC or COCO, that has so many classes."""
-    for names in (voc_labels, COCO_NAMES):
-        if len(names) == n_classes:
-            return names
-    raise ValueError(
-        f"it has {n_classes} classes, as many as neither VOC nor COCO; give the names of all, in the order of their "
-        "labels, with --class_names=first,second,..."
-    )
+def choose_classes(n_classes, class_names):
+    """The class names of a network that has scores for n_classes, and the labels whose scores are kept.
 
-
-def read_priors(state, format, network):
-    """The priors of a state dict, (P, 4) float32, center-size form; those of its format if it has none."""
-    if "priors_cxcy" not in state:
-        return create_peer_priors(format, network)
-    priors_cxcy = get_tensor(state, "priors_cxcy")
-    if priors_cxcy.shape != SSD300.create_prior_boxes(network).shape or (priors_cxcy[:, 2:] <= 0).any():
-        raise ValueError("'priors_cxcy' is not a table of priors, (c_x, c_y, w, h), of positive size")
-    return priors_cxcy
+    class_names: as given; empty: those of VOC or COCO.
+    """
+    labels = range(n_classes)
+    if not class_names:
+        class_names = voc_labels if n_classes == len(voc_labels) + 1 else COCO_NAMES
+        labels = COCO_LABELS if n_classes == len(COCO_CATEGORIES) else labels  # those that are in use
+    if len(labels) != len(class_names) + 1:
+        raise ValueError(f"it has {n_classes - 1} classes; name all, by label, with --class_names=first,second,...")
+    return class_names, list(labels)
 
 
 def create_peer_priors(format, network):
@@ -246,113 +240,32 @@ def create_peer_priors(format, network):
 def translate_state(state, peer, model, labels, n_classes):
     """Turn a state dict of another format, of n_classes, into one of ours, of those with these labels.
 
-    Raises ValueError if an entry is missing, not finite or of another shape, or if there are others.
+    Raises ValueError if there are entries too many or too few. (Their shapes are compared by load_state_dict().)
     """
-    ours = model.state_dict()
-    their_names = pair_names(ours, state, peer, model.network)
-    row = NETWORKS[model.network]
-    n_priors = {source.name: source.n_priors for source in row.sources}  # in a cell of each map
-    last_layer = r"\.1" if row.is_lite else ""  # of a head
-    translated = {}
-    for name, parameter in ours.items():
-        tensor = get_tensor(state, their_names[name])
-        shape = parameter.shape
-        if name == "rescale_factors":
-            tensor = tensor.reshape(1, -1, 1, 1)
-        head = re.fullmatch(rf"pred_convs\.(loc|cl)_(\w+){last_layer}\.(weight|bias)", name)
-        if head:  # its outputs: for each prior, in another order, four offsets, or a score for each class
-            n = n_priors[head[2]]
-            width = 4 if head[1] == "loc" else n_classes
-            shape = (n * width, *shape[1:])
-        if tensor.shape != shape:
-            shapes = f"{tuple(tensor.shape)}, {model.network} needs {tuple(shape)}"
-            raise ValueError(f"the entry {their_names[name]!r} has shape {shapes}")
-        if head:
-            tensor = tensor.unflatten(0, (n, width))[[place for place in peer.order if place < n]]
-            if head[1] == "cl":
-                tensor = tensor[:, labels]
-            tensor = tensor.flatten(0, 1)
-        translated[name] = tensor
+    our_names = list_entries(model.state_dict(), FORMATS["sgrvinod"].prefixes)
+    their_names = list_entries(state, peer.prefixes)
+    others = sorted(set(state) - {*their_names, "priors_cxcy"})
+    if others:
+        raise ValueError(f"entries that are not part of {model.network}: {printable(', '.join(others[:5]))}")
+    if len(their_names) != len(our_names):
+        raise ValueError(f"it has {len(their_names)} entries; {model.network} needs {len(our_names)}")
+    translated = {ours: state[theirs] for ours, theirs in zip(our_names, their_names, strict=True)}
+    if "rescale_factors" in translated:
+        translated["rescale_factors"] = translated["rescale_factors"].reshape(1, -1, 1, 1)
+    last_layer = ".1" if model.architecture.is_lite else ""  # of a head
+    for source in model.architecture.sources:
+        order = [place for place in peer.order if place < source.n_priors]
+        for parameter in ("weight", "bias"):
+            loc = f"pred_convs.loc_{source.name}{last_layer}.{parameter}"
+            cl = f"pred_convs.cl_{source.name}{last_layer}.{parameter}"
+            by_prior = translated[loc].unflatten(0, (source.n_priors, 4))
+            translated[loc] = by_prior[order].flatten(0, 1)
+            by_prior = translated[cl].unflatten(0, (source.n_priors, n_classes))
+            translated[cl] = by_prior[order][:, labels].flatten(0, 1)
     return translated
 
 
-def pair_names(ours, state, peer, network):
-    """A dict of our name to theirs, for all entries of our state dict: layers stand in the same order in both."""
-    groups = (
-        (("base.", "aux_convs."), peer.body),
-        (("pred_convs.loc_",), (peer.loc,)),
-        (("pred_convs.cl_",), (peer.cl,)),
-        (("rescale_factors",), (peer.scale,)),
-    )
-    their_names = {}
-    for our_prefixes, their_prefixes in groups:
-        our_group = list_entries(ours, our_prefixes)
-        their_group = list_entries(state, their_prefixes)
-        if len(our_group) != len(their_group):
-            kind = " and ".join(f"{prefix}*" for prefix in their_prefixes)
-            raise ValueError(f"it has {len(their_group)} entries {kind}; {network} needs {len(our_group)}")
-        their_names.update(zip(our_group, their_group, strict=True))
-    unknown = [entry for entry in state if entry not in {*their_names.values(), "priors_cxcy"}]
-    if unknown:
-        raise ValueError(f"entries that are not part of {network}: {printable(', '.join(unknown[:5]))}")
-    return their_names
-
-
-def list_entries(state, prefixes):
-    """The entries that begin with one of these, prefix by prefix, in the order of the numbers in them: 2 before 10."""
-
-    def by_number(name):
-        return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
-
-    entries = []
-    for prefix in prefixes:
-        entries += sorted([name for name in state if name.startswith(prefix)], key=by_number)
-    return entries
-
-
-def get_tensor(state, entry):
-    """A tensor of a state dict as float32; ValueError, naming the entry, if it is not one, or not finite."""
-    tensor = state[entry]
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise ValueError(f"the entry {printable(entry)!r} is not a tensor")
-    if tensor.dim() > 4 or tensor.numel() > MOST_NUMBERS or tensor.is_complex():
-        raise ValueError(f"the entry {printable(entry)!r} has shape {tuple(tensor.shape)}: no layer of an SSD")
-    if not tensor.isfinite().all():
-        raise ValueError(f"the entry {printable(entry)!r} holds numbers that are not finite")
-    return tensor.detach().float()
-
-
 # --- Reading the file, without running anything ---------------------------------------------------
-
-DOWNLOADS = {
-    "ssd300_vgg16": SSD300_VGG16_Weights.COCO_V1,
-    "ssd300_vgg16_coco": SSD300_VGG16_Weights.COCO_V1,
-    "ssdlite320_mobilenet_v3_large": SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
-}
-
-
-def download_weights(network):
-    """torchvision's state dict, from its cache or its server; ConnectionError, naming the URL, if that fails."""
-    if network not in DOWNLOADS:
-        raise ValueError(f"torchvision has no weights for network={network}, only for {', '.join(DOWNLOADS)}")
-    weights = DOWNLOADS[network]
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong hash is a RuntimeError
-        raise ConnectionError(
-            f"could not download {weights.url}: {error}. Fetch it by other means, and give --source=FILE"
-        ) from error
-
-
-def read_weights(source):
-    """Read a state dict, or the tensors of a pickled model: dict of name to tensor on the CPU. See `convert()`."""
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"{source}: there is no such file; or give COCO_V1 for torchvision's weights")
-    try:
-        return find_state(read_file(source))
-    except Exception as error:  # a file that is damaged, or made to do harm, can fail in many ways
-        reason = printable(error, 400)
-        raise ValueError(f"{source}: no weights could be read from it, and nothing in it was run: {reason}") from error
 
 
 def read_file(path):
@@ -362,13 +275,12 @@ def read_file(path):
     weights_only=True refuses it, and so would this program. So torch reads it with an unpickler that does nothing.
     (What weights_only=True refuses for other reasons, such as TorchScript, is not tried again.)
     """
-    data = Path(path).read_bytes()
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it holds more than tensors
         with warnings.catch_warnings():  # about the source code of the classes, which is not there
             warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=InertPickle)
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=InertPickle)
 
 
 def find_state(contents):
@@ -381,40 +293,19 @@ def find_state(contents):
     for key in ("model", "state_dict"):
         if isinstance(contents, dict) and key in contents:
             contents = contents[key]
-    if isinstance(contents, StandIn):
-        contents = list_tensors(contents)
-    if not isinstance(contents, dict) or not all(isinstance(name, str) for name in contents):
+    if isinstance(contents, StandIn):  # a pickled model
+        priors = {"priors_cxcy": contents.priors_cxcy} if hasattr(contents, "priors_cxcy") else {}
+        contents = {**dict(contents.named_parameters()), **priors}
+    if not isinstance(contents, dict):
         raise ValueError(f"it holds no state dict, but an object of type {type(contents).__name__}")
     return {name.removeprefix("module."): value for name, value in contents.items()}  # of nn.DataParallel
 
 
-def list_tensors(model):
-    """All tensors of a pickled nn.Module and of the modules in it, by name; also the tutorial's priors."""
-    tensors = {}
-    seen = set()  # a module that holds itself would have no end
-    waiting = [("", model)]
-    while waiting:
-        prefix, module = waiting.pop(0)
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        attributes = vars(module)
-        own = {**attributes["_parameters"], **attributes["_buffers"], "priors_cxcy": attributes.get("priors_cxcy")}
-        for name, value in own.items():
-            if isinstance(value, torch.Tensor):
-                tensors[prefix + name] = value
-        for name, child in attributes["_modules"].items():
-            waiting.append((f"{prefix}{name}.", child))
-    return tensors
-
-
-class StandIn:
+class StandIn(nn.Module):
     """Takes the place of any object in a pickle; it keeps the object's attributes and does nothing."""
 
-    dump_patches = False  # torch.load() asks for it
-
     def __init__(self, *args, **kwargs):
-        pass
+        super().__init__()
 
     def __setitem__(self, key, value):
         pass

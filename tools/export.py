@@ -8,9 +8,9 @@ Reads a checkpoint of any of the networks. The suffix of `save_to` is the format
 requirements-dev.txt lists; to load a .pt2 file that finds objects, `import torchvision` first (its nms is called).
 Any parameter below can be overridden on the command line with --name=value.
 
-What goes in and comes out (N images, S the side of the input, P priors, C classes, background = 0 included):
+What goes in and comes out (N images, any number; S the side of the input, P priors, C classes, background included):
 
-    images   (N, 3, S, S)      RGB: uint8; or float32, normalised by the model's mean and deviation
+    images   (N, 3, S, S)      uint8, RGB
     offsets  (N, P, 4)         float32, from the priors        }
     scores   (N, P, C)         float32, before the softmax     }  without find_objects
     boxes    (N, top_k, 4)     float32, boundary form, fractional, not clipped to the image  }
@@ -18,15 +18,14 @@ What goes in and comes out (N images, S the side of the input, P priors, C class
     scores   (N, top_k)        float32, falling                                              }
 
 What is needed to use them goes along, as JSON: label_map, network, input_size, antialias (whether images are shrunk
-with antialiasing), mean and std (of RGB in [0, 1]), and for decoding the offsets priors_cxcy, center_variance,
-size_variance and max_size_offset (the highest offset of a size, null: any). In an ONNX file these are keys of its
-metadata, in a .pt2 file extra files named "label_map.json" and so on. A box is
+with antialiasing), and for decoding the offsets priors_cxcy, center_variance, size_variance and max_size_offset (the
+highest offset of a size, null: any). In an ONNX file these are keys of its metadata, in a .pt2 file extra files named
+"label_map.json" and so on. A box is
 
     center = offset * center_variance * prior's size + prior's center
     size = exp(offset * size_variance) * prior's size
 """
 
-import functools
 import importlib.util
 import io
 import json
@@ -58,11 +57,9 @@ from utils import (
 
 checkpoint = "checkpoint_ssd300.pth.tar"
 save_to = "ssd300.onnx"  # a file that ends in .onnx or .pt2
-
-# The network
-batch_size = 0  # images at a time; 0: any number
-uint8_input = True  # it takes bytes and normalises them itself; False: it takes normalised floats
 find_objects = False  # True: boxes, labels and scores of objects come out, as eval.py finds them
+
+# The objects that the network finds, or that the check compares
 min_score = 0.01  # lower scores are no objects
 max_overlap = 0.45  # of two boxes of a class that overlap more than this, the better one stays
 top_k = 200  # objects in an image, of all classes together
@@ -70,65 +67,48 @@ top_k = 200  # objects in an image, of all classes together
 # The check
 images = ""  # a file, a folder, or a pattern with * or ?; "": four generated images
 
-TOLERANCE = 1e-3  # how far numbers may be apart, as a part of the largest one if this is above 1
-ONNX_OPSET = 18  # the version of ONNX's operators: the lowest that torch's exporter writes
+TOLERANCE = 1e-3  # how far numbers of the same object may be apart, as a part of the number if this is above 1
 MIN_FOUND = 0.99  # objects that have to be the same: an overlap of just max_overlap can go either way
+ONNX_OPSET = 18  # the version of ONNX's operators: the lowest that torch's exporter writes
 
 
 def main():
     path = Path(save_to)
-    check_parameters(path)
-    model = load_model(checkpoint).to(memory_format=torch.contiguous_format)  # no runtime needs channels last
-    inputs = prepare(read_images(images), model)
-    network = make_network(model)
-    contents = export(network, path.suffix, batch_size)
-    report = check(network, load_exported(contents, path.suffix), inputs, batch_size)
-    write_files(path.parent, {path.name: contents})
-    taken = "uint8" if uint8_input else "normalised float32"
-    print(f"{save_to}: {len(contents) / 1e6:.0f} MB, takes {taken} images, {batch_size or 'any number'} at a time")
-    print(report)
-
-
-def check_parameters(path):
-    """Refuse parameters that are out of range, and a file that cannot be written."""
     if path.suffix not in (".onnx", ".pt2"):
         raise ValueError(f"save_to is {save_to!r}; its suffix is the format, .onnx or .pt2")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"save_to={save_to}: there is no folder {path.parent}; make it first")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
         raise ValueError(
             f"save_to={save_to} needs the packages {', '.join(missing)}: pip install -r requirements-dev.txt; "
             "a name that ends in .pt2 needs none of them"
         )
-    if batch_size < 0 or top_k < 1:
-        raise ValueError(f"batch_size={batch_size} must be 0 or more, top_k={top_k} 1 or more")
+    model = load_model(checkpoint).to(memory_format=torch.contiguous_format)  # no runtime needs channels last
+    inputs = prepare(read_images(images), model)
+    contents = export(model, path.suffix)
+    report = check(model, load_exported(contents, path.suffix), inputs)
+    write_files(path.parent, {path.name: contents})
+    print(f"{save_to}: {len(contents) / 1e6:.0f} MB\n{report}")
 
 
 # --- What is exported -----------------------------------------------------------------------------
 
 
 class Network(nn.Module):
-    """The model, normalisation before it and detection after it as wanted.
+    """The model, normalisation before it and, if the parameter find_objects says so, detection after it.
 
-    takes_bytes: whether images are uint8. suppress: None for the predictions at all priors; or what decides which
-    candidates stay, see `suppress_by_nms()`. limits: min_score, max_overlap and top_k of `detect_objects()`.
+    suppress: which candidates stay, `suppress_by_nms()` or the same for ONNX.
     """
 
-    def __init__(self, model, takes_bytes, suppress=None, **limits):
+    def __init__(self, model, suppress):
         super().__init__()
         self.model = model
-        self.takes_bytes = takes_bytes
         self.suppress = suppress
-        self.limits = limits
 
     def forward(self, images):
-        if self.takes_bytes:
-            images = self.model.normalize(images)
-        predicted_locs, predicted_scores = self.model(images)
-        if self.suppress is None:
-            return predicted_locs, predicted_scores
-        return self.detect_objects(predicted_locs, predicted_scores)
+        predicted_locs, predicted_scores = self.model(self.model.normalize(images))
+        if find_objects:
+            return self.detect_objects(predicted_locs, predicted_scores)
+        return predicted_locs, predicted_scores
 
     def detect_objects(self, predicted_locs, predicted_scores):
         """`SSD300.detect_objects()` without its loops and lists, which cannot be exported: tensors of fixed length.
@@ -138,8 +118,8 @@ class Network(nn.Module):
         offsets_gcxgcy = self.model.limit_sizes(predicted_locs)
         boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, self.model.priors_cxcy))  # (N, P, 4)
         class_scores = F.softmax(predicted_scores, dim=2)[:, :, 1:].transpose(1, 2)  # (N, C - 1, P)
-        kept = self.suppress(boxes_xy, class_scores, **self.limits)
-        scores, place = kept.flatten(1).topk(self.limits["top_k"])  # (N, top_k); place = class * P + prior
+        kept = self.suppress(boxes_xy, class_scores)
+        scores, place = kept.flatten(1).topk(top_k)  # (N, top_k); place = class * P + prior
         n_priors = boxes_xy.shape[1]
         prior = place % n_priors
         is_object = scores > 0
@@ -148,44 +128,39 @@ class Network(nn.Module):
         return torch.where(is_object[:, :, None], boxes_xy, 0.0), labels, scores
 
 
-def suppress_by_nms(boxes_xy, class_scores, min_score, max_overlap, top_k):
+def suppress_by_nms(boxes_xy, class_scores):
     """Set the scores of all candidates to 0 but of those that no better one of their class suppresses.
 
-    boxes_xy: (N, P, 4) float32. class_scores: (N, C - 1, P) float32. The other arguments are those of
-    `detect_objects()`; beyond the top_k best of a class, survivors may be left out.
-    Returns (N, C - 1, P) float32.
+    boxes_xy: (N, P, 4) float32. class_scores: (N, C - 1, P) float32. Returns (N, C - 1, P) float32.
     """
     n_images, n_classes, _ = class_scores.shape
     image, label, prior = (class_scores > min_score).nonzero(as_tuple=True)  # (K,) each
     scores = class_scores[image, label, prior]
+    # One call for all images and classes, moved apart as in model.py's suppress_in_each_class(). Two boxes are added in
+    # two more places, for torch.export takes nms() to return two or more.
     boxes_xy = boxes_xy.double()
-    # One call for all images and classes: each is shifted to a place of its own, in float64, where 29 more bits
-    # hold what the shift takes. Two boxes are added in two more places, for torch.export takes nms() to return
-    # two or more.
-    place = torch.cat([image * n_classes + label, n_images * n_classes + torch.arange(2, device=image.device)])
     distance = boxes_xy.max() - boxes_xy.min() + 1
+    place = torch.cat([image * n_classes + label, n_images * n_classes + torch.arange(2)])  # (K + 2,)
     boxes = torch.cat([boxes_xy[image, prior], boxes_xy[0, :2]]) + (place * distance)[:, None]  # (K + 2, 4)
     kept = nms(boxes, F.pad(scores, (0, 2)).double(), max_overlap)
     survives = torch.zeros_like(place).index_put((kept,), place.new_ones(()))[:-2]  # (K,), 1 or 0
     return torch.zeros_like(class_scores).index_put((image, label, prior), scores * survives)
 
 
-@functools.cache
-def onnx_suppress():
+@torch.library.custom_op("ssd300::suppress", mutates_args=())
+def suppress_in_onnx(boxes_xy: torch.Tensor, class_scores: torch.Tensor) -> torch.Tensor:
     """`suppress_by_nms()` as one operator, which `export()` translates into ONNX's own NonMaxSuppression."""
-
-    @torch.library.custom_op("ssd300::suppress", mutates_args=())
-    def suppress(
-        boxes_xy: torch.Tensor, class_scores: torch.Tensor, min_score: float, max_overlap: float, top_k: int
-    ) -> torch.Tensor:
-        return suppress_by_nms(boxes_xy, class_scores, min_score, max_overlap, top_k)
-
-    suppress.register_fake(lambda boxes_xy, class_scores, *_: class_scores.new_empty(class_scores.shape))
-    return suppress
+    return suppress_by_nms(boxes_xy, class_scores)
 
 
-def translate_suppress(boxes_xy, class_scores, min_score, max_overlap, top_k):
-    """The operator of `onnx_suppress()` in ONNX: the scores that NonMaxSuppression selects, all others 0."""
+suppress_in_onnx.register_fake(lambda boxes_xy, class_scores: torch.empty_like(class_scores))
+
+
+def translate_suppress(boxes_xy, class_scores):
+    """The operator of `suppress_in_onnx()` in ONNX: the scores that NonMaxSuppression selects, all others 0.
+
+    Beyond the top_k best of a class, survivors are left out.
+    """
     from onnxscript import opset18 as op  # needed for ONNX only
 
     limits = [op.Constant(value_ints=[top_k])]
@@ -195,38 +170,27 @@ def translate_suppress(boxes_xy, class_scores, min_score, max_overlap, top_k):
     return op.ScatterND(zeros, selected, op.GatherND(class_scores, selected))
 
 
-def make_network(model):
-    """The Network that the parameters at the top of this file ask for."""
-    if not find_objects:
-        return Network(model, uint8_input)
-    suppress = onnx_suppress() if Path(save_to).suffix == ".onnx" else suppress_by_nms
-    return Network(model, uint8_input, suppress, min_score=min_score, max_overlap=max_overlap, top_k=top_k)
-
-
 @torch.no_grad()
-def export(network, suffix, batch_size):
-    """A Network, on the CPU, as the bytes of a file of one of the formats; batch_size 0: for any number of images."""
-    size = network.model.input_size
-    dtype = torch.uint8 if network.takes_bytes else torch.float32
-    example = torch.zeros(batch_size or 2, 3, size, size, dtype=dtype)
-    shapes = {"images": {0: torch.export.Dim("n_images")}} if batch_size == 0 else None
-    metadata = {name: json.dumps(value) for name, value in describe(network.model).items()}
-    network.eval()
+def export(model, suffix):
+    """A model, on the CPU, with what belongs to it, as the bytes of a file of one of the formats."""
+    network = Network(model, suppress_in_onnx if suffix == ".onnx" else suppress_by_nms).eval()
+    example = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
+    shapes = {"images": {0: torch.export.Dim("n_images")}}
+    metadata = {name: json.dumps(value) for name, value in describe(model).items()}
     if suffix == ".pt2":
         program = torch.export.export(network, (example,), dynamic_shapes=shapes)
         buffer = io.BytesIO()
         extra_files = {f"{name}.json": value for name, value in metadata.items()}
         torch.export.save(program, buffer, extra_files=extra_files)
         return buffer.getvalue()
-    finds_objects = network.suppress is not None
     program = torch.onnx.export(
         network,
         (example,),
         dynamic_shapes=shapes,
         input_names=["images"],
-        output_names=["boxes", "labels", "scores"] if finds_objects else ["offsets", "scores"],
+        output_names=["boxes", "labels", "scores"] if find_objects else ["offsets", "scores"],
         opset_version=ONNX_OPSET,
-        custom_translation_table={torch.ops.ssd300.suppress.default: translate_suppress} if finds_objects else None,
+        custom_translation_table={torch.ops.ssd300.suppress.default: translate_suppress},
         dynamo=True,
         verbose=False,
     )
@@ -268,64 +232,40 @@ def load_exported(contents, suffix):
 
 
 @torch.no_grad()
-def check(network, exported, inputs, batch_size):
-    """Compare an exported network with the model that it was made from.
+def check(model, exported, inputs):
+    """Compare the objects that an exported network finds with those that the model finds.
 
-    network: the Network. exported: from `load_exported()`. inputs: (n, 3, S, S) float32, from `prepare()`.
-    Returns a sentence that says how far they are apart; raises ValueError if that is too far.
+    exported: from `load_exported()`. inputs: (n, 3, S, S) float32, from `prepare()`.
+    Returns a sentence that says how many are the same; raises ValueError if too few are.
     """
-    model = network.model
-    ours, theirs = [], []  # what comes out for each image
-    for batch in split_batches(inputs, batch_size):
+    counts = torch.zeros(3, dtype=torch.int64)
+    for batch in filter(len, (inputs[:1], inputs[1:])):  # one image, then the others, if any
         pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
-        theirs += zip(*exported(pixels if network.takes_bytes else batch), strict=True)
-        predictions = model(batch)
-        if network.suppress is not None:
-            predictions = model.detect_objects(*predictions, **network.limits)
-        ours += zip(*predictions, strict=True)
-    pairs = list(zip(ours, theirs, strict=True))[: len(inputs)]  # without images that fill up a batch
-
-    if network.suppress is None:
-        offsets = max(relative_difference(our[0], their[0]) for our, their in pairs)
-        scores = max(relative_difference(our[1], their[1]) for our, their in pairs)
-        report = f"offsets differ from the model's by {offsets:.1e} at most, scores by {scores:.1e}"
-        agrees = max(offsets, scores) <= TOLERANCE
-    else:
-        counts = torch.tensor([count_same(our, their) for our, their in pairs])
-        n_same, n_ours, n_theirs = counts.sum(dim=0).tolist()
-        report = f"it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
-        agrees = n_same >= MIN_FOUND * max(n_ours, n_theirs)
-    report = f"checked on {len(inputs)} images: {report}"
-    if not agrees:
+        theirs = exported(pixels)
+        if not find_objects:
+            theirs = model.detect_objects(*theirs, min_score, max_overlap, top_k)
+        ours = model.detect_objects(*model(batch), min_score, max_overlap, top_k)
+        for our, their in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+            counts += torch.tensor(count_same(our, their))
+    n_same, n_ours, n_theirs = counts.tolist()
+    report = f"checked on {len(inputs)} images: it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
+    if n_same < MIN_FOUND * max(n_ours, n_theirs):
         raise ValueError(f"the exported network is not the model, and was not written: {report}")
     return report
 
 
-def split_batches(inputs, batch_size):
-    """Batches to check on: of a fixed size, filled up with the last image; or else one image, then several."""
-    if batch_size == 0:
-        return [part for part in (inputs[:1], inputs[1:]) if len(part)]
-    n_missing = -len(inputs) % batch_size
-    return torch.cat([inputs, inputs[-1:].expand(n_missing, -1, -1, -1)]).split(batch_size)
-
-
-def relative_difference(ours, theirs):
-    """Largest difference of two tensors, as a part of the largest number if that is above 1."""
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
-
-
-def count_same(ours, theirs, tolerance=TOLERANCE):
+def count_same(ours, theirs):
     """How many objects of an image are the same, and how many there are of each side.
 
-    ours: boxes (n, 4), labels (n,), scores (n,). theirs: the same of length top_k, label 0 where there is none.
+    ours: boxes (n, 4), labels (n,), scores (n,). theirs: the same of another length, label 0 where there is none.
     """
     boxes, labels, scores = ours
     is_object = theirs[1] > 0
     their_boxes, their_labels, their_scores = [part[is_object] for part in theirs]
     # Each of ours, in the rows, beside each of theirs, in the columns.
-    same_box = boxes[:, None].isclose(their_boxes, rtol=tolerance, atol=tolerance).all(dim=2)
+    same_box = boxes[:, None].isclose(their_boxes, rtol=TOLERANCE, atol=TOLERANCE).all(dim=2)
     same_label = labels[:, None] == their_labels
-    same_score = (scores[:, None] - their_scores).abs() <= tolerance
+    same_score = (scores[:, None] - their_scores).abs() <= TOLERANCE
     is_same = same_box & same_label & same_score
     return int(is_same.any(dim=1).sum()), len(labels), len(their_labels)
 

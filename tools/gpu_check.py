@@ -35,8 +35,8 @@ def main():
     if "tests" in parts:
         add("## Tests", run("-m", "pytest", "-q", "tests/test_cuda.py"))
     if "speed" in parts:
-        options = [f"--networks={','.join(networks)}", f"--compile_model={compile_model}", "--write_json_to="]
-        add("## Speed", run("tools/benchmark.py", "--only=network,detection", *options))
+        options = [f"--networks={','.join(networks)}", f"--compile_model={compile_model}"]
+        add("## Speed", run("tools/benchmark.py", "--only=network", *options))
     if "demo" in parts:
         start = time.perf_counter()
         output = run("tools/demo.py", f"--compile_model={compile_model}")

@@ -39,8 +39,6 @@ DIFFICULT_SIDE = 24  # ... and so is one whose longer side has fewer pixels
 
 def make_sample(folder, n_train, n_test, seed):
     """Write the data set into a folder; the arguments are the parameters at the top of this file."""
-    if n_train < 0 or n_test < 0:
-        raise ValueError(f"n_train={n_train}, n_test={n_test}: the number of images cannot be negative")
     folder = Path(folder)
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -69,14 +67,11 @@ def draw_sample(rng):
     drawn = []  # (name, pixels of the whole shape, whether it reaches beyond the edge)
     for number, (name, center, radius) in enumerate(place_shapes(rng, size), start=1):
         outline = rotate(draw_outline(rng, name), rng.uniform(0, 2 * math.pi)) * radius + center
-        mask, corner = outline_mask(outline)
-        paint_shape(rng, image, outline, mask, corner, pick_hue(rng, name))
-        solid = mask.point(lambda value: 255 * (value >= 128))
+        solid, corner = paint_shape(rng, image, outline, pick_hue(rng, name))
         owner.paste(number, corner, solid)
-        left, top, right, bottom = solid.getbbox()
-        inside = left >= -corner[0] and top >= -corner[1]
-        inside = inside and right <= size[0] - corner[0] and bottom <= size[1] - corner[1]
-        drawn.append((name, solid.histogram()[255], not inside))
+        x_min, y_min, x_max, y_max = np.add(solid.getbbox(), corner * 2)
+        is_inside = x_min >= 0 and y_min >= 0 and x_max <= size[0] and y_max <= size[1]
+        drawn.append((name, solid.histogram()[255], not is_inside))
     return image, list_objects(owner, drawn)
 
 
@@ -153,11 +148,9 @@ def draw_outline(rng, name):
     if name == "triangle":
         half_base = rng.uniform(45, 75)  # 60 degrees: all sides equal
         return points_at([-90, 90 - half_base, 90 + half_base])
-    if name == "star":
-        n_tips = int(rng.integers(5, 7))
-        radii = np.where(np.arange(2 * n_tips) % 2, rng.uniform(0.4, 0.5), 1)
-        return points_at(np.arange(2 * n_tips) * 180 / n_tips) * radii[:, None]
-    raise ValueError(f"{name!r} is not one of {', '.join(CLASSES)}")
+    n_tips = int(rng.integers(5, 7))  # of a star
+    radii = np.where(np.arange(2 * n_tips) % 2, rng.uniform(0.4, 0.5), 1)
+    return points_at(np.arange(2 * n_tips) * 180 / n_tips) * radii[:, None]
 
 
 def points_at(degrees):
@@ -187,8 +180,12 @@ def outline_mask(outline, corner=None, size=None):
     return canvas.reduce(SUPERSAMPLE), corner
 
 
-def paint_shape(rng, image, outline, mask, corner, hue):
-    """Paint one shape, with its shadow, onto the picture."""
+def paint_shape(rng, image, outline, hue):
+    """Paint one shape, with its shadow, onto the picture.
+
+    Returns an "L" image, 255 where the shape covers half of a pixel or more, else 0; and its upper left corner.
+    """
+    mask, corner = outline_mask(outline)
     saturation, value = rng.uniform(0.55, 0.9), rng.uniform(0.75, 1)
     light = color(hue, saturation, value)
     dark = color(hue + rng.uniform(-0.06, 0.06), saturation, value * 0.65)
@@ -202,6 +199,7 @@ def paint_shape(rng, image, outline, mask, corner, hue):
         hole, _ = outline_mask((outline - center) * rng.uniform(0.84, 0.92) + center, corner, mask.size)
         rim = Image.composite(Image.new("L", mask.size), mask, hole)
         image.paste(color(hue, 0.08, 1), corner, rim)
+    return mask.point(lambda value: 255 * (value >= 128)), corner
 
 
 def paint_shadow(image, mask, corner, reach, strength):

@@ -2,8 +2,8 @@
 
 Two stars side by side, a circle and a tiny triangle; eight of the 8732 priors; and what the network of `make demo`
 predicts for them. The network was not trained on this picture: it is drawn here, and nowhere else.
-`make_figures.py` calls `write_scene()` when it has a trained checkpoint, and puts the tables into the README;
-tests/test_readme.py computes the tables again and compares.
+`make_figures.py` calls `write_predictions()` and puts the tables into the README; tests/test_readme.py computes the
+tables again and compares.
 
 Reads and writes img/scene.json: the predictions, rounded to four decimals, so that every number of the tables
 can be computed from a small file.
@@ -11,6 +11,7 @@ can be computed from a small file.
 
 import json
 import math
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +27,8 @@ import make_sample  # noqa: E402 (the path to it has to be set first)
 
 import utils  # noqa: E402
 from datasets import prepare  # noqa: E402
-from model import BACKGROUND, SSD300, detect_objects, match_priors  # noqa: E402
-from utils import cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy  # noqa: E402
+from model import BACKGROUND, SSD300, MultiBoxLoss, detect_objects, load_model, match_priors, take_pairs  # noqa: E402
+from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy  # noqa: E402
 
 SCENE_FILE = REPO / "img" / "scene.json"
 LABEL_MAP = utils.make_label_map(sorted(make_sample.CLASSES))
@@ -67,10 +68,8 @@ def draw_scene():
         outline = make_sample.draw_outline(rng, name)
         upright = -90 if name == "star" else 0  # a star is drawn with its first tip to the right
         outline = make_sample.rotate(outline, math.radians(upright + lean)) * radius + np.array(center)
-        mask, (left, top) = make_sample.outline_mask(outline)
-        make_sample.paint_shape(rng, image, outline, mask, (left, top), hue)
-        x_min, y_min, x_max, y_max = mask.point(lambda value: 255 * (value >= 128)).getbbox()
-        boxes.append([left + x_min, top + y_min, left + x_max, top + y_max])
+        solid, corner = make_sample.paint_shape(rng, image, outline, hue)
+        boxes.append(np.add(solid.getbbox(), corner * 2).tolist())
     return image, torch.tensor(boxes) / SIDE
 
 
@@ -83,9 +82,13 @@ def load_picture(number):
 
 
 class Scene:
-    """The picture, its objects, eight priors, and the network's predictions for them."""
+    """The picture, its objects, eight priors, what these are to predict, and what the network predicts for them.
 
-    def __init__(self):
+    checkpoint: of the network; needed for `model` alone. `predictions` are read from img/scene.json.
+    """
+
+    def __init__(self, checkpoint=None):
+        self.checkpoint = checkpoint
         self.image, self.boxes_xy = draw_scene()
         self.names = [name for name, *_ in SHAPES]
         self.labels = torch.tensor([LABEL_MAP[name] for name in self.names])
@@ -93,30 +96,17 @@ class Scene:
         self.all_overlaps = find_jaccard_overlap(self.boxes_xy, cxcy_to_xy(self.all_priors_cxcy))  # (4, 8732)
         self.priors_cxcy = self.all_priors_cxcy[PRIORS]  # (8, 4)
         self.overlaps = self.all_overlaps[:, PRIORS]  # (4, 8): a row an object, a column a prior
+        # What matching says: pairs (object, prior) of step 1, in its order; and each prior's object, or BACKGROUND.
+        self.step_1 = take_pairs(self.overlaps)
+        self.matched = match_priors(self.boxes_xy, cxcy_to_xy(self.priors_cxcy), 0.5).tolist()
+
+    @cached_property
+    def model(self):
+        return load_model(self.checkpoint)
 
     @cached_property
     def predictions(self):
         return json.loads(SCENE_FILE.read_text())
-
-    def owners(self):
-        """For each prior the object that it is to predict, and in which step of matching: (object or None, step)."""
-        matched = match_priors(self.boxes_xy, cxcy_to_xy(self.priors_cxcy), 0.5).tolist()
-        owned = [prior for _, prior in step_1(self.overlaps)]
-        return [
-            (None if item == BACKGROUND else item, 1 if prior in owned else 2) for prior, item in enumerate(matched)
-        ]
-
-
-def step_1(overlaps):
-    """Step 1 of matching, as the text says it: pairs (object, prior), in the order in which they are fixed."""
-    table = overlaps.clone()
-    pairs = []
-    for _ in range(len(table)):
-        item, prior = divmod(int(table.argmax()), table.shape[1])
-        pairs.append((item, prior))
-        table[item, :] = -1
-        table[:, prior] = -1
-    return pairs
 
 
 @torch.no_grad()
@@ -126,20 +116,28 @@ def predict(model, image):
     return locs[0], scores[0]
 
 
-def write_scene(model):
-    """Write img/scene.json: what the model predicts for the eight priors, and for seven candidates."""
-    scene = Scene()
-    locs, scores = predict(model, scene.image)
-    priors, labels = choose_candidates(locs, scores, scene)
+def detect(locs, scores):
+    """The objects in such predictions: boxes_xy (n, 4), labels (n,), scores (n,)."""
+    priors_cxcy = SSD300.create_prior_boxes()
+    found = detect_objects(locs[None], scores[None], priors_cxcy, MIN_SCORE, MAX_OVERLAP, TOP_K)
+    return [values[0] for values in found]
+
+
+def write_predictions(scene):
+    """Write img/scene.json: what the network predicts for the eight priors, and for seven candidates."""
+    locs, scores = predict(scene.model, scene.image)
+    probabilities = F.softmax(scores, dim=1)  # (8732, C)
+    candidates = choose_candidates(probabilities, find_answer(locs, scores, scene), locs, scene)
+    priors = [prior for prior, _ in candidates]
     content = {
         "locs": rounded(locs[PRIORS]),
         "scores": rounded(scores[PRIORS]),
         "candidate_priors": priors,
-        "candidate_labels": labels,
+        "candidate_labels": [label for _, label in candidates],
         "candidate_locs": rounded(locs[priors]),
         "candidate_scores": rounded(scores[priors]),
-        "n_candidates": int((F.softmax(scores, dim=1)[:, 1:] > MIN_SCORE).sum()),
-        "best_tiny_score": round(float(F.softmax(scores, dim=1)[:, scene.labels[TINY]].max()), 4),
+        "n_candidates": int((probabilities[:, 1:] > MIN_SCORE).sum()),
+        "best_tiny_score": round(float(probabilities[:, scene.labels[TINY]].max()), 4),
     }
     SCENE_FILE.write_text(json.dumps(content) + "\n")
 
@@ -148,22 +146,37 @@ def rounded(values):
     return [[round(value, 4) for value in row] for row in values.tolist()]
 
 
-def choose_candidates(locs, scores, scene):
-    """Candidates (a prior and a class each) for the example of suppression, by falling score.
+def find_answer(locs, scores, scene):
+    """The numbers of the objects that the network finds.
+
+    Raises ValueError if it does not find each of the three larger objects once, or finds what is not there: the example
+    of suppression is to end right.
+    """
+    boxes_xy, labels, _ = detect(locs, scores)
+    best_overlaps, items = find_jaccard_overlap(boxes_xy, scene.boxes_xy).max(dim=1)
+    is_right = (best_overlaps >= 0.5) & (labels == scene.labels[items])
+    items = sorted(items.tolist())
+    if not is_right.all() or items not in ([0, 1, 2], [0, 1, 2, TINY]):
+        names = [CLASS_NAMES[label] for label in labels.tolist()]
+        raise ValueError(f"the model finds {names} in the scene's picture: choose another SEED in tools/scene.py")
+    return items
+
+
+def choose_candidates(probabilities, found, locs, scene):
+    """Candidates for the example of suppression, by falling score: pairs (prior, label).
 
     Of each object that is found the best one, and of the three larger ones also the one that overlaps it least of those
     that it suppresses; if the triangle is missed, of the left star one more.
     """
-    probabilities = F.softmax(scores, dim=1)  # (8732, C)
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, scene.all_priors_cxcy))
-    found = find_answer(locs, scores, scene)
+    overlaps = find_jaccard_overlap(scene.boxes_xy, boxes_xy)  # (4, 8732)
     chosen = []
     for item in found:
         label = int(scene.labels[item])
-        is_on_object = find_jaccard_overlap(boxes_xy, scene.boxes_xy[item][None])[:, 0] >= 0.5
-        mine = ((probabilities[:, label] > MIN_SCORE) & is_on_object).nonzero()[:, 0]
+        is_candidate = (probabilities[:, label] > MIN_SCORE) & (overlaps[item] >= 0.5)
+        mine = is_candidate.nonzero()[:, 0]
         best = mine[probabilities[mine, label].argmax()]
-        with_best = find_jaccard_overlap(boxes_xy[mine], boxes_xy[best][None])[:, 0]
+        with_best = find_jaccard_overlap(boxes_xy[best][None], boxes_xy[mine])[0]
         doubles = [int(mine[i]) for i in with_best.argsort() if with_best[i] > MAX_OVERLAP and mine[i] != best]
         chosen.append((int(best), label))
         if item != TINY and not doubles:
@@ -172,22 +185,7 @@ def choose_candidates(locs, scores, scene):
             chosen.append((doubles[0], label))
         if item == 0 and TINY not in found:
             chosen.append((doubles[len(doubles) // 2], label))
-    chosen.sort(key=lambda pair: -float(probabilities[pair]))
-    return [prior for prior, _ in chosen], [label for _, label in chosen]
-
-
-def find_answer(locs, scores, scene):
-    """The numbers of the objects that the model finds. ValueError if its answer is a wrong one: the example is to end
-    right, with each of the three larger objects found once, and nothing that is not there."""
-    inputs = locs[None], scores[None], scene.all_priors_cxcy
-    (boxes_xy,), (labels,), _ = detect_objects(*inputs, MIN_SCORE, MAX_OVERLAP, TOP_K)
-    best_overlaps, items = find_jaccard_overlap(boxes_xy, scene.boxes_xy).max(dim=1)
-    is_right = (best_overlaps >= 0.5) & (labels == scene.labels[items])
-    items = sorted(items.tolist())
-    if not is_right.all() or items not in ([0, 1, 2], [0, 1, 2, TINY]):
-        names = [CLASS_NAMES[label] for label in labels.tolist()]
-        raise ValueError(f"the model finds {names} in the scene's picture: choose another SEED in tools/scene.py")
-    return items
+    return sorted(chosen, key=lambda pair: -float(probabilities[pair]))
 
 
 # --- The tables, in Markdown ----------------------------------------------------------------------
@@ -200,8 +198,13 @@ def table(header, rows):
 
 
 def pixels(values):
-    """Numbers as whole pixels of the 300 x 300 image."""
-    return [f"{float(value) * SIDE:.0f}" for value in values]
+    """Fractions as whole pixels of the 300 x 300 image."""
+    return [f"{value * SIDE:.0f}" for value in values.tolist()]
+
+
+def decimals(values, n):
+    """Numbers with n decimals, and with a proper minus sign."""
+    return [f"{value:.{n}f}".replace("-", "−") for value in values.tolist()]
 
 
 def digits(value):
@@ -222,103 +225,100 @@ def objects_table(scene):
 
 
 def overlaps_table(scene):
-    centers, sizes = [], []
+    rows = [["centre"], ["size"]]
     for prior in scene.priors_cxcy:
         c_x, c_y, w, h = pixels(prior)
-        centers.append(f"{c_x}, {c_y}")
-        sizes.append(f"{w} × {h}")
-    rows = [["centre", *centers], ["size", *sizes]]
+        rows[0].append(f"{c_x}, {c_y}")
+        rows[1].append(f"{w} × {h}")
     for name, overlaps in zip(OBJECT_NAMES, scene.overlaps, strict=True):
-        rows.append([f"**{name}**", *(f"{float(value):.2f}" for value in overlaps)])
+        rows.append([f"**{name}**", *decimals(overlaps, 2)])
     return table(["", *(f"**{name}**" for name in PRIOR_NAMES)], rows)
 
 
 def matches_table(scene):
-    rounds = {prior: number for number, (_, prior) in enumerate(step_1(scene.overlaps), start=1)}
+    rounds = {prior: number for number, (_, prior) in enumerate(scene.step_1, start=1)}
     rows = []
-    for i, (name, (item, step)) in enumerate(zip(PRIOR_NAMES, scene.owners(), strict=True)):
-        best = float(scene.overlaps[:, i].max())
-        if item is None:
+    for i, (name, item) in enumerate(zip(PRIOR_NAMES, scene.matched, strict=True)):
+        if item == BACKGROUND:
+            best = float(scene.overlaps[:, i].max())
             rows.append([f"**{name}**", f"step 2: its best overlap, {best:.2f}, is below 0.5", "background", "nothing"])
             continue
         overlap = f"{float(scene.overlaps[item, i]):.2f}"
-        if step == 1:
+        why = f"step 2: {overlap} is at least 0.5"
+        if i in rounds:
             why = f"step 1: highest number of round {rounds[i]} ({overlap})"
-        else:
-            why = f"step 2: {overlap} is at least 0.5"
         rows.append([f"**{name}**", why, scene.names[item], f"offsets to the {OBJECT_NAMES[item]}"])
     return table(["prior", "why", "must predict the class", "and"], rows)
 
 
 def offsets_table(scene):
-    box_cxcy, prior_cxcy = xy_to_cxcy(scene.boxes_xy[:1]), scene.priors_cxcy[:1]
-    offsets = utils.cxcy_to_gcxgcy(box_cxcy, prior_cxcy)[0].tolist()
-    box, prior = box_cxcy[0].tolist(), prior_cxcy[0].tolist()
-    rows = []
-    for i, letter in enumerate(("c_x", "c_y", "w", "h")):
-        if i < 2:
-            formula = f"({box[i]:.3f} − {prior[i]:.3f}) / ({prior[i + 2]:.3f} · {utils.CENTER_VARIANCE})"
-        else:
-            formula = f"ln({box[i]:.3f} / {prior[i]:.3f}) / {utils.SIZE_VARIANCE}"
-        rows.append([letter, f"{box[i]:.3f}", f"{prior[i]:.3f}", formula, f"**{offsets[i]:.2f}**".replace("-", "−")])
+    box = xy_to_cxcy(scene.boxes_xy[0])
+    prior = scene.priors_cxcy[0]
+    b_x, b_y, b_w, b_h = decimals(box, 3)
+    p_x, p_y, p_w, p_h = decimals(prior, 3)
+    g_x, g_y, g_w, g_h = decimals(cxcy_to_gcxgcy(box, prior), 2)
+    rows = [
+        ["c_x", b_x, p_x, f"({b_x} − {p_x}) / ({p_w} · {utils.CENTER_VARIANCE})", f"**{g_x}**"],
+        ["c_y", b_y, p_y, f"({b_y} − {p_y}) / ({p_h} · {utils.CENTER_VARIANCE})", f"**{g_y}**"],
+        ["w", b_w, p_w, f"ln({b_w} / {p_w}) / {utils.SIZE_VARIANCE}", f"**{g_w}**"],
+        ["h", b_h, p_h, f"ln({b_h} / {p_h}) / {utils.SIZE_VARIANCE}", f"**{g_h}**"],
+    ]
     return table(["", "left star", "prior A", "computation", "offset"], rows)
 
 
 def losses(scene):
     """For the eight priors: right labels, cross entropies, which count, localisation losses."""
-    scores, locs = torch.tensor(scene.predictions["scores"]), torch.tensor(scene.predictions["locs"])
-    owners = [item for item, _ in scene.owners()]
-    labels = torch.tensor([0 if item is None else int(scene.labels[item]) for item in owners])
-    is_positive = labels > 0
+    locs = torch.tensor(scene.predictions["locs"])
+    scores = torch.tensor(scene.predictions["scores"])
+    criterion = MultiBoxLoss(scene.priors_cxcy)
+    (labels,), positives, offsets = criterion.make_targets([scene.boxes_xy], [scene.labels])
     entropies = F.cross_entropy(scores, labels, reduction="none")
-    n_negatives = math.ceil(NEG_POS_RATIO * int(is_positive.sum()))
-    hardest = entropies.masked_fill(is_positive, -1).argsort(descending=True)[:n_negatives]
-    counts = is_positive.clone()
+    n_negatives = math.ceil(NEG_POS_RATIO * len(positives))
+    hardest = entropies.masked_fill(labels > 0, -1).topk(n_negatives).indices
+    counts = labels > 0
     counts[hardest] = True
-    targets = xy_to_cxcy(scene.boxes_xy[[item or 0 for item in owners]])
-    offsets = utils.cxcy_to_gcxgcy(targets, scene.priors_cxcy)
-    loc_losses = F.smooth_l1_loss(locs, offsets, reduction="none").sum(dim=1) * is_positive
+    loc_losses = torch.zeros(len(labels))
+    loc_losses[positives] = F.smooth_l1_loss(locs[positives], offsets, reduction="none").sum(dim=1)
     return labels, entropies, counts, loc_losses
 
 
 def losses_table(scene):
     labels, entropies, counts, loc_losses = losses(scene)
     rows = []
-    for i, name in enumerate(PRIOR_NAMES):
-        is_positive = bool(labels[i] > 0)
-        role = "positive" if is_positive else "hard negative: counts" if counts[i] else "easy negative: left out"
-        right = CLASS_NAMES[int(labels[i])]
-        loc = digits(float(loc_losses[i])) if is_positive else "–"
-        probability, entropy = float((-entropies[i]).exp()), float(entropies[i])
-        rows.append([f"**{name}**", right, f"{probability:.3f}", digits(entropy), role, loc])
+    for i, (label, entropy) in enumerate(zip(labels.tolist(), entropies.tolist(), strict=True)):
+        role = "hard negative: counts" if counts[i] else "easy negative: left out"
+        loc = "–"
+        if label > 0:
+            role = "positive"
+            loc = digits(float(loc_losses[i]))
+        probability = f"{math.exp(-entropy):.3f}"
+        rows.append([f"**{PRIOR_NAMES[i]}**", CLASS_NAMES[label], probability, digits(entropy), role, loc])
     header = ["prior", "right class", "its probability", "cross entropy", "role", "smooth L1 of the offsets"]
     n_positive = int((labels > 0).sum())
-    conf, loc = float((entropies * counts).sum()), float(loc_losses.sum())
-    total = (conf + loc) / n_positive
+    conf = float(entropies[counts].sum())
+    loc = float(loc_losses.sum())
     text = (
         f"The cross entropies that count add up to {conf:.2f}, the localisation losses to {loc:.2f}. There are "
-        f"{n_positive} positives, so the loss is ({conf:.2f} + {loc:.2f}) / {n_positive} = **{total:.2f}**. "
-        "`MultiBoxLoss` returns the same number for these priors."
+        f"{n_positive} positives, so the loss is ({conf:.2f} + {loc:.2f}) / {n_positive} = "
+        f"**{(conf + loc) / n_positive:.2f}**. `MultiBoxLoss` returns the same number for these priors."
     )
     return f"{table(header, rows)}\n\n{text}"
 
 
 def candidates(scene):
-    """Boxes (7, 4), labels, scores of the seven candidates, best first."""
-    labels = torch.tensor(scene.predictions["candidate_labels"])
+    """The seven candidates, best first: boxes (7, 4), class names, scores."""
+    labels = scene.predictions["candidate_labels"]
     probabilities = F.softmax(torch.tensor(scene.predictions["candidate_scores"]), dim=1)
     priors_cxcy = scene.all_priors_cxcy[scene.predictions["candidate_priors"]]
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(torch.tensor(scene.predictions["candidate_locs"]), priors_cxcy))
-    return boxes_xy, labels, probabilities.gather(1, labels[:, None])[:, 0]
+    return boxes_xy, [CLASS_NAMES[label] for label in labels], probabilities[range(len(labels)), labels].tolist()
 
 
 def candidates_table(scene):
     rows = []
     priors = scene.predictions["candidate_priors"]
-    for i, (box, label, score) in enumerate(zip(*candidates(scene), strict=True)):
-        name = CLASS_NAMES[int(label)]
-        prior = describe_prior(scene, priors[i])
-        rows.append([f"**{i + 1}**", name, f"{float(score):.5f}", ", ".join(pixels(box)), prior])
+    for i, (box, name, score) in enumerate(zip(*candidates(scene), strict=True)):
+        rows.append([f"**{i + 1}**", name, f"{score:.5f}", ", ".join(pixels(box)), describe_prior(scene, priors[i])])
     n = scene.predictions["n_candidates"]
     text = f"With a `min_score` of {MIN_SCORE}, our picture has {n} candidates. Here are seven of them:"
     header = ["candidate", "class", "score", "box in pixels: x_min, y_min, x_max, y_max", "its prior"]
@@ -329,16 +329,16 @@ def decoding_table(scene):
     """How the offsets that prior A predicts become the box of its candidate: `offsets_table()` the other way round."""
     number = scene.predictions["candidate_priors"].index(PRIORS[0])
     offsets = torch.tensor(scene.predictions["candidate_locs"][number])
-    prior = scene.priors_cxcy[0].tolist()
-    box = gcxgcy_to_cxcy(offsets, scene.priors_cxcy[0]).tolist()
-    rows = []
-    for i, letter in enumerate(("c_x", "c_y", "w", "h")):
-        offset = f"{float(offsets[i]):.2f}".replace("-", "−")
-        if i < 2:
-            formula = f"{offset} · {prior[i + 2]:.3f} · {utils.CENTER_VARIANCE} + {prior[i]:.3f}"
-        else:
-            formula = f"exp({offset} · {utils.SIZE_VARIANCE}) · {prior[i]:.3f}"
-        rows.append([letter, offset, f"{prior[i]:.3f}", formula, f"**{box[i]:.3f}**"])
+    prior = scene.priors_cxcy[0]
+    g_x, g_y, g_w, g_h = decimals(offsets, 2)
+    p_x, p_y, p_w, p_h = decimals(prior, 3)
+    b_x, b_y, b_w, b_h = decimals(gcxgcy_to_cxcy(offsets, prior), 3)
+    rows = [
+        ["c_x", g_x, p_x, f"{g_x} · {p_w} · {utils.CENTER_VARIANCE} + {p_x}", f"**{b_x}**"],
+        ["c_y", g_y, p_y, f"{g_y} · {p_h} · {utils.CENTER_VARIANCE} + {p_y}", f"**{b_y}**"],
+        ["w", g_w, p_w, f"exp({g_w} · {utils.SIZE_VARIANCE}) · {p_w}", f"**{b_w}**"],
+        ["h", g_h, p_h, f"exp({g_h} · {utils.SIZE_VARIANCE}) · {p_h}", f"**{b_h}**"],
+    ]
     text = (
         f"How does A come to the box of candidate {number + 1}? The network predicts four offsets, which are decoded:"
     )
@@ -355,13 +355,13 @@ def describe_prior(scene, prior):
 
 def suppression_steps(scene):
     """Suppression, one candidate after the other: list of (candidate, nearest kept rival or None, overlap, stays)."""
-    boxes_xy, labels, _ = candidates(scene)
-    overlaps = find_jaccard_overlap(boxes_xy, boxes_xy)
-    kept, steps = [], []
-    for i in range(len(labels)):
-        rivals = [j for j in kept if labels[j] == labels[i]]
-        nearest = max(rivals, key=lambda j: float(overlaps[i, j]), default=None)
-        overlap = 0.0 if nearest is None else float(overlaps[i, nearest])
+    boxes_xy, names, _ = candidates(scene)
+    overlaps = find_jaccard_overlap(boxes_xy, boxes_xy).tolist()
+    kept = []
+    steps = []
+    for i, name in enumerate(names):
+        rivals = [(overlaps[i][j], j) for j in kept if names[j] == name]
+        overlap, nearest = max(rivals, default=(0.0, None))
         stays = overlap <= MAX_OVERLAP
         if stays:
             kept.append(i)
@@ -370,31 +370,28 @@ def suppression_steps(scene):
 
 
 def suppression_table(scene):
+    _, names, _ = candidates(scene)
     rows = []
-    labels = candidates(scene)[1]
     for i, rival, overlap, stays in suppression_steps(scene):
-        name = CLASS_NAMES[int(labels[i])]
         if rival is None:
-            reason = f"no {name} has been kept so far"
+            reason = f"no {names[i]} has been kept so far"
         else:
-            reason = f"overlap with {rival + 1}: {overlap:.2f}"
-            reason += f", not above {MAX_OVERLAP}" if stays else f", above {MAX_OVERLAP}"
-        rows.append([f"**{i + 1}**", name, reason, "kept" if stays else "dropped"])
+            verdict = "not above" if stays else "above"
+            reason = f"overlap with {rival + 1}: {overlap:.2f}, {verdict} {MAX_OVERLAP}"
+        rows.append([f"**{i + 1}**", names[i], reason, "kept" if stays else "dropped"])
     return table(["candidate", "class", "compared with what has been kept", "result"], rows)
 
 
 def answer(scene):
     """The last word of the example of suppression: what became of the triangle."""
-    labels = candidates(scene)[1].tolist()
-    scores = candidates(scene)[2].tolist()
-    label = int(scene.labels[TINY])
-    if label in labels:
-        found_by = labels.index(label)
+    _, names, scores = candidates(scene)
+    if "triangle" in names:
+        number = names.index("triangle")
+        prior = describe_prior(scene, scene.predictions["candidate_priors"][number])
         overlaps = scene.all_overlaps[TINY]
         n_tied = int((overlaps > overlaps.max() - 1e-5).sum())
-        prior = describe_prior(scene, scene.predictions["candidate_priors"][found_by])
         fate = (
-            f"It is found, with a score of {scores[found_by]:.2f}, but not by G. The prior that finds it is "
+            f"It is found, with a score of {scores[number]:.2f}, but not by G. The prior that finds it is "
             f"another one of the {n_tied} that tie, {prior}. For this picture the loss would ask it to say background. "
             "But in training, other small objects belonged to priors of its shape, and all cells share a "
             "head's weights. That was just enough: with a higher `min_score` the triangle would be missed."
@@ -425,9 +422,9 @@ TABLES = {
 def fill_in_tables(text):
     """Put each table between its marks, `<!-- scene:NAME -->` and `<!-- end -->`, in a Markdown text."""
     scene = Scene()
-    for name, make in TABLES.items():
-        before, mark, rest = text.partition(f"<!-- scene:{name} -->\n")
-        if mark:
-            _, end, after = rest.partition("<!-- end -->")
-            text = f"{before}{mark}{make(scene)}\n{end}{after}"
-    return text
+    return re.sub(
+        r"(<!-- scene:(\w+) -->\n).*?(<!-- end -->)",
+        lambda mark: f"{mark[1]}{TABLES[mark[2]](scene)}\n{mark[3]}",
+        text,
+        flags=re.DOTALL,
+    )

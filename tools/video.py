@@ -7,9 +7,10 @@
     python tools/video.py --video=rtsp://192.168.1.20/stream    a stream
 
 Reads the checkpoint that train.py writes. Writes a video of the same name, size and frame rate, without the sound,
-into `output_folder`, and a list of the objects where `write_boxes_to` says. A camera and a stream go on until you
-press Ctrl-C, or q in the window. Videos are read and written by OpenCV: pip install opencv-python. (With
-opencv-python-headless there is no window.) GIFs need only Pillow.
+into `output_folder`, and a list of the objects where `write_boxes_to` says. (Encoders take even sizes only: where the
+width or height is odd, the last column or row is left out.) A camera and a stream go on until you press Ctrl-C, or q in
+the window. Videos are read and written by OpenCV: pip install opencv-python. (With opencv-python-headless there is no
+window.) GIFs need only Pillow.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
@@ -67,12 +68,13 @@ def main():
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
     if write_boxes_to:
         check_boxes_file(write_boxes_to)
-    is_gif = video.lower().endswith(".gif") and not is_live(video)
-    if show or not is_gif:
-        check_opencv()
-    if not is_live(video) and not Path(video).is_file():
-        raise FileNotFoundError(f"{printable(video)}: there is no such file")
     target = plan_output(video, Path(output_folder))
+    is_gif = target.suffix.lower() == ".gif"
+    if importlib.util.find_spec("cv2") is None and not is_gif:
+        raise ValueError("videos are read by OpenCV, which is missing: pip install opencv-python")
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
+    if show and not has_screen:  # OpenCV would end this program
+        raise ValueError("show=True needs a screen, and there is none here; the annotated video is a file, too")
     model = load_model(checkpoint, choose_device(device))
 
     rows = []  # the objects, as write_boxes() takes them
@@ -87,22 +89,22 @@ def main():
     print(f"{n_frames} frames, {rate:.1f} a second, annotated in {target}; {len(rows)} objects")
 
 
-def is_live(video):
-    """Whether a video is a stream or a camera, which have no file, and perhaps no end."""
-    return "://" in video or is_camera(video)
-
-
 def is_camera(video):
     return video.isdecimal() and not Path(video).exists()
 
 
 def plan_output(video, folder):
-    """The file that the annotated video is written to; ValueError if the original would be written over."""
+    """The file that the annotated video is written to.
+
+    Raises FileNotFoundError if the video is missing; ValueError if it would be written over.
+    """
     if is_camera(video):
         return folder / f"camera{video}.mp4"
-    if is_live(video):
+    if "://" in video:
         address = video.split("://")[1].split("?")[0]
         return folder / f"{Path(address).stem}.mp4"
+    if not Path(video).is_file():
+        raise FileNotFoundError(f"{printable(video)}: there is no such file")
     name = Path(video).name
     if Path(video).suffix.lower() not in (*CODECS, ".gif"):
         name += ".mp4"
@@ -131,50 +133,45 @@ def annotate_frames(images, times, first_number, model, rows):
 # --- Videos, by OpenCV ----------------------------------------------------------------------------
 
 
-def check_opencv():
-    """ValueError if OpenCV is not there, or no screen for a window."""
-    if importlib.util.find_spec("cv2") is None:
-        raise ValueError("videos are read by OpenCV, which is missing: pip install opencv-python")
-    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
-    if show and not has_screen:
-        raise ValueError("show=True needs a screen, and there is none here; the annotated video is a file, too")
-    # What is wrong with a video is said by this program, once.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
-
-
 def annotate_video(video, target, model, rows):
     """Write an annotated copy of a video, and add its objects to `rows`; returns the number of frames.
 
     Raises ValueError or OSError if the video cannot be decoded, or not to its end, or the copy not be written. Whatever
     ends the work, the frames that were written before can be played.
     """
+    # What is wrong with a video is said by this program, once.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     import cv2
 
     capture = cv2.VideoCapture(int(video) if is_camera(video) else video)
     frame_rate = capture.get(cv2.CAP_PROP_FPS)
     if not 0 < frame_rate < 1000:  # unknown
         frame_rate = FRAME_RATE
-    n_promised = 0 if is_live(video) else max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    n_promised = max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # of a camera or a stream: 0
     n_frames = 0
     last_time = 0.0
-    stopped = False
     writer = None
     progress = tqdm(total=n_promised or None, unit="frame")
     try:
-        while not stopped and (images := read_frames(capture)):
+        while images := read_frames(capture):
             last_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             times = [(n_frames + i) / frame_rate for i in range(len(images))]
             for image in annotate_frames(images, times, n_frames + 1, model, rows):
-                if writer is None:
-                    writer = open_writer(target, frame_rate, image.size)
+                writer = writer or open_writer(target, frame_rate, image.size)
                 pixels_bgr = np.asarray(image)[:, :, ::-1].copy()
                 writer.write(pixels_bgr)
                 n_frames += 1
-                stopped = stopped or (show and not show_frame(pixels_bgr))
+                if show:
+                    show_frame(pixels_bgr)
             progress.update(len(images))
+        if n_frames == 0:
+            raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
+        # Some files promise more frames than they have, but not more seconds.
+        if n_frames < n_promised and last_time + 1.5 / frame_rate < n_promised / frame_rate:
+            raise ValueError(f"{video}: damaged, or cut off: of {n_promised} frames OpenCV can decode {n_frames}")
     except KeyboardInterrupt:  # how a camera is stopped
-        stopped = True
+        pass
     finally:
         progress.close()
         capture.release()
@@ -182,13 +179,6 @@ def annotate_video(video, target, model, rows):
             writer.release()
     if n_frames > 0:
         check_written(target, n_frames)
-    elif not stopped:
-        raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
-    # Some files promise more frames than they have, but not more seconds.
-    if not stopped and n_frames < n_promised and last_time + 1.5 / frame_rate < n_promised / frame_rate:
-        raise ValueError(
-            f"{video}: damaged, or cut off: of {n_promised} frames OpenCV can decode {n_frames}; {target} holds these"
-        )
     return n_frames
 
 
@@ -207,16 +197,7 @@ def open_writer(target, frame_rate, size):
     """OpenCV's writer of a video file. Raises OSError, naming the file."""
     import cv2
 
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(f"{target}: could not be written ({error})") from error
-    width, height = size
-    if width % 2 or height % 2:
-        print(
-            f"note: the encoder takes even sizes only; of {width} x {height} pixels the last row or column is left out"
-        )
+    target.parent.mkdir(parents=True, exist_ok=True)
     codec = cv2.VideoWriter_fourcc(*CODECS[target.suffix.lower()])
     writer = cv2.VideoWriter(str(target), codec, frame_rate, size)
     if not writer.isOpened():
@@ -225,17 +206,16 @@ def open_writer(target, frame_rate, size):
 
 
 def show_frame(pixels_bgr):
-    """Show a frame in a window; returns False if the user has pressed q or Esc."""
+    """Show a frame in a window. Raises KeyboardInterrupt if the user has pressed q or Esc; ValueError: no windows."""
     import cv2
 
     try:
         cv2.imshow("press q to stop", pixels_bgr)
-        return cv2.waitKey(1) & 0xFF not in (ord("q"), 27)
+        key = cv2.waitKey(1) & 0xFF
     except cv2.error as error:
-        raise ValueError(
-            "this OpenCV has no windows: pip uninstall opencv-python-headless, and pip install opencv-python; or leave "
-            "out --show"
-        ) from error
+        raise ValueError("show=True needs a screen, and opencv-python, not opencv-python-headless") from error
+    if key in (ord("q"), 27):
+        raise KeyboardInterrupt
 
 
 def check_written(target, n_frames):
@@ -255,31 +235,23 @@ def check_written(target, n_frames):
 def annotate_gif(video, target, model, rows):
     """Write an annotated copy of an animated GIF, and add its objects to `rows`; returns the number of frames.
 
-    Raises ValueError if a frame is damaged; the frames before it are written.
+    Raises ValueError, naming the file, if a frame is damaged; nothing is written then.
     """
     images = []
     durations = []  # in milliseconds
     options = {}
-    problem = ""
     with open_file(video) as animation:
         if "loop" in animation.info:  # how often it is repeated
             options["loop"] = animation.info["loop"]
-        try:
-            for frame in ImageSequence.Iterator(animation):
-                images.append(make_upright_rgb(frame, video))
-                durations.append(frame.info.get("duration", 0))
-        except Exception as error:  # Pillow's readers raise errors of many kinds
-            problem = f"{video}: damaged after frame {len(images)} ({printable(error)})"
-    if not images:
-        raise ValueError(problem)
+        for frame in ImageSequence.Iterator(animation):
+            images.append(make_upright_rgb(frame, video))
+            durations.append(frame.info.get("duration", 0))
     annotated = []
     for start in tqdm(range(0, len(images), batch_size), unit="batch"):
         batch = images[start : start + batch_size]
         times = [sum(durations[: start + i]) / 1000 for i in range(len(batch))]
         annotated += annotate_frames(batch, times, start + 1, model, rows)
     save_image(annotated[0], target, save_all=True, append_images=annotated[1:], duration=durations, **options)
-    if problem:
-        raise ValueError(f"{problem}; {target} holds the frames before")
     return len(annotated)
 
 
