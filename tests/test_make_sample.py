@@ -90,3 +90,8 @@ def test_what_a_data_set_contains():
     assert 0 < sum(item["truncated"] for item in every) < 0.2 * len(every)
     assert sum(not objects for _, objects in found) < 10 and max(len(objects) for _, objects in found) >= 4
     assert {image.width > image.height for image, _ in found} == {True, False}
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="n_test=-1"):
+        make_sample.make_sample(tmp_path, 1, -1, 0)

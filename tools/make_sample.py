@@ -39,6 +39,8 @@ DIFFICULT_SIDE = 24  # ... and so is one whose longer side has fewer pixels
 
 def make_sample(folder, n_train, n_test, seed):
     """Write the data set into a folder; the arguments are the parameters at the top of this file."""
+    if n_train < 0 or n_test < 0:
+        raise ValueError(f"n_train={n_train}, n_test={n_test}: the number of images cannot be negative")
     folder = Path(folder)
     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
