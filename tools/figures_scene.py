@@ -438,7 +438,7 @@ def draw_photos(model):
     photos = []
     for image in load_photos():
         photo = image.resize((round(height * image.width / image.height), height))
-        found = find_objects(photo, min_score=0.3, model=model)
+        found = find_objects(photo, min_score=0.4, model=model)
         photos.append(draw_boxes(photo, *found, class_colors(model.label_map)))
     return put_in_rows([photos])
 
