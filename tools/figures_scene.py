@@ -287,12 +287,8 @@ def draw_pipeline(here):
     priors_xy = cxcy_to_xy(model.priors_cxcy)
     for prior in np.random.default_rng(0).choice(len(priors_xy), 40, replace=False):
         add_box(axes[3], priors_xy[prior], "white", width=0.6)
-    best = best_scores.argsort(descending=True)[:25]
-    overlap = find_jaccard_overlap(priors_xy[best], priors_xy[best])  # (25, 25)
-    for row, prior in enumerate(best.tolist()):
-        is_first = bool((overlap[row, :row] == 0).all())  # of those that lie here: its score is written
-        text = f"{best_scores[prior]:.2f}" if is_first else ""
-        add_box(axes[3], priors_xy[prior], colors[prior], text, width=1.4)
+    for prior in best_scores.argsort(descending=True)[:25].tolist():
+        add_box(axes[3], priors_xy[prior], colors[prior], width=1.4)
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, model.priors_cxcy))
     for prior in candidates:
         add_box(axes[4], boxes_xy[prior], colors[prior], width=1.4)
