@@ -20,6 +20,7 @@ Any parameter below can be overridden on the command line with --name=value.
 Shapes in comments: P priors, C classes (background = 0 included).
 """
 
+import io
 import math
 import pickle
 import re
@@ -275,12 +276,14 @@ def read_file(path):
     weights_only=True refuses it, and so would this program. So torch reads it with an unpickler that does nothing.
     (What weights_only=True refuses for other reasons, such as TorchScript, is not tried again.)
     """
+    contents = Path(path).read_bytes()  # once: the second reading below sees what the first one refused
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it holds more than tensors
         with warnings.catch_warnings():  # about the source code of the classes, which is not there
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=InertPickle)
+            # weights_only=False lets torch take another unpickler than its own: ours, which runs nothing.
+            return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=False, pickle_module=InertPickle)
 
 
 def find_state(contents):
