@@ -26,6 +26,7 @@ highest offset of a size, null: any). In an ONNX file these are keys of its meta
     size = exp(offset * size_variance) * prior's size
 """
 
+import functools
 import importlib.util
 import io
 import json
@@ -59,7 +60,7 @@ checkpoint = "checkpoint_ssd300.pth.tar"
 save_to = "ssd300.onnx"  # a file that ends in .onnx or .pt2
 find_objects = False  # True: boxes, labels and scores of objects come out, as eval.py finds them
 
-# The objects that the network finds, or that the check compares
+# The objects that the network finds
 min_score = 0.01  # lower scores are no objects
 max_overlap = 0.45  # of two boxes of a class that overlap more than this, the better one stays
 top_k = 200  # objects in an image, of all classes together
@@ -67,7 +68,7 @@ top_k = 200  # objects in an image, of all classes together
 # The check
 images = ""  # a file, a folder, or a pattern with * or ?; "": four generated images
 
-TOLERANCE = 1e-3  # how far numbers of the same object may be apart, as a part of the number if this is above 1
+TOLERANCE = 1e-3  # how far numbers may be apart, as a part of the number if this is above 1
 MIN_FOUND = 0.99  # objects that have to be the same: an overlap of just max_overlap can go either way
 ONNX_OPSET = 18  # the version of ONNX's operators: the lowest that torch's exporter writes
 
@@ -147,17 +148,20 @@ def suppress_by_nms(boxes_xy, class_scores):
     return torch.zeros_like(class_scores).index_put((image, label, prior), scores * survives)
 
 
-@torch.library.custom_op("ssd300::suppress", mutates_args=())
-def suppress_in_onnx(boxes_xy: torch.Tensor, class_scores: torch.Tensor) -> torch.Tensor:
+@functools.cache
+def make_onnx_suppress():
     """`suppress_by_nms()` as one operator, which `export()` translates into ONNX's own NonMaxSuppression."""
-    return suppress_by_nms(boxes_xy, class_scores)
 
+    @torch.library.custom_op("ssd300::suppress", mutates_args=())
+    def suppress(boxes_xy: torch.Tensor, class_scores: torch.Tensor) -> torch.Tensor:
+        return suppress_by_nms(boxes_xy, class_scores)
 
-suppress_in_onnx.register_fake(lambda boxes_xy, class_scores: torch.empty_like(class_scores))
+    suppress.register_fake(lambda boxes_xy, class_scores: torch.empty_like(class_scores))
+    return suppress
 
 
 def translate_suppress(boxes_xy, class_scores):
-    """The operator of `suppress_in_onnx()` in ONNX: the scores that NonMaxSuppression selects, all others 0.
+    """The operator of `make_onnx_suppress()` in ONNX: the scores that NonMaxSuppression selects, all others 0.
 
     Beyond the top_k best of a class, survivors are left out.
     """
@@ -173,7 +177,8 @@ def translate_suppress(boxes_xy, class_scores):
 @torch.no_grad()
 def export(model, suffix):
     """A model, on the CPU, with what belongs to it, as the bytes of a file of one of the formats."""
-    network = Network(model, suppress_in_onnx if suffix == ".onnx" else suppress_by_nms).eval()
+    suppress = make_onnx_suppress() if suffix == ".onnx" else suppress_by_nms
+    network = Network(model, suppress).eval()
     example = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("n_images")}}
     metadata = {name: json.dumps(value) for name, value in describe(model).items()}
@@ -233,25 +238,37 @@ def load_exported(contents, suffix):
 
 @torch.no_grad()
 def check(model, exported, inputs):
-    """Compare the objects that an exported network finds with those that the model finds.
+    """Compare what an exported network says with what the model says: objects, or offsets and scores of all priors.
 
     exported: from `load_exported()`. inputs: (n, 3, S, S) float32, from `prepare()`.
-    Returns a sentence that says how many are the same; raises ValueError if too few are.
+    Returns a sentence that says how alike they are; raises ValueError if they are not.
     """
+    largest = 0.0  # difference of an offset or score
     counts = torch.zeros(3, dtype=torch.int64)
     for batch in filter(len, (inputs[:1], inputs[1:])):  # one image, then the others, if any
         pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
+        ours = model(batch)
         theirs = exported(pixels)
-        if not find_objects:
-            theirs = model.detect_objects(*theirs, min_score, max_overlap, top_k)
-        ours = model.detect_objects(*model(batch), min_score, max_overlap, top_k)
-        for our, their in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
-            counts += torch.tensor(count_same(our, their))
+        if find_objects:
+            ours = model.detect_objects(*ours, min_score, max_overlap, top_k)
+            for our, their in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+                counts += torch.tensor(count_same(our, their))
+        else:
+            largest = max(largest, *map(relative_difference, ours, theirs))
     n_same, n_ours, n_theirs = counts.tolist()
-    report = f"checked on {len(inputs)} images: it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
-    if n_same < MIN_FOUND * max(n_ours, n_theirs):
+    if find_objects:
+        report = f"it finds {n_theirs} objects, the model {n_ours}; {n_same} are the same"
+    else:
+        report = f"offsets and scores differ from the model's by {largest:.1e} at most"
+    report = f"checked on {len(inputs)} images: {report}"
+    if largest > TOLERANCE or n_same < MIN_FOUND * max(n_ours, n_theirs):
         raise ValueError(f"the exported network is not the model, and was not written: {report}")
     return report
+
+
+def relative_difference(ours, theirs):
+    """Largest difference of two tensors, as a part of the largest number if that is above 1."""
+    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
 
 
 def count_same(ours, theirs):
