@@ -36,6 +36,7 @@ from torchvision.models.detection import SSD300_VGG16_Weights, SSDLite320_Mobile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import utils
 from model import CAFFE_MEAN, CAFFE_STD, NETWORKS, SSD300, model_state
 from utils import (
     SIZE_VARIANCE,
@@ -45,7 +46,6 @@ from utils import (
     override_parameters,
     printable,
     save_checkpoint,
-    voc_labels,
 )
 
 source = ""  # the file to convert; or COCO_V1, the name of torchvision's weights, to download them
@@ -197,7 +197,7 @@ def choose_classes(n_classes, class_names):
     """
     labels = range(n_classes)
     if not class_names:
-        class_names = voc_labels if n_classes == len(voc_labels) + 1 else COCO_NAMES
+        class_names = utils.voc_labels if n_classes == len(utils.voc_labels) + 1 else COCO_NAMES
         labels = COCO_LABELS if n_classes == len(COCO_CATEGORIES) else labels  # those that are in use
     if len(labels) != len(class_names) + 1:
         raise ValueError(f"it has {n_classes - 1} classes; name all, by label, with --class_names=first,second,...")
