@@ -287,8 +287,15 @@ def draw_pipeline(here):
     priors_xy = cxcy_to_xy(model.priors_cxcy)
     for prior in np.random.default_rng(0).choice(len(priors_xy), 40, replace=False):
         add_box(axes[3], priors_xy[prior], "white", width=0.6)
-    for prior in best_scores.argsort(descending=True)[:25].tolist():
-        add_box(axes[3], priors_xy[prior], colors[prior], width=1.4)
+    best = best_scores.argsort(descending=True)[:25]
+    overlap = find_jaccard_overlap(priors_xy[best], priors_xy[best])  # (25, 25)
+    labelled = []  # rows of the priors whose scores are written: the best one at each place
+    for row, prior in enumerate(best.tolist()):
+        text = ""
+        if (overlap[row, labelled] < 0.1).all():
+            text = f"{best_scores[prior]:.2f}"
+            labelled.append(row)
+        add_box(axes[3], priors_xy[prior], colors[prior], text, width=1.4)
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, model.priors_cxcy))
     for prior in candidates:
         add_box(axes[4], boxes_xy[prior], colors[prior], width=1.4)
