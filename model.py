@@ -449,7 +449,8 @@ class SSD300(nn.Module):
 
     def normalize(self, images):
         """Turn bytes, (N, 3, S, S) uint8, RGB, on any device, into the network's input: float32, on its own device."""
-        images = images.to(self.mean.device, non_blocking=True)  # first, because bytes are smaller than floats
+        device = self.mean.device
+        images = images.to(device, non_blocking=device.type == "cuda")  # first, because bytes are smaller than floats
         images = images.to(torch.float32)
         return (images - 255 * self.mean) / (255 * self.std)  # (images / 255 - mean) / std
 
@@ -551,15 +552,15 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     max_candidates: this many best ones of each class of an image enter suppression (Caffe: 400); None: all do.
     Returns three lists of N tensors, each by falling score: boxes (n, 4) float32, fractional boundary form, finite,
     not clipped to the image (as in Caffe's code); labels (n,) int64, 1 to C - 1; scores (n,) float32; n <= top_k.
-    They are on the device of the predictions. (From MPS they come back on the CPU: suppression computes in float64,
-    which MPS does not have.)
+    They are on the device of the predictions. (From MPS and XPU they come back on the CPU: suppression computes in
+    float64, which these do not have, or not all of them.)
     Raises ValueError for shapes and limits that make no sense.
     """
     check_predictions(predicted_locs, predicted_scores, priors_cxcy)
     if not (max_overlap >= 0 and top_k >= 1 and (max_candidates is None or max_candidates >= 1)):
         values = f"max_overlap is {max_overlap}, top_k is {top_k}, max_candidates is {max_candidates}"
         raise ValueError(f"{values}: they must be at least 0, 1 and 1")
-    if predicted_locs.device.type == "mps":
+    if predicted_locs.device.type in ("mps", "xpu"):
         predicted_locs = predicted_locs.cpu()
         predicted_scores = predicted_scores.cpu()
         priors_cxcy = priors_cxcy.cpu()
@@ -576,7 +577,7 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
         labels = columns + 1  # (K,)
         # 2. Decode. Each prior and its offsets make a box; a candidate has that of its prior.
         boxes_cxcy = gcxgcy_to_cxcy(image_locs, priors_cxcy)  # (P, 4)
-        boxes_xy = cxcy_to_xy(boxes_cxcy).clamp(-MAX_COORDINATE, MAX_COORDINATE)  # (P, 4)
+        boxes_xy = cxcy_to_xy(boxes_cxcy).nan_to_num().clamp(-MAX_COORDINATE, MAX_COORDINATE)  # (P, 4)
         boxes_xy = boxes_xy[rows]  # (K, 4)
         # 3. Suppress what overlaps a better candidate, and 4. limit the number of those that are left.
         kept = suppress(boxes_xy, labels, scores, max_overlap, top_k)  # (n,)
@@ -846,10 +847,11 @@ def sum_over_processes(count):
 
 
 def copy_to(device, tensor):
-    """A tensor of the CPU, copied to a device without waiting until that is done."""
-    if device.type == "cuda":  # memory that stays in its place ("pinned"), so that a GPU can copy from it on its own
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """A tensor of the CPU, copied to a device; for CUDA without waiting until that is done."""
+    if device.type != "cuda":  # MPS would read the memory later, when it may be in use for something else
+        return tensor.to(device)
+    # Pinned memory stays in its place, and in use, until a GPU has copied it on its own.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # --- What is read from files: pretrained bases, checkpoints ---------------------------------------

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node=4 train.py                       the same run on 4 GPUs
 
 Reads the lists that create_data_lists.py wrote into `data_folder`. Writes the checkpoint, and beside it the log
-(checkpoint_ssd300.csv), a row every `log_every` iterations and one for each evaluation.
+(checkpoint_ssd300.csv), a row every `log_every` iterations and before each saving, and one for each evaluation.
 Any parameter below can be overridden on the command line with --name=value. A run that goes on from its checkpoint
 takes them from there; what is given on the command line counts more.
 """
@@ -80,13 +80,13 @@ n_negatives_without_objects = 0  # hardest negatives of an image without (remain
 
 # Speed
 device = ""  # "cpu", "cuda:1", "mps", ...; "": the accelerator if there is one, else the CPU
-bf16 = True  # bfloat16 autocast, where the hardware has units for it (CUDA, XPU; CPUs with AVX512-BF16 or AMX)
+bf16 = True  # bfloat16 autocast, where the hardware has units for it (CUDA, XPU; from torch 2.12 on CPUs, too)
 compile_model = True  # torch.compile, on CUDA only
 
 # Logging
 save_to = "checkpoint_ssd300.pth.tar"  # the best one by mAP gets the same name with "best_" before it
 overwrite = False  # True: a run that starts anew may replace these, and the log
-save_every = 1000  # iterations; 0: at the end only
+save_every = 1000  # iterations; 0: only at the end. (After an evaluation it is saved in any case.)
 evaluate_every = 0  # iterations between evaluations on the VAL lists, else TEST; the last is at the end; 0: never
 metric = "11 points"  # by which the best is chosen: VOC2007's; or "area", VOC2010's; or "coco", COCO's AP
 log_every = 10  # iterations between two rows of the log
@@ -118,8 +118,8 @@ def main():
     dataset = PascalVOCDataset(
         data_folder, "TRAIN", keep_difficult, seed, skip_corrupt, augment, model.input_size, model.antialias
     )
-    check_numbers_of_objects(dataset, model)
     batches = TrainingBatches(len(dataset), batch_size, seed, start.iteration, iterations, RANK, N_PROCESSES)
+    check_numbers_of_objects(dataset, model)
     loader = make_train_loader(dataset, batches, workers, torch_device)
     evaluation_loader = None
     if evaluate_every:
@@ -222,8 +222,10 @@ def set_parameters(arguments):
         last_name = Path(str(settings.get("save_to"))).name
         if own_file.name == f"best_{last_name}":
             own_file = own_file.with_name(last_name)
-            if "save_to" not in given and not overwrite:
-                check_last(own_file, saved)
+        new_file = save_to if "save_to" in given else str(own_file)
+        is_best = Path(checkpoint).resolve() == Path(best_path(new_file)).resolve()
+        if is_best and not overwrite:
+            check_last(Path(new_file), saved)
         # These are this call's own. (The device does not change the steps, and another machine has others.)
         own = {"save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite, "device": device}
         settings = {**settings, **own}
@@ -260,16 +262,21 @@ def check_parameters():
     for name, value in not_negative:
         if isinstance(value, str) or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}; it must be 0 or more")
+    if momentum >= 1:
+        raise ValueError(f"momentum is {momentum}; it must be less than 1, such as 0.9")
     if ema_decay >= 1:
         raise ValueError(f"ema_decay is {ema_decay}; it must be less than 1, such as 0.999")
     if optimizer_name not in ("sgd", "adamw"):
         raise ValueError(f"optimizer_name is {optimizer_name!r}; it must be 'sgd' or 'adamw'")
     if schedule not in ("steps", "cosine"):
         raise ValueError(f"schedule is {schedule!r}; it must be 'steps' or 'cosine'")
-    if sync_batch_norm and not torch.cuda.is_available():
-        raise ValueError("sync_batch_norm is True; PyTorch has it on CUDA only")
+    if sync_batch_norm and utils.choose_device(device).type != "cuda":
+        raise ValueError("sync_batch_norm is True, and the device is not a CUDA GPU: leave it out")
     check_metric(metric, 0.5)
     check_files(save_to, checkpoint, overwrite)
+    own_files = [Path(path).resolve() for path in (save_to, best_path(save_to))]
+    if finetune_from and not checkpoint and Path(finetune_from).resolve() in own_files:
+        raise ValueError(f"finetune_from is {finetune_from}, which this run would replace: name another --save_to")
 
 
 def check_files(save_to, checkpoint, overwrite):
@@ -379,11 +386,12 @@ def start_or_resume(label_map, torch_device):
     if freeze_up_to:
         model.freeze_base(freeze_up_to)
     model = model.to(torch_device, memory_format=utils.fastest_memory_format(torch_device, model)).train()
-    if sync_batch_norm:
+    if sync_batch_norm and N_PROCESSES > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     optimizer = make_optimizer(model, torch_device, optimizer_name, lr, momentum, weight_decay, bias_lr_factor)
     if checkpoint:
-        start = restore_training_state(saved, model, optimizer, checkpoint, metric)
+        start = restore_training_state(saved, model, optimizer, checkpoint, metric, save_to)
+        check_same_iteration(start)
     return model, optimizer, start
 
 
@@ -412,7 +420,7 @@ def check_resumable(saved, label_map, path):
         raise ValueError(f"{path} holds weights only; {advice}")
 
 
-def restore_training_state(saved, model, optimizer, path, metric):
+def restore_training_state(saved, model, optimizer, path, metric, save_to):
     """Bring back the weights in training, the optimizer's state, random states and position; returns the Start."""
     averaged_weights = None
     try:
@@ -429,12 +437,22 @@ def restore_training_state(saved, model, optimizer, path, metric):
         seconds = saved.get("seconds", 0.0)
         if [type(iteration), type(best_map), type(seconds)] != [int, float, float] or iteration < 0:
             raise ValueError(f"iteration {iteration!r}, best_map {best_map!r}, seconds {seconds!r}")
-        if saved.get("parameters", {}).get("metric", "11 points") != metric:
-            best_map = -1.0  # by another metric: not to be compared
+        is_same_metric = saved.get("parameters", {}).get("metric", "11 points") == metric
+        has_best_file = goes_on_in_its_files(path, save_to) and Path(best_path(save_to)).exists()
+        if not (is_same_metric and has_best_file):
+            best_map = -1.0  # not to be compared, or of a file that is elsewhere
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"its training state cannot be restored ({printable(error)})"
         raise ValueError(f"{path}: {reason}; --finetune_from={path} starts from its weights") from error
     return Start(f"resumed from {path} at iteration {iteration}", iteration, seconds, best_map, averaged_weights)
+
+
+def check_same_iteration(start):
+    """ValueError if the processes resume at different iterations: only the first machine of a run saves."""
+    last, minus_first = max_over_processes(start.iteration, -start.iteration)
+    if last != -minus_first:
+        iterations = f"{-minus_first:g} to {last:g}"
+        raise ValueError(f"the processes resume at iterations {iterations}: give all machines the same checkpoint")
 
 
 def restore_optimizer(optimizer, saved):
@@ -445,9 +463,9 @@ def restore_optimizer(optimizer, saved):
     if any(set(state) != entries for state in saved["state"].values()):
         raise ValueError(f"it was not saved by {'sgd' if is_sgd else 'adamw'}")
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    # This run's settings come before the state: if they say "fused", AdamW's `step` is put on the GPU, too.
+    groups = [{**group, **own} for group, own in zip(saved["param_groups"], settings, strict=True)]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if value.shape == parameter.shape:

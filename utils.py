@@ -428,10 +428,10 @@ def stop_watching_workers():
 def advice_for(error):
     """What to change after an error that the machine caused, in words; None for any other error."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
-        return "out of memory on the GPU; a smaller --batch_size needs less (in training, with a lower --lr)"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:  # the latter is PyTorch's
         return "out of memory on the CPU; fewer --workers, or a smaller --batch_size, need less"
+    if "out of memory" in text or "ALLOC_FAILED" in text:  # the latter is cuBLAS's and cuDNN's
+        return "out of memory on the GPU; a smaller --batch_size needs less (in training, with a lower --lr)"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return "torch.compile failed; it needs a C compiler and Triton. --compile_model=False goes on without it"
     if "shared memory" in text or "Bus error" in text:

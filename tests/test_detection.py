@@ -132,7 +132,7 @@ def test_all_priors_and_classes_above_min_score(kind):
     assert len(results[0][0]) == {"clustered": 80, "identical": 20}.get(kind, 200)
 
 
-@pytest.mark.parametrize("size", [1e2, 1e4, 3e38])
+@pytest.mark.parametrize("size", [1e2, 1e4, 3e38, float("inf")])
 def test_extreme_offsets_give_finite_boxes(size):
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(-1, 2, (1, 200, 4), generator=generator).float()

@@ -108,6 +108,8 @@ def test_workers_do_not_outlive_an_error(lists, tmp_path):
 @pytest.mark.parametrize(("error", "advice"), [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate."), "--batch_size"), (MemoryError(), "--batch_size"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "--batch_size"),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "out of memory on the GPU"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"), "--workers"),
     (torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no gcc"), []), "--compile_model=False"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "--workers"),
     (RuntimeError("DataLoader timed out after 600 seconds"), "--workers"),
@@ -170,12 +172,12 @@ def test_errors_of_the_machine_skip_no_image(lists, monkeypatch, number):
     ("warmup", -5), ("lr", float("nan")), ("lr", 0.0), ("grad_clip", -1.0), ("weight_decay", float("inf")),
     ("iterations", 0), ("log_every", 0), ("optimizer_name", "adam"), ("schedule", "linear"), ("minutes", -1.0),
     ("save_to", "no_such_folder/last.pth.tar"), ("save_to", ""), ("save_to", "a_folder"), ("sync_batch_norm", True),
-    ("ema_decay", 1.0), ("ema_decay", -0.1), ("save_every", -1),
+    ("ema_decay", 1.0), ("ema_decay", -0.1), ("save_every", -1), ("momentum", 1.0),
 ])  # fmt: skip
 def test_parameters_that_cannot_work_are_refused(tmp_path, monkeypatch, name, value):
     (tmp_path / "a_folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # which sync_batch_norm needs
+    monkeypatch.setattr(train, "device", "cpu")  # sync_batch_norm needs a CUDA GPU
     monkeypatch.setattr(train, name, value)
     with pytest.raises(ValueError, match=rf"^{name} is {value!r}"):
         train.main()

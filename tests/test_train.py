@@ -214,6 +214,8 @@ def test_a_run_goes_on_in_its_own_files_with_its_own_settings(run_with, run, lis
     # From the best one it goes on in the file of the last one.
     with pytest.raises(ValueError, match=r"a\.pth\.tar is at iteration 3, further than best_a"):
         run_with("--checkpoint=best_a.pth.tar", "--iterations=4")
+    with pytest.raises(ValueError, match=r"a\.pth\.tar is at iteration 3, further than best_a"):
+        run_with("--checkpoint=best_a.pth.tar", "--iterations=4", "--save_to=a.pth.tar")
     assert run_with("--checkpoint=best_a.pth.tar", "--iterations=4", "--overwrite=True")["iteration"] == 4
     assert load_checkpoint("a.pth.tar")["iteration"] == 4
     # Elsewhere, if asked for; but not in the files of another run.
@@ -421,6 +423,49 @@ def test_the_best_by_another_metric_is_not_compared(run, run_with, monkeypatch):
     run(iterations=1, evaluate_every=1)
     saved = run_with("--checkpoint=last.pth.tar", "--iterations=2", "--metric=area")
     assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
+
+
+def test_the_best_of_another_file_is_not_compared(run, run_with, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", Mock(side_effect=[({}, 0.5), ({}, 0.25)]))
+    run(iterations=1, evaluate_every=1)
+    saved = run_with("--checkpoint=last.pth.tar", "--iterations=2", "--save_to=new.pth.tar")
+    assert saved["best_map"] == 0.25 and load_checkpoint("best_new.pth.tar")["iteration"] == 2
+
+
+def test_a_run_does_not_replace_what_it_starts_from(run, run_with, lists, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", Mock(return_value=({}, 0.5)))
+    run(iterations=1, evaluate_every=1)
+    for name in ("last.pth.tar", "best_last.pth.tar"):
+        with pytest.raises(ValueError, match=rf"finetune_from is {name}, which this run would replace"):
+            run(finetune_from=name, overwrite=True)
+        assert load_checkpoint(name)["iteration"] == 1
+
+
+def test_machines_with_different_checkpoints_do_not_go_on(monkeypatch):
+    monkeypatch.setattr(train, "max_over_processes", lambda *values: [4.0, -2.0])
+    with pytest.raises(ValueError, match="at iterations 2 to 4"):
+        train.check_same_iteration(train.Start("", 4))
+    monkeypatch.undo()
+    train.check_same_iteration(train.Start("", 4))
+
+
+def test_lists_without_images_to_train_on(run, lists, tmp_path):
+    with pytest.raises(ValueError, match="there is no image to train on"):
+        run(with_lists(lists, tmp_path, TRAIN_images=[], TRAIN_objects=[]))
+
+
+def test_adamws_steps_go_to_the_device_of_a_fused_optimizer():
+    """A GPU's is fused, a CPU's is not: the state comes from one, and goes to the other."""
+    model = torch.nn.Conv2d(1, 1, 1)
+    saved = train.make_optimizer(model, CPU, "adamw")
+    model(torch.ones(1, 1, 1, 1)).sum().backward()
+    saved.step()
+    optimizer = train.make_optimizer(torch.nn.Conv2d(1, 1, 1, device="meta"), CPU, "adamw")
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    train.restore_optimizer(optimizer, saved.state_dict())
+    assert len(optimizer.state) == 2
+    assert all(value.device.type == "meta" for state in optimizer.state.values() for value in state.values())
 
 
 def test_the_log_holds_both_parts_of_the_loss(run, run_with, lists, tmp_path):

@@ -11,6 +11,7 @@ Any parameter below can be overridden on the command line with --name=value.
 
 import csv
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -83,7 +84,9 @@ def run(script, **parameters):
     """Print one command of the pipeline and run it; the demo ends here if it fails, after the script's own words."""
     command = [script, *(f"--{name}={value}" for name, value in parameters.items())]
     print(f"\n$ python {shlex.join(map(str, command))}", flush=True)
-    process = subprocess.run([sys.executable, *command], cwd=REPO)
+    # PASSIVE: threads that wait for each other sleep. By default they keep the core, which other programs may need.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    process = subprocess.run([sys.executable, *command], cwd=REPO, env=environment)
     if process.returncode:
         raise SystemExit(process.returncode)
 
