@@ -36,20 +36,27 @@ LAYOUTS = """\
   XML files beside their images (LabelImg)
   YOLO text files in labels, images in images, or both side by side; class names in data.yaml or classes.txt
   a data.yaml file, named itself, which says where its images are
-  a COCO .json file, named itself or in its folder; --image_folder says where its images are
+  a COCO .json file, named itself or in its folder
   _annotations.coco.json beside its images (Roboflow); COCO's own folder: annotations, train2017, val2017
   folders train, valid (or val) and test, each as above, or with YOLO images/train, labels/train and so on
-  lists of the images of each split (train.txt): in ImageSets/Main, in ImageSets, or in the folder itself"""
+  lists of the images of each split (train.txt): in ImageSets/Main, in ImageSets, or in the folder itself
+  XML, COCO or YOLO files whose images are elsewhere: --image_folder says where"""
 
 VALIDATION_NAMES = ("val", "valid", "validation")
 SPLIT_NAMES = ("train", "training", "trainval", *VALIDATION_NAMES, "test", "testing")
 COCO_FILE = "_annotations.coco.json"  # what Roboflow calls it
+# COCO's own files beside instances_*.json, which nobody misses here.
+BESIDE_INSTANCES = ("captions", "person_keypoints", "stuff", "panoptic", "image_info")
 # Text files with a class name on each line, their names in any case; any other .names file, too.
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 # Images to look for. Pillow cannot read the last two, but an error has to name them.
 SOUGHT_IMAGES = (*IMAGE_SUFFIXES, ".heic", ".heif")
 MAX_ANNOTATION_BYTES = 10_000_000  # VOC's largest annotation has 14 kB
-# Names that stand in for a split that is missing or empty.
+MAX_LIST_BYTES = 1_000_000_000  # of a list of images: a million paths have about 60 MB
+# Folders that systems make, and that not everybody may read.
+SYSTEM_FOLDERS = ("__MACOSX", "lost+found", "System Volume Information", "$RECYCLE.BIN")
+TURNED = "rectangles that are turned: the box around each taken"
+# Names that stand in for a split that is missing, or has no objects.
 FALLBACKS = {
     "trainval": ("train", "training"),
     "train": ("training",),
@@ -106,11 +113,13 @@ def read_annotations(source, splits, notes, image_folder="", first_pixel="", cla
     if str(first_pixel) not in ("", "0", "1"):
         raise ValueError(f'first_pixel is {first_pixel!r}; it must be "0", "1" or ""')
     own_notes = {}  # of this source
-    parts = find_parts(source, functools.partial(add_note, own_notes, ""))
+    image_folder = image_folder and os.path.abspath(os.path.expanduser(image_folder))
+    parts = find_parts(source, functools.partial(add_note, own_notes, ""), image_folder)
     form = next(iter(parts.values()))[0].form
     if image_folder:
-        folder = os.path.abspath(os.path.expanduser(image_folder))
-        parts = {name: [part._replace(images=folder) for part in group] for name, group in parts.items()}
+        is_whole = "" in parts and {"TRAIN", "TEST"} <= splits.keys()  # else it may hold images of other splits
+        changes = {"images": image_folder, "labelled_only": not is_whole}
+        parts = {name: [part._replace(**changes) for part in group] for name, group in parts.items()}
     if form == "YOLO":
         parts = {name: [name_classes(part, source, class_names) for part in group] for name, group in parts.items()}
 
@@ -135,7 +144,7 @@ def read_splits(parts, splits, source, notes):
     """Choose a part of the data for each split, and read it.
 
     Returns two dicts: split to its name in `parts`, and split to its records. Both have "" for images that are to be
-    divided into TRAIN and TEST: all where there are no splits, those of TRAIN where the split for TEST is empty.
+    divided into TRAIN and TEST: all where there are no splits, those of TRAIN where the one for TEST has no objects.
     """
     readers = {"VOC": read_voc, "COCO": read_coco, "YOLO": read_yolo}
     chosen = {}
@@ -143,16 +152,20 @@ def read_splits(parts, splits, source, notes):
     for split in [""] if "" in parts else ["TRAIN", "TEST", "VAL"]:
         note = functools.partial(add_note, notes, split)
         names = choose_names(split, parts, splits, chosen, source)
+        if not names:
+            continue
+        can_divide = split == "TEST" and "TRAIN" in chosen and splits.get("TEST") == "test"
+        is_needed = not can_divide and not is_optional(split, splits)
         for name in names:
             rows = [record for part in parts[name] for record in readers[part.form](part, source, note)]
-            if rows:
+            has_objects = any(record.objects for record in rows)  # without any, nothing could be scored
+            if has_objects or (rows and is_needed and name == names[-1]):
                 chosen[split] = name
                 records[split] = rows
                 break
             note("split_empty", where_is(parts[name][0]))
-        can_divide = split == "TEST" and "TRAIN" in chosen and splits.get("TEST") == "test"
-        if names and split not in chosen and not can_divide and not is_optional(split, splits):
-            raise ValueError(f"{printable(where_is(parts[names[0]][0]))}: has no images")
+        if split not in chosen and is_needed:
+            raise ValueError(f"{printable(where_is(parts[names[0]][0]))}: has no images, or none with an object")
     if "TRAIN" in chosen and "TEST" in splits and "TEST" not in chosen:
         chosen[""] = chosen.pop("TRAIN")
         records[""] = records.pop("TRAIN")
@@ -202,8 +215,10 @@ def describe_parts(parts, chosen):
     for split, words in {"TRAIN": "TRAIN", "": "TRAIN and TEST", "VAL": "VAL", "TEST": "TEST"}.items():
         if chosen.get(split):
             pieces.append(f"{printable(chosen[split])}: {words}")
-    if not first.image_list:  # of several lists some are always left
-        pieces += [f"{printable(name)}: not used" for name in sorted(parts.keys() - chosen.values())]
+    unused = parts.keys() - chosen.values()
+    if first.image_list and "trainval" in parts:  # it holds the images of the two
+        unused -= {"train", "val"}
+    pieces += [f"{printable(name)}: not used" for name in sorted(unused)]
     return ", ".join(pieces)
 
 
@@ -237,6 +252,7 @@ def settle_guessed_images(records, notes):
         if len(claims[record.real_path]) > 1:
             record.image = record.guessed_from
             record.real_path = os.path.realpath(record.image)
+            record.guessed_from = ""
         else:
             add_note(notes, record.split, "image_guessed", record.file, f"{record.guessed_from} is {record.image}")
 
@@ -272,6 +288,8 @@ def read_voc(part, source, note):
         missing = annotation["difficult_missing"]
         if missing:
             note("difficult_missing", file, f"{missing} object{'s' * (missing > 1)}")
+        if annotation["turned"]:
+            note("entry_guessed", file, f"{annotation['turned']} objects: {TURNED}")
     raise_if_any(problems, f"{printable(source)}: {len(problems)} of {len(paths)} annotations cannot be used:")
     return records
 
@@ -336,7 +354,8 @@ def parse_annotation(path, first_pixel=1):
     Returns a dict: boxes, a list of [xmin - first_pixel, ymin - first_pixel, xmax, ymax], floats, continuous, boundary
     form, in pixels, and otherwise as written; names and difficulties, for each box the class name and 0 or 1;
     width and height, ints in pixels, both None if <size> is missing or absurd; filename, or else path, or "";
-    difficult_missing, how many objects have no <difficult>, or one that is not specified: it is then 0.
+    difficult_missing, how many objects have no <difficult>, or one that is not specified: it is then 0; turned, how
+    many are rectangles that CVAT has turned: their boxes are those around them.
     Raises FileNotFoundError if there is no such file; ValueError, naming file and value, if it is not an
     annotation, an object lacks its name or box, or entities are declared, which could expand without bounds.
     """
@@ -346,16 +365,24 @@ def parse_annotation(path, first_pixel=1):
         raise ValueError(f"{shown}: not a VOC annotation: its root is <{printable(root.tag, 40)}>, not <annotation>")
     width, height = usable_size(root.findtext("size/width"), root.findtext("size/height")) or (None, None)
     filename = (root.findtext("filename") or root.findtext("path") or "").strip()
-    annotation = {"boxes": [], "names": [], "difficulties": [], "difficult_missing": 0}
+    annotation = {"boxes": [], "names": [], "difficulties": [], "difficult_missing": 0, "turned": 0}
     annotation |= {"width": width, "height": height, "filename": filename}
     # Only the objects right below the root: the person layout challenge nests <part>s with boxes in them.
-    for i, element in enumerate(root.findall("object"), start=1):
+    objects = root.findall("object")
+    n_others = sum(element.tag.lower() == "object" for element in root.iter()) - len(objects)
+    if n_others:
+        raise ValueError(f"{shown}: {n_others} objects are not where VOC has them: <object> right below <annotation>")
+    for i, element in enumerate(objects, start=1):
         name = (element.findtext("name") or "").strip()
         box = element.find("bndbox")
         where = f"{shown}: object {i} ({printable(name, 60)})"
         if not name or box is None:
             raise ValueError(f"{where} has no {'<bndbox>' if name else '<name>'}")
         corners = [parse_number(box, tag, where) for tag in ("xmin", "ymin", "xmax", "ymax")]
+        degrees = parse_degrees(element.findtext("attributes/attribute[name='rotation']/value"))
+        if degrees:
+            corners = box_around_turned(corners, degrees)
+            annotation["turned"] += 1
         difficulty = parse_flag(element.findtext("difficult") or "", f"{where}: <difficult>")
         annotation["boxes"].append([corners[0] - first_pixel, corners[1] - first_pixel, *corners[2:]])
         annotation["names"].append(name)
@@ -408,6 +435,24 @@ def parse_flag(text, where):
     if word in ("", "unspecified", "unknown", "none", "null"):
         return None
     raise ValueError(f"{where} is {printable(repr(text), 40)}, not 0 or 1")
+
+
+def parse_degrees(value):
+    """The degrees by which CVAT says that a rectangle is turned; 0 for anything that is no number."""
+    try:
+        return float(str(value)) % 360
+    except ValueError:
+        return 0.0
+
+
+def box_around_turned(box, degrees):
+    """The box around a rectangle, boundary form, that is turned about its centre."""
+    x_min, y_min, x_max, y_max = box
+    cos = abs(math.cos(math.radians(degrees)))
+    sin = abs(math.sin(math.radians(degrees)))
+    width = (x_max - x_min) * cos + (y_max - y_min) * sin
+    height = (x_max - x_min) * sin + (y_max - y_min) * cos
+    return boundary([(x_min + x_max) / 2, (y_min + y_max) / 2, width, height])
 
 
 def usable_size(width, height):
@@ -528,9 +573,15 @@ def add_coco_object(entry, records, names, guesses):
         is_crowd = parse_flag(str(is_crowd), "'iscrowd'") or 0
         guesses["'iscrowd' is text, or null: null taken as 0"] += 1
     x_min, y_min, width, height = read_coco_box(entry, guesses)
+    box = (x_min, y_min, x_min + width, y_min + height)
+    attributes = entry.get("attributes")
+    degrees = parse_degrees(attributes.get("rotation")) if isinstance(attributes, dict) else 0
+    if degrees:
+        box = box_around_turned(box, degrees)
+        guesses[TURNED] += 1
     area = entry.get("area")
     area = float(area) if type(area) in (int, float) and 0 <= area < 1e300 else width * height
-    record.objects.append(Annotated(name, (x_min, y_min, x_min + width, y_min + height), int(is_crowd), area))
+    record.objects.append(Annotated(name, box, int(is_crowd), area))
 
 
 def look_up(entry, key, table):
@@ -616,6 +667,8 @@ def read_yolo(part, source, note):
         objects = []
         if os.path.isfile(file):
             objects = read_label_file(file, part.class_names, labels, note)
+        elif part.labelled_only and not part.image_list:
+            continue
         else:
             note("label_file_missing", image)
         record = Record(image, file, source, "YOLO", objects, image_folder=part.images, guessed_from=guessed_from)
@@ -738,20 +791,20 @@ def make_yolo_boxes(records, parts, notes):
     has_tracks = False if says_outlines else have_tracks(others, has_outlines)
     if has_tracks is None:
         refuse_unclear_ends(records, n_keypoints)
-    guesses = Counter()
+    guesses = {}  # what was guessed, to the file of each line
     for record in records:
         objects = []
         for row in record.objects:
             try:
                 box, guess = yolo_box(row.box, n_keypoints, has_outlines, has_tracks)
                 objects.append(row._replace(box=box))
-                guesses[guess] += 1
+                guesses.setdefault(guess, []).append(record.file)
             except ValueError as error:
                 add_note(notes, record.split, "entry_unusable", record.file, str(error))
         record.objects = objects
-    for guess, count in guesses.items():
+    for guess, files in guesses.items():
         if guess:
-            add_note(notes, "", "entry_guessed", parts[0].data_file, f"{count} label lines: {guess}")
+            add_note(notes, "", "entry_guessed", files[0], f"{len(files)} label lines, the first here: {guess}")
     unusable = notes.get("entry_unusable", [])
     if unusable and not any(record.objects for record in records):
         problems = [f"{row['file']}: {row['what']}" for row in unusable]
@@ -918,9 +971,10 @@ class Part(NamedTuple):
     by_yaml: bool = False  # whether it says where the images are
     class_names: dict | None = None  # YOLO's: number of a class to its name
     classes_from: str = ""  # what named them
+    labelled_only: bool = False  # YOLO's: whether images without a label file belong to other splits
 
 
-def find_parts(source, note):
+def find_parts(source, note, image_folder=""):
     """The parts of a data set: a dict of the names of its splits to lists of Part; {"": list} if it has none."""
     suffix = os.path.splitext(source)[1].lower()
     if os.path.isfile(source) and suffix == ".json":
@@ -933,7 +987,7 @@ def find_parts(source, note):
             raise ValueError(f"{printable(source)}: train, val and test name no images that are there; {hint}")
     elif os.path.isdir(source):
         folder = source
-        parts = find_folder_parts(folder, note)
+        parts = find_folder_parts(folder, note) or find_labels_alone(folder, image_folder)
         if not parts:
             refuse_layout(folder)
     else:
@@ -950,10 +1004,10 @@ def find_folder_parts(folder, note):
     return (
         find_voc(folder)
         or (has_labels and find_yolo(folder, note))
-        or find_coco(folder)
+        or find_coco(folder, note)
         or find_xml(folder)
         or find_split_folders(folder, find_voc, note)
-        or find_split_folders(folder, find_coco, note)
+        or find_split_folders(folder, functools.partial(find_coco, note=note), note)
         or find_split_folders(folder, find_xml, note)
         or find_yolo(folder, note)
         or find_nested_xml(folder)
@@ -966,7 +1020,7 @@ def find_split_folders(folder, find, note):
     for split, path in split_folders(folder).items():
         found = find(path)
         if found:
-            parts[split] = next(iter(found.values()))
+            parts[split] = [part for group in found.values() for part in group]
     note_empty_splits(folder, parts, note)
     return parts
 
@@ -1036,7 +1090,7 @@ def find_nested_xml(folder):
     return {}
 
 
-def find_coco(folder):
+def find_coco(folder, note):
     """COCO files in a folder or its folder annotations, by the splits in their names: instances_train2017.json."""
     own = os.path.join(folder, COCO_FILE)
     if os.path.isfile(own):
@@ -1044,7 +1098,10 @@ def find_coco(folder):
     paths = list_folder(folder) + list_folder(find_child(folder, "annotations"))
     paths = [path for path in paths if looks_like_coco(path)]
     instances = [path for path in paths if os.path.basename(path).startswith("instances")]
-    paths = instances or paths  # COCO also has captions and keypoints of the same images
+    for path in paths if instances else []:
+        if path not in instances and not os.path.basename(path).startswith(BESIDE_INSTANCES):
+            note("list_unused", path)
+    paths = instances or paths
     words = "COCO files" if len(paths) > 1 else "COCO file"
     return {name: [Part("COCO", words, path, "")] for name, path in by_split(paths).items()}
 
@@ -1136,6 +1193,17 @@ def find_labels_beside(folder):
     if not any(find_class_file(place) or find_data_yaml(place)[1] for place in places):
         return {}
     return make_yolo_parts("", find_child(folder, "labels") or folder, folder)
+
+
+def find_labels_alone(folder, image_folder):
+    """Text files in a folder `labels` or in folders of the splits, whose images are in another one, if it is given."""
+    labels = find_child(folder, "labels") or folder
+    data_file, data = find_data_yaml(folder)
+    parts = {}
+    for split, path in (split_folders(labels) or {"": labels}).items():
+        parts |= make_yolo_parts(split, find_child(path, "labels") or path, image_folder)
+    changes = {"words": "YOLO text files, images elsewhere", "data_file": data_file, "data": data}
+    return {name: [part._replace(**changes) for part in group] for name, group in parts.items()}
 
 
 def make_yolo_parts(split, labels, images):
@@ -1328,15 +1396,14 @@ def name_classes(part, source, class_names):
     """The part, with the names of its classes by number, and what named them.
 
     The data set's own files come first: its data.yaml, then classes.txt and the like. The folder above counts only
-    if the source is one of its splits. Without names, class_names are taken, or the numbers.
+    if the source is one of its splits: its data.yaml, if it names the source; its classes.txt, if there are no
+    class_names. Without any names, the numbers are taken.
     """
     folder = source if os.path.isdir(source) else os.path.dirname(source)
     above = os.path.dirname(folder)
     if class_names_of(part.data or {}):
         return part._replace(class_names=class_names_of(part.data), classes_from=part.data_file)
-    places = [folder, part.annotations, os.path.dirname(part.annotations)]
-    places += [above] if split_in_name(folder) else []
-    for place in places:
+    for place in (folder, part.annotations, os.path.dirname(part.annotations)):
         file = find_class_file(place)
         names = read_class_file(file) if file else {}
         if names:
@@ -1346,8 +1413,12 @@ def name_classes(part, source, class_names):
         return part._replace(class_names=class_names_of(data), classes_from=data_file, data=data, data_file=data_file)
     if class_names:
         return part._replace(class_names=dict(enumerate(class_names)), classes_from="--class_names")
+    file = find_class_file(above) if split_in_name(folder) else ""
+    names = read_class_file(file) if file else {}
+    if names:
+        return part._replace(class_names=names, classes_from=file)
     n_classes = str((part.data or {}).get("nc"))
-    if n_classes.isdecimal() and len(n_classes) < 6:
+    if n_classes.isdecimal() and len(n_classes) < 6 and int(n_classes) > 0:
         names = {i: str(i) for i in range(int(n_classes))}
         words = f"their numbers ({part.data_file} has nc and no names; --class_names gives them)"
         return part._replace(class_names=names, classes_from=words)
@@ -1399,7 +1470,7 @@ def list_folder(folder):
 
 def is_hidden(name):
     """Whether files and folders of this name are not meant for readers."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def find_child(folder, name):
@@ -1412,7 +1483,7 @@ def find_child(folder, name):
 def walk_files(folder, suffixes):
     """The files with one of these suffixes below a folder, as paths in it, one by one; without hidden ones."""
     visited = set()  # links may lead round in circles
-    for path, folders, files in os.walk(folder, followlinks=True):
+    for path, folders, files in os.walk(folder, onerror=raise_unless_missing, followlinks=True):
         real_path = os.path.realpath(path)
         if real_path in visited:
             folders.clear()
@@ -1422,6 +1493,12 @@ def walk_files(folder, suffixes):
         for name in sorted(files):
             if name.lower().endswith(suffixes) and not is_hidden(name):
                 yield os.path.relpath(os.path.join(path, name), folder)
+
+
+def raise_unless_missing(error):
+    """Raise an error of os.walk(), which would leave the folder out without a word, unless there is no such folder."""
+    if os.path.isdir(error.filename):
+        raise error
 
 
 def has_files(folder, suffixes):
@@ -1546,14 +1623,14 @@ def tidy(path):
 # --- 8. Text --------------------------------------------------------------------------------------
 
 
-def read_bytes(path):
-    """The bytes of a file with annotations."""
+def read_bytes(path, max_bytes=MAX_ANNOTATION_BYTES):
+    """The bytes of a file with annotations, or of a list."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{printable(path)}: no such annotation")
     with open(path, "rb") as file:
-        content = file.read(MAX_ANNOTATION_BYTES + 1)
-    if len(content) > MAX_ANNOTATION_BYTES:
-        raise ValueError(f"{printable(path)}: not an annotation: larger than {MAX_ANNOTATION_BYTES:,} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{printable(path)}: not an annotation: larger than {max_bytes:,} bytes")
     return content
 
 
@@ -1568,10 +1645,10 @@ def find_encoding(content):
     return "utf-16-be" if content[:1] == b"\0" else ""
 
 
-def read_text(path):
+def read_text(path, max_bytes=MAX_ANNOTATION_BYTES):
     """A text file, in UTF-16 if its first bytes show it, else in UTF-8. Bytes that are no text are kept: names may
     have them."""
-    content = read_bytes(path)
+    content = read_bytes(path, max_bytes)
     encoding = find_encoding(content) or "utf-8"
     try:
         return content.decode(encoding, "surrogateescape").lstrip("\ufeff")
@@ -1594,7 +1671,7 @@ def split_lines(text):
 
 def read_lines(path):
     """The lines of a text file that are not blank: names, which cannot have zero bytes."""
-    text = read_text(path)
+    text = read_text(path, MAX_LIST_BYTES)
     if "\0" in text:
         raise ValueError(f"{printable(path)}: not a list of names: it has zero bytes")
     return [line for line in split_lines(text) if line]

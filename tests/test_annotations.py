@@ -20,7 +20,7 @@ def test_parse_annotation_makes_boxes_continuous(tmp_path):
     path = write_annotation(tmp_path, *objects)
     assert parse_annotation(path) == {
         "boxes": [[0, 0, 100, 80], [10, 20, 40, 60]], "names": ["dog", "cat"], "difficulties": [0, 1],
-        "difficult_missing": 0, "width": 100, "height": 80, "filename": "",
+        "difficult_missing": 0, "turned": 0, "width": 100, "height": 80, "filename": "",
     }  # fmt: skip
     assert parse_annotation(path, first_pixel=0)["boxes"] == [[1, 1, 100, 80], [11, 21, 40, 60]]
 
@@ -59,6 +59,8 @@ def test_parse_annotation_without_usable_size(tmp_path, size):
     (annotation_xml(object_xml(box=(1, 2, "", 4))), "<xmax> is ''"),
     (annotation_xml(object_xml()).replace("ymax", "ymex"), "<ymax> is missing"),
     (annotation_xml(object_xml(difficult="<difficult>maybe</difficult>")), "<difficult> is 'maybe'"),
+    (annotation_xml("<objects>", object_xml(), "</objects>"), "1 objects are not where VOC has them"),
+    (annotation_xml(object_xml(), object_xml().replace("object>", "Object>")), "1 objects are not where VOC has them"),
     (annotation_xml(object_xml("\x85" + "x" * 9000, box=("\x9b", 2, 3, 4))), r"x\.\.\.\): <xmin> is '\\x9b'"),
 ])  # fmt: skip
 def test_parse_annotation_names_file_and_fault(tmp_path, text, message):
@@ -356,8 +358,20 @@ def test_the_box_of_a_label_line_with_more_behind_it(tmp_path, line, yaml, words
     boxes, notes, _ = read_lines(tmp_path, line, line, yaml=f"names: [cat]\n{yaml}")
     assert boxes == [pytest.approx(AROUND)] * 2
     guessed = [row["what"] for row in notes.get("entry_guessed", [])]
-    assert len(guessed) == (words != "") and all(what.startswith("2 label lines: box") for what in guessed)
+    assert len(guessed) == (words != "")
+    assert all(what.startswith("2 label lines, the first here: box") for what in guessed)
     assert words in str(guessed)
+
+
+def test_the_first_file_with_a_guessed_line_is_named(tmp_path):
+    write_labels(tmp_path, 0)
+    for name, text in (("b", f"0 {BOX} 0 {BOX}"), ("c", f"0 {BOX} 0 {BOX}"), ("d", f"0 {BOX} 0.9")):  # b, c: one line
+        write_image(tmp_path / "images" / f"{name}.jpg")
+        write(tmp_path / "labels" / f"{name}.txt", text)
+    write(tmp_path / "classes.txt", "cat")
+    read(tmp_path, notes := {})
+    found = {Path(row["file"]).name: row["what"] for row in notes["entry_guessed"]}
+    assert found.keys() == {"b.txt", "d.txt"} and found["b.txt"].startswith("2 label lines, the first here: outline")
 
 
 @pytest.mark.parametrize("outline", [
@@ -457,6 +471,19 @@ def test_a_yaml_file_above_counts_if_it_names_the_folder(tmp_path):
     assert named(train) == (["cat", "dog"], str(tmp_path / "data.yaml"))
 
 
+def test_class_names_that_are_given_go_before_a_text_file_above(tmp_path):
+    test_set = write_labels(tmp_path / "test_set", 0, 1)
+    file = write(tmp_path / "classes.txt", "dog\ncat\n")
+    assert named(test_set, class_names=("cat", "dog")) == (["cat", "dog"], "--class_names")
+    assert named(test_set) == (["dog", "cat"], str(file))
+
+
+def test_no_classes_at_all_are_refused(tmp_path):
+    write(write_labels(tmp_path, 0) / "data.yaml", "nc: 0\ntrain: images")
+    with pytest.raises(ValueError, match="class names are missing"):
+        named(tmp_path)
+
+
 @pytest.mark.parametrize(("content", "names"), [
     ("cat\n\n\ndog\n\n", ["cat", "dog"]), ("cat\r\n\r\n \r\ndog", ["cat", "dog"]), ("cat\r\r\rdog\r", ["cat", "dog"]),
     ("\ufeffcat\n\n\n犬", ["cat", "犬"]),
@@ -516,6 +543,23 @@ def test_difficult_in_words(tmp_path, text, difficulty, missing):
     path = write_annotation(tmp_path, object_xml(difficult=f"<difficult>{text}</difficult>"))
     annotation = parse_annotation(path)
     assert (annotation["difficulties"], annotation["difficult_missing"]) == ([difficulty], missing)
+
+
+@pytest.mark.parametrize(("degrees", "box"), [
+    ("90.0", (5, 35, 45, 45)), ("-90", (5, 35, 45, 45)), ("180", (20, 20, 30, 60)), ("360", None), ("0.0", None),
+    ("left", None), ("", None), (45.0, (25 - 25 / 2**0.5, 40 - 25 / 2**0.5, 25 + 25 / 2**0.5, 40 + 25 / 2**0.5)),
+])  # fmt: skip
+def test_the_box_around_a_rectangle_that_cvat_has_turned(tmp_path, degrees, box):
+    rotation = f"<attributes><attribute><name>rotation</name><value>{degrees}</value></attribute></attributes>"
+    write_annotation(tmp_path / "voc", object_xml(box=(20, 20, 30, 60), extra=rotation), object_xml())
+    write_image(tmp_path / "voc" / "a.jpg")
+    turned = {**DOG, "bbox": [20, 20, 10, 40], "attributes": {"occluded": False, "rotation": degrees}}
+    for source in (tmp_path / "voc", write_coco(tmp_path, coco(annotations=[turned, DOG]))):
+        (record,) = read(source, notes := {}, first_pixel="0")
+        assert record.objects[0].box == pytest.approx(box or (20, 20, 30, 60))
+        assert record.objects[1].box == ((11, 21, 40, 60) if record.form == "VOC" else (10, 20, 40, 60))
+        whats = [row["what"] for row in notes.get("entry_guessed", [])]
+        assert whats == (["1 objects: rectangles that are turned: the box around each taken"] if box else [])
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "utf-16", "utf-16-le", "utf-8-sig", "big5"])

@@ -137,7 +137,8 @@ def test_folders_may_be_several_relative_and_have_other_splits(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("objects", "options", "message"), [
-    ([], {}, "nothing to learn from"), ([object_xml()], {"test_split": "empty"}, r"empty\.txt: has no images"),
+    ([], {"test_fraction": 0}, "nothing to learn from"),
+    ([object_xml()], {"test_split": "empty"}, r"empty\.txt: has no images"),
     ([object_xml("background"), object_xml()], {}, r"label 0: rename .*'background': 2 objects, first in .*a\.xml"),
     ([object_xml("background")], {}, r"label 0: rename .*'background': 2 objects, first in .*a\.xml"),
     ([object_xml(f"c\x85{i}" + "x" * 99) for i in range(99)], {"class_names": ("dog",)}, "99 unknown.*and .. more"),
@@ -714,7 +715,7 @@ def test_best_overlaps_are_those_of_the_full_table(network):
 
 
 def test_the_contact_sheet_shows_images_with_their_boxes(tmp_path, capsys):
-    folder = write_voc(tmp_path / "data", {f"a{i}": [object_xml(box=(31, 41, 60, 70))] for i in range(3)} | {"t": []})
+    folder = write_voc(tmp_path / "data", {f"a{i}": [object_xml(box=(31, 41, 60, 70))] for i in range(3)})
     for path in (folder / "JPEGImages").iterdir():
         Image.new("RGB", (100, 80)).save(path)
     make_lists(folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import object_xml, write, write_annotation, write_image
-from test_annotations import BOX, WANTED, coco, read, write_coco, write_xml_layout, write_yolo_layout
+from test_annotations import BOX, DOG, WANTED, coco, read, write_coco, write_xml_layout, write_yolo_layout
 
 from annotations import Files, fits_keypoints, read_annotations, yolo_box
 
@@ -27,6 +27,23 @@ def test_files_are_found_by_names_from_other_machines(tmp_path, name, file):
         write(tmp_path / path, "")
     files = Files(str(tmp_path), (".jpg", ".png", ".bmp"))
     assert (files.find(name) or files.guess(name)) == file
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    write_yolo_layout(tmp_path, "labels", "images")
+    (tmp_path / "images" / "inner").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "inner":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="inner"):
+        read(tmp_path)
+    for name in ("nowhere", "x" * 999):
+        assert Files(str(tmp_path / name), (".jpg",)).paths == []
 
 
 def test_links_in_a_circle_end(tmp_path):
@@ -122,6 +139,15 @@ def test_cocos_own_folder(tmp_path):
     assert folders == {"TRAIN": "train2017", "TEST": "val2017"}
 
 
+def test_coco_files_beside_instances_that_are_not_used_are_noted(tmp_path):
+    for split in ("train", "val"):
+        write_instances(tmp_path, f"annotations/instances_{split}.json", split)
+    for name in ("test", "captions_val", "person_keypoints_val", "stuff_val", "panoptic_val", "image_info_test"):
+        write(tmp_path / "annotations" / f"{name}.json", coco())
+    read_annotations(str(tmp_path), WANTED, notes := {})
+    assert [Path(row["file"]).name for row in notes["list_unused"]] == ["test.json"]
+
+
 @pytest.mark.parametrize(("file", "images"), [
     ("annotations/instances_default.json", "images/default"), ("annotations/instances_Train.json", "images/Train"),
     ("labels.json", "data"), ("all.json", "."), ("Annotations/x.json", "images"), ("result.json", "images/deep/er"),
@@ -184,6 +210,52 @@ def test_folders_of_yolo_files(tmp_path, paths, splits):
     assert {split: "".join(stems) for split, stems in splits_of(tmp_path).items()} == splits
 
 
+def test_all_of_a_split_folder_is_read(tmp_path):
+    for split, image in (("train", "a"), ("valid", "b")):
+        write_yolo(tmp_path / "yolo" / split, f"images/train/{image}1", f"images/val/{image}2")
+        write_image(tmp_path / "coco" / split / f"{image}.jpg")
+        for number, kind in ((3, "cats"), (4, "dogs")):
+            categories = [{"id": number, "name": kind}]
+            images = [{"id": 7, "file_name": f"{image}.jpg"}]
+            file = tmp_path / "coco" / split / f"{kind}.json"
+            write(file, coco(categories=categories, images=images, annotations=[{**DOG, "category_id": number}]))
+    write(tmp_path / "yolo" / "classes.txt", "cat")
+    assert splits_of(tmp_path / "yolo") == {"TRAIN": ["a1", "a2"], "TEST": ["b1", "b2"]}
+    records = read_annotations(str(tmp_path / "coco"), WANTED, {})[1]
+    names = {split: [row.name for record in rows for row in record.objects] for split, rows in records.items()}
+    assert names == {"TRAIN": ["cats", "dogs"], "TEST": ["cats", "dogs"]}
+
+
+@pytest.mark.parametrize("paths", [
+    ("images/train/{}", "images/val/{}"), ("labels/train/{}", "labels/val/{}"),  # these without images beside them
+    ("train/labels/{}", "valid/labels/{}"),
+])  # fmt: skip
+def test_yolo_files_whose_images_are_all_in_another_folder(tmp_path, paths):
+    data = tmp_path / "data"
+    for name, path in zip("abc", (paths[0], *paths), strict=True):
+        write(data / f"{path.format(name)}.txt".replace("images", "labels"), f"0 {BOX}")
+        write_image(tmp_path / "photos" / f"{name}.jpg")
+        if "images" in path:
+            write_image(data / f"{path.format(name)}.jpg")
+    write_image(tmp_path / "photos" / "unlabelled.jpg")
+    write(data / "data.yaml", "names: [cat]")
+    photos = str(tmp_path / "photos")
+    records = read_annotations(str(data), WANTED, notes := {}, image_folder=photos)[1]
+    assert {split: [Path(row.image).stem for row in rows] for split, rows in records.items()} == DIVIDED
+    assert notes == {} and all(len(row.objects) == 1 for rows in records.values() for row in rows)
+
+
+@pytest.mark.parametrize(("wanted", "stems"), [({"TRAIN": "trainval", "VAL": "val"}, "ab"), (WANTED, "abc")])
+def test_photos_without_labels_are_of_a_source_that_is_divided_and_of_no_other(tmp_path, wanted, stems):
+    for name in "abc":
+        write_image(tmp_path / "photos" / f"{name}.jpg")
+    for name in "ab":
+        write(tmp_path / "data" / "labels" / f"{name}.txt", f"0 {BOX}")
+    write(tmp_path / "data" / "classes.txt", "cat")
+    ((_, rows),) = read_annotations(str(tmp_path / "data"), wanted, {}, image_folder=tmp_path / "photos")[1].items()
+    assert [Path(row.image).stem for row in rows] == [*stems]
+
+
 def test_yolo_files_go_before_a_coco_file_of_the_same_images(tmp_path):
     write(write_yolo(tmp_path, "images/train/1", "images/val/2") / "classes.txt", "cat\n")
     write(tmp_path / "annotations" / "instances_val2017.json", coco())
@@ -194,7 +266,7 @@ def test_hidden_files_are_ignored_everywhere(tmp_path):
     write_xml_layout(tmp_path / "xml", "Annotations", "JPEGImages")
     write_yolo_layout(tmp_path / "yolo", "labels", "images")
     in_xml = ("Annotations/._a.xml", "__MACOSX/Annotations/._a.xml", "ImageSets/Main/._train.txt")
-    in_yolo = ("labels/._a.txt", ".git/labels/a.txt", "._data.yaml", "images/._a.jpg")
+    in_yolo = ("labels/._a.txt", ".git/labels/a.txt", "._data.yaml", "images/._a.jpg", "images/lost+found/a.jpg")
     for path in [tmp_path / "xml" / name for name in in_xml] + [tmp_path / "yolo" / name for name in in_yolo]:
         write(path, "\0\5\26\7")
     for name in ("xml", "yolo"):
@@ -363,6 +435,20 @@ def test_a_list_beside_good_ones_that_names_no_image_is_noted(tmp_path):
     assert [Path(row["file"]).name for row in notes["list_unused"]] == ["test.txt"]
 
 
+def test_a_list_of_a_split_that_was_not_asked_for_is_named(tmp_path):
+    folder = write_lists(tmp_path, "trainval", "train", "val", "test", "holdout")
+    description = read_annotations(str(folder), WANTED, {})[0]
+    assert "trainval: TRAIN, test: TEST, holdout: not used, pixels" in description
+    assert "trainval: not used" in read_annotations(str(folder), {"TEST": "test"}, {})[0]
+
+
+def test_long_lists_are_read(tmp_path):
+    write_text_lists(write_yolo_photos(tmp_path), "{}", train="ab", val="c")
+    with open(tmp_path / "train.txt", "a") as file:
+        file.write(" " * 10_000_000)
+    assert splits_of(tmp_path) == DIVIDED
+
+
 def test_lists_name_images_that_are_missing(tmp_path):
     write_text_lists(write_yolo_photos(tmp_path / "yolo"), "images/{}.jpg", train="abx", val="c")
     records = read_annotations(str(tmp_path / "yolo"), WANTED, {})[1]
@@ -439,6 +525,35 @@ def test_an_empty_split_that_was_asked_for_by_name_is_refused(tmp_path, layout):
     write_empty_split(tmp_path, layout)
     with pytest.raises(ValueError, match=r"val.*: has no images"):
         read_annotations(str(tmp_path), {"TRAIN": "train", "TEST": "valid" if layout == "coco" else "val"}, {})
+
+
+def write_without_objects(folder, layout, *splits):
+    """Two photos of each split; those of the test have no objects."""
+    for split in splits:
+        stems = [f"{split}{i}" for i in range(2)]
+        for stem in stems:
+            write_image(folder / "images" / split / f"{stem}.jpg")
+            if layout == "yolo" and split != "test":
+                write(folder / "labels" / split / f"{stem}.txt", f"0 {BOX}")
+        if layout == "coco":
+            images = [{"id": i, "file_name": f"{stem}.jpg"} for i, stem in enumerate(stems)]
+            boxes = [] if split == "test" else [{**DOG, "image_id": 0}]
+            write(folder / f"{split}.json", coco(images=images, annotations=boxes))
+    if layout == "yolo":
+        write(folder / "data.yaml", "names: [cat]\n" + "".join(f"{split}: images/{split}\n" for split in splits))
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["yolo", "coco"])
+def test_images_without_objects_are_no_test(tmp_path, layout):
+    three = write_without_objects(tmp_path / "three", layout, "train", "val", "test")
+    assert splits_of(three) == {"TRAIN": ["train0", "train1"], "TEST": ["val0", "val1"]}
+    two = write_without_objects(tmp_path / "two", layout, "train", "test")
+    assert splits_of(two) == {"": ["train0", "train1"]}
+    read_annotations(str(two), WANTED, notes := {})
+    assert ["test" in row["file"] for row in notes["split_empty"]] == [True]
+    # Named for nothing else, they are taken all the same.
+    assert splits_of(two, wanted=["TEST"]) == {"TEST": ["test0", "test1"]}
 
 
 # --- More layouts ---------------------------------------------------------------------------------
