@@ -38,6 +38,7 @@ from annotations import (
     raise_if_any,
     read_annotations,
     read_lines,
+    settle_guessed_images,
     walk_files,
 )
 from datasets import darkness_warning, read_image, stored_size_and_orientation
@@ -66,7 +67,7 @@ skip_corrupt = False  # True: leave out images that are missing or damaged, inst
 # Splits
 train_split = "trainval"  # name of a list of images, without .txt, or of a folder; if missing: train
 val_split = "val"  # if missing: valid; VOC's val, a part of its trainval, is no VAL beside it
-test_split = "test"  # if missing or empty: valid or val; if these are empty, too: a share of TRAIN
+test_split = "test"  # if missing or without objects: valid or val; if these are, too: a share of TRAIN
 val_fraction = 0.0  # share of the images of TRAIN that becomes VAL; 0: none
 test_fraction = 0.2  # share of the images that becomes TEST where the data have none; 0: TEST is TRAIN again
 seed = 0  # of these divisions
@@ -168,18 +169,25 @@ def create_data_lists(
         lines[source] = f"{printable(source)}: {words}"
         found[source] = records
         print(lines[source])
+    for source in as_sources(val_data):
+        if "TRAIN" in plan[source] and "VAL" not in found[source]:
+            hint = "--val_fraction=0.1 takes a share of TRAIN in place of val_data"
+            raise ValueError(f"{printable(source)}: is named as train_data and val_data, and has no VAL; {hint}")
 
     # 2. Look at the images.
     every_record = [record for by_split in found.values() for records in by_split.values() for record in records]
+    notes["image_guessed"].clear()  # what one source took for its image may be another's
+    settle_guessed_images(every_record, notes)
     note_unused_images(every_record, notes)
     set_sizes(every_record, check_images, skip_corrupt, boxes_drawn_on, notes)
 
     # 3. Make the splits.
     splits = {"TRAIN": [], "VAL": [], "TEST": []}
+    placed = {}  # image to the split into which chance has put it
     for source, wanted in plan.items():
         by_split = {split: [record for record in rows if record.size] for split, rows in found[source].items()}
         if "" in by_split:
-            divided, words = divide(source, by_split.pop(""), wanted, test_fraction, seed, notes)
+            divided, words = divide(source, by_split.pop(""), wanted, test_fraction, seed, placed, notes)
             by_split |= divided
             lines[source] += words
             print(f"{printable(source)}{words}")
@@ -243,9 +251,10 @@ def add_to_split(split_records, records, split):
         split_records.append(record)
 
 
-def divide(source, records, wanted, test_fraction, seed, notes):
+def divide(source, records, wanted, test_fraction, seed, placed, notes):
     """Divide the records of a source that has no splits among those that it is wanted for.
 
+    placed: a dict of image to the split into which chance has put it; another source's objects on it go there, too.
     Returns a dict of split to records, and what was done, in words.
     """
     if not records or "TRAIN" not in wanted or "TEST" not in wanted:
@@ -257,8 +266,12 @@ def divide(source, records, wanted, test_fraction, seed, notes):
         add_note(notes, "TEST", "test_is_train", source)
         return {"TRAIN": records, "TEST": copies}, f"; {len(records)} images for TRAIN, and the same for TEST"
     train, test = split_at_random(records, test_fraction, seed, "test_fraction")
-    counts = f"{len(train)} images for TRAIN, {len(test)} images for TEST"
-    return {"TRAIN": train, "TEST": test}, f"; divided at random: {counts} (seed {seed})"
+    by_split = {"TRAIN": [], "TEST": []}
+    for split, drawn in (("TRAIN", train), ("TEST", test)):
+        for record in drawn:
+            by_split[placed.setdefault(record.real_path, split)].append(record)
+    counts = ", ".join(f"{len(rows)} images for {split}" for split, rows in by_split.items())
+    return by_split, f"; divided at random: {counts} (seed {seed})"
 
 
 def split_at_random(records, fraction, seed, parameter):
@@ -300,13 +313,15 @@ def note_unused_images(records, notes):
 
 
 def set_sizes(records, check_images, skip_corrupt, boxes_drawn_on, notes):
-    """Set each record's size to that of its image: of every one if check_images, else if it is not declared.
+    """Set each record's size to that of its image: of every one if check_images, else if it is not declared, or if
+    only the image tells how boxes drawn on the upright photo are to be turned.
 
     An image that cannot be used is an error; with skip_corrupt its record keeps no size, and is noted.
     """
     for record in records:
         record.size = record.declared_size
-    chosen = [record for record in records if check_images or not record.size]
+    needs_all = check_images or boxes_drawn_on == "upright"
+    chosen = [record for record in records if needs_all or not record.size]
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL, so threads are enough
         work = pool.imap(lambda record: look_at_image(record.image, check_images), chosen, chunksize=8)
         looks = list(tqdm(work, "Checking images", len(chosen), disable=None if chosen else True))

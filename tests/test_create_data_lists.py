@@ -355,6 +355,34 @@ def test_ids_of_two_coco_files_that_clash_are_left_out_of_test(tmp_path):
     assert files["category_ids"] == {"cup": 3, "fork": 44}
 
 
+def test_two_files_on_the_same_photos_are_divided_alike(tmp_path):
+    one = write_coco(tmp_path, [[10, 10, 20, 20]] * 10)
+    content = json.loads(one.read_text().replace("[10, 10,", "[50, 10,"))
+    two = write(tmp_path / "b.json", {**content, "images": content["images"][::-1]})
+    alone = make_lists(one, seed=1)[1]
+    more = write_coco(tmp_path / "more", [[10, 10, 20, 20]] * 5)
+    report, files = make_lists([one, more, two], tmp_path / "lists", seed=1)
+    assert "image_in_both" not in kinds(report) and kinds(report)["image_repeated"] == 10
+    of_more = make_lists(more, seed=1)[1]
+    for split in ("TRAIN", "TEST"):
+        assert files[f"{split}_images"] == alone[f"{split}_images"] + of_more[f"{split}_images"]
+        n_boxes = [len(row["boxes"]) for row in files[f"{split}_objects"]]
+        assert n_boxes == [2] * len(alone[f"{split}_images"]) + [1] * len(of_more[f"{split}_images"])
+
+
+def test_an_image_that_another_source_names_is_guessed_for_none(tmp_path):
+    folder = tmp_path / "images"
+    images = [{"id": 7, "file_name": "cam0/0.png"}, {"id": 8, "file_name": "cam0/1.png"}]
+    train = write_coco(folder, [[1, 1, 9, 9]] * 2, images=images)
+    (folder / "cam0").mkdir()
+    for i in range(2):
+        (folder / f"{i}.png").rename(folder / "cam0" / f"{i}.png")
+    test = write(folder / "test.json", train.read_text().replace("cam0/", "cam1/"))
+    assert kinds(make_lists(test, test_fraction=0)[0])["image_guessed"] == 2
+    with pytest.raises(ValueError, match=r"(?s)2 of 4 images .*cam1/0\.png: no such image"):
+        make_lists(train, test_data=test)
+
+
 @pytest.mark.parametrize(("boxes", "words"), [
     ([[10 * i, 5 * i, 10 * i + 15, 5 * i + 20] for i in range(1, 8)], "look like corners"),
     ([[0.1 * i, 0.1, 0.2, 0.3] for i in range(1, 8)], "look like fractions"),
@@ -427,6 +455,8 @@ def test_validation_data_of_their_own(tmp_path):
     assert [stems(files, split) for split in ("TRAIN", "VAL", "TEST")] == [["a", "b"], ["c", "d"], ["x"]]
     with pytest.raises(ValueError, match="other: has no splits; name it as val_data, or as test_data"):
         make_lists(folder, val_data=tmp_path / "other", test_data=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"valid: is named as train_data and val_data, .*--val_fraction=0\.1"):
+        make_lists(folder / "valid", val_data=folder / "valid", test_data=folder / "test")
 
 
 def test_a_share_of_the_training_images_becomes_the_validation_split(tmp_path):
@@ -580,6 +610,11 @@ def test_a_parameter_says_on_which_pixels_boxes_were_drawn(tmp_path, orientation
     assert kinds(report) == ({"exif_unclear": 2} if orientation > 1 else {})
     with pytest.raises(ValueError, match="boxes_drawn_on is 'me'"):
         make_lists(folder, boxes_drawn_on="me")
+    if form == "xml":  # with the size in the annotation, and images that are not checked
+        for name in "ab":
+            write_annotation(folder, object_xml(box=(11, 21, 40, 60)), size=image.size, name=name)
+        _, files = make_lists(folder, boxes_drawn_on="upright", check_images=False, **options)
+        assert files["TRAIN_objects"][0]["boxes"] == [pytest.approx([x_min, y_min, x_max, y_max])]
 
 
 def test_images_that_nothing_names_are_reported(tmp_path):
