@@ -73,6 +73,7 @@ def main():
     if write_boxes_to:
         check_boxes_file(write_boxes_to)
     paths = list_images(images, recursive)
+    others = sorted(set(list_files(images, recursive)) - set(paths))
     targets = plan_outputs(paths, Path(output_folder))
     model = load_default_model()
     check_arguments(choose_arguments({}), model.label_map)
@@ -80,7 +81,7 @@ def main():
     if write_boxes_to:
         write_boxes(write_boxes_to, rows)
     print(f"{len(paths) - len(errors)} of {len(paths)} images annotated, in {output_folder}; {len(rows)} objects")
-    print_notes(paths, rows, model)
+    print_notes(paths, others, rows, model)
     if errors:
         raise SystemExit("\n".join(f"error: {error}" for error in errors))
 
@@ -383,14 +384,16 @@ def list_images(images, recursive=False):
 
 
 def list_files(images, recursive):
-    """All files that the parameter `images` stands for, sorted; of a folder no hidden ones, nor earlier outputs."""
+    """All files that the parameter `images` stands for, sorted; of a folder no hidden ones.
+
+    Those in the output folder are outputs of an earlier run and left out, unless there are no others.
+    """
     folder = Path(images)
     if folder.is_dir():
         files = []
         for path in folder.glob("**/*" if recursive else "*"):
             is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            is_output = recursive and Path(output_folder).resolve() in path.resolve().parents
-            if not is_hidden and not is_output:
+            if not is_hidden:
                 files.append(path)
     elif folder.exists():
         files = [folder]
@@ -398,7 +401,10 @@ def list_files(images, recursive):
         # Brackets are part of a name ("photos [2020]/*.jpg"), or else a set of letters as in a shell.
         names = glob.glob(images.replace("[", "[[]"), recursive=True) or glob.glob(images, recursive=True)
         files = [Path(name) for name in names]
-    return sorted(path for path in files if not path.is_dir())
+    files = sorted(path for path in files if not path.is_dir())
+    outputs = Path(output_folder).resolve()
+    originals = [path for path in files if not path.parent.resolve().is_relative_to(outputs)]
+    return originals or files
 
 
 def plan_outputs(paths, folder):
@@ -474,9 +480,8 @@ def save_image(image, target, **options):
         raise OSError(f"{target}: could not be written ({error})") from error
 
 
-def print_notes(paths, rows, model):
-    """Say which files were left out, and what to try if nothing was found."""
-    others = sorted(set(list_files(images, recursive)) - set(paths))
+def print_notes(paths, others, rows, model):
+    """Say which files were left out, and what to try if nothing was found. others: those files."""
     if others:
         names = printable(", ".join(path.name for path in others))
         print(f"{len(others)} other files, not named like images that can be read: {names}")

@@ -111,6 +111,9 @@ def check_output_files(write_detections_to, write_results_to, dataset, parameter
     if write_detections_to:
         write_detections(write_detections_to, dataset, detections=None)  # None: it only tries
     if write_results_to:
+        of_detections = [Path(name).resolve() for name in (write_detections_to, parameters["read_detections_from"])]
+        if Path(write_results_to).resolve() in of_detections:
+            raise ValueError(f"write_results_to is {printable(write_results_to)}, which is the file of detections")
         write_results(write_results_to, dataset, parameters, average_precisions=None, summary=None)
 
 
@@ -663,6 +666,8 @@ def read_voc_detections(folder, image_names, label_map):
     for label, path in paths.items():
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
                 try:
                     name, *numbers = line.rsplit(maxsplit=5)  # a name may have spaces
                     confidence, x_min, y_min, x_max, y_max = [float(value) for value in numbers]

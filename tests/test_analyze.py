@@ -128,6 +128,18 @@ def test_counts_by_hand(tmp_path):
     ]
 
 
+def test_classes_whose_names_look_the_same_have_bars_of_their_own(tmp_path):
+    names = ["x" * 50 + end for end in "ab"]  # shown with their first letters
+    dataset = make_dataset(tmp_path, [(A, 1, 0), (B, 2, 0)], label_map=make_label_map(names))
+    verdicts = analyze.judge_detections(make_detections([(A, 1, 0.9), (C, 2, 0.8)]), dataset)
+    rows = analyze.count_by_class(verdicts, dataset, dict.fromkeys(names, 0.5))
+    axes = analyze.draw_errors(verdicts, dataset, rows).axes
+    for axis in axes:
+        assert {bar.get_y() + bar.get_height() / 2 for bar in axis.patches} == {0, 1, 2}
+    first, second, total = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert first == second and total == "all (2)"
+
+
 # --- Real detections ------------------------------------------------------------------------------
 
 
@@ -349,7 +361,7 @@ def test_every_case_is_on_the_picture(tmp_path):
 
 # --- The log --------------------------------------------------------------------------------------
 
-LOG = """iteration,epoch,loss,conf_loss,loc_loss,lr,images_per_second,mAP,cat,a $dog$
+LOG = """iteration,epoch,loss,conf_loss,loc_loss,lr,images_per_second,mAP,_cat,a $dog$
 10,0.1,6.0,4.0,2.0,1e-3,20.0,,,
 20,0.2,5.0,3.5,1.5,1e-3,20.0,,,
 20,0.2,,,,,,0.25,0.5,0
@@ -365,8 +377,9 @@ def test_the_log_is_drawn(tmp_path):
     drawn = [list(line.get_ydata()) for line in losses.lines]
     assert drawn == [[6, 5, 4], [4, 3.5, 3], [2, 1.5, 1]]
     assert list(rates.lines[0].get_ydata()) == [1e-3, 1e-3, 1e-4]
-    shown = {line.get_label(): list(line.get_ydata()) for line in scores.lines}
-    assert shown == {"cat": [0.5], r"a \$dog\$": [0], "mAP": [0.25]}
+    legend = [text.get_text().strip() for text in scores.get_legend().get_texts()]
+    shown = dict(zip(legend, [list(line.get_ydata()) for line in scores.lines], strict=True))
+    assert shown == {"_cat": [0.5], r"a \$dog\$": [0], "mAP": [0.25]}
     analyze.save_figure(figure, tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").size[0] > 500
 

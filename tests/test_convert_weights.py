@@ -7,7 +7,8 @@ import itertools
 import pickle
 import sys
 import types
-from unittest.mock import Mock
+from functools import partial
+from unittest.mock import Mock, patch
 
 import convert_weights
 import numpy as np
@@ -18,6 +19,7 @@ from convert_weights import COCO_CATEGORIES, COCO_NAMES, convert
 from helpers import LABEL_MAP, Payload
 from make_sample import draw_sample
 from torch import nn
+from torchvision.models import mobilenet_v3_large
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 
 from datasets import prepare
@@ -30,9 +32,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Couldn't retrieve source code", 
 FOUR, SIX = [0, 1, 2, 3], [0, 1, 2, 4, 3, 5]
 CAFFE_CELLS = ((38, FOUR), (19, SIX), (10, SIX), (5, SIX), (3, FOUR), (1, FOUR))
 OWN = tuple(LABEL_MAP)[1:]
+EIGHTY = tuple(f"class {i}" for i in range(80))  # as many as COCO has
 PICTURE = draw_sample(np.random.default_rng(4))[0]
 PIXELS = torch.from_numpy(np.array(PICTURE)).permute(2, 0, 1)
 LITE = "ssdlite320_mobilenet_v3_large"
+LITE_NORM = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
 LITE_CELLS = tuple((grid, SIX) for grid in (20, 10, 5, 3, 2, 1))
 
 VGG = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -106,6 +110,13 @@ def caffe_priors(*sides):
     return list_priors([side / 300 for side in sides], (2, 1 / 2, 3, 1 / 3), steps)[caffe_places()]
 
 
+def wide_ssdlite(**options):
+    """torchvision's SSDLite as it is when its training begins with ImageNet's weights: no channels are halved."""
+    base = "torchvision.models.detection.ssdlite.mobilenet_v3_large"
+    with patch(base, lambda **_: mobilenet_v3_large(norm_layer=LITE_NORM)):
+        return ssdlite320_mobilenet_v3_large(**options)
+
+
 def assert_close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert theirs.std() > 0.05  # numbers that could differ
@@ -172,6 +183,8 @@ def test_tutorial_checkpoint_of_torch_0_4(tutorial_model, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("peer", "options", "network", "names", "priors_cxcy"), [
     ("sgrvinod", {}, "ssd300_vgg16", voc_labels, TUTORIAL_PRIORS),
+    ("sgrvinod", {"n_classes": 81}, "ssd300_vgg16", COCO_NAMES, TUTORIAL_PRIORS),
+    ("amdegroot", {"n_classes": 81}, "ssd300_vgg16", EIGHTY, caffe_priors(30, 60, 111, 162, 213, 264, 315)),
     ("amdegroot", {"n_classes": 4}, "ssd300_vgg16", OWN, caffe_priors(30, 60, 111, 162, 213, 264, 315)),
     ("lufficc", {"n_classes": 81}, "ssd300_vgg16_coco", COCO_NAMES, caffe_priors(21, 45, 99, 153, 207, 261, 315)),
     ("lufficc", {"n_maps": 7}, "ssd512_vgg16", voc_labels, SSD300.create_prior_boxes("ssd512_vgg16").clamp(0, 1)),
@@ -180,7 +193,7 @@ def test_state_dicts(tmp_path, peer, options, network, names, priors_cxcy):
     state = {f"module.{name}": tensor for name, tensor in light_state(peer, **options).items()}  # of nn.DataParallel
     contents = {"model" if peer == "lufficc" else "state_dict": state, "iteration": 120_000}
     torch.save(contents, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    model, format = convert(str(tmp_path / "w.pth"), class_names=OWN if names is OWN else ())
+    model, format = convert(str(tmp_path / "w.pth"), class_names=names if names in (OWN, EIGHTY) else ())
     assert (format, model.network) == (peer, network) and list(model.label_map) == ["background", *names]
     torch.testing.assert_close(model.priors_cxcy, priors_cxcy, rtol=0, atol=1e-6)
     assert_same_places(model, peer, **options)
@@ -191,6 +204,7 @@ def test_state_dicts(tmp_path, peer, options, network, names, priors_cxcy):
 
 @pytest.mark.parametrize(("build", "name", "size", "cells"), [
     (ssd300_vgg16, "ssd300_vgg16", 300, CAFFE_CELLS), (ssdlite320_mobilenet_v3_large, LITE, 320, LITE_CELLS),
+    (wide_ssdlite, LITE, 320, LITE_CELLS),
 ])  # fmt: skip
 @torch.no_grad()
 def test_torchvision_weights_by_name(monkeypatch, tmp_path, run_main, build, name, size, cells):
@@ -292,6 +306,15 @@ def test_arguments_that_are_wrong_and_downloads_that_fail(monkeypatch, source, o
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", Mock(side_effect=OSError("no route")))
     with pytest.raises(error, match=message):
         convert(source, **options)
+
+
+def test_the_source_is_not_written_over(tmp_path, monkeypatch, run_main):
+    monkeypatch.chdir(tmp_path)
+    torch.save(light_state(), "w.pth")
+    before = (tmp_path / "w.pth").read_bytes()
+    with pytest.raises(ValueError, match=r"w\.pth: the file to convert would be written over"):
+        run_main(convert_weights, source="w.pth", save_to=str(tmp_path / "w.pth"))
+    assert (tmp_path / "w.pth").read_bytes() == before
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

@@ -355,6 +355,19 @@ def test_files_folders_and_patterns(shell, tmp_path, capsys, parameters, copies)
         assert annotated.size == (60, 40) and annotated.getpixel((6, 20)) == ImageColor.getrgb(COLORS["cat"])
 
 
+@pytest.mark.parametrize(("parameters", "n_runs"), [
+    ({"recursive": True, "output_folder": "."}, 2), ({"recursive": True, "output_folder": "in/out"}, 2),
+    ({"images": "**/*.jpg"}, 2), ({"images": "in/**/*.jpg", "output_folder": "in/out"}, 2),
+    ({"images": "**/*.jpg", "output_folder": "."}, 1),  # the second run would write over originals
+])  # fmt: skip
+def test_outputs_are_neither_originals_nor_other_files(shell, capsys, parameters, n_runs):
+    make_files("in/a.jpg", "in/er/b.jpg")
+    for _ in range(n_runs):
+        shell(**parameters)
+        printed = capsys.readouterr().out
+        assert "2 of 2 images annotated" in printed and "other files" not in printed
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_bad_files_of_a_folder_are_named_at_the_end(shell, tmp_path, batch_size):
     make_files("in/a.jpg", "in/c.jpg", "in/z.jpg")
@@ -403,6 +416,8 @@ def test_boxes_as_files(shell):
     ({"images": "nowhere"}, "images='nowhere': there is no such file"), ({"batch_size": 0}, "batch_size is 0"),
     ({"images": "*.gif"}, "no such file, folder, or pattern"), ({"suppress": "cat,horse"}, "'horse'"),
     ({"output_folder": "b/../a"}, r"x\.jpg: an original would be written over"),
+    ({"output_folder": "a", "recursive": True}, r"x\.jpg: an original would be written over"),
+    ({"output_folder": "a", "images": "a/*.jpg"}, r"x\.jpg: an original would be written over"),
     ({"output_folder": "taken"}, r"taken/x\.jpg: could not be written"),
     ({"images": "*/x.jpg"}, r"a/x\.jpg and b/x\.jpg would both"),
     ({"write_boxes_to": "found.txt"}, r"found\.txt.*\.csv or \.json"),

@@ -376,7 +376,7 @@ def test_full_disk_is_named_and_changes_nothing(tmp_path, two_images, full_disk,
 
 
 def test_empty_and_missing_files(tmp_path, two_images):
-    for name, content in (("comp4_det_test_cat.txt", ""), ("comp4_det_test_dog.txt", ""), ("found.json", "[]")):
+    for name, content in (("comp4_det_test_cat.txt", ""), ("comp4_det_test_dog.txt", "\n \n"), ("found.json", "[]")):
         write(tmp_path / name, content)
     for path in (tmp_path, tmp_path / "found.json"):
         boxes, labels, scores = read_detections(path, two_images)
@@ -389,7 +389,7 @@ def test_empty_and_missing_files(tmp_path, two_images):
 
 
 @pytest.mark.parametrize("line", [
-    "a b 0.5 1 1 10", "a b 0.5 1 1 10 ten", "", "zzz 0.5 1 1 10 10", "a b nan 1 1 10 10", "a b 0.5 1 1 inf 10"
+    "a b 0.5 1 1 10", "a b 0.5 1 1 10 ten", "zzz 0.5 1 1 10 10", "a b nan 1 1 10 10", "a b 0.5 1 1 inf 10"
 ])  # fmt: skip
 def test_faulty_line_is_named(tmp_path, line):
     write(tmp_path / "comp4_det_test_cat.txt", "")
@@ -588,6 +588,16 @@ def test_images_that_cannot_be_read(lists, tiny_checkpoint, tmp_path, run_main, 
     run_main(evaluation, **settings, skip_corrupt=True)
     note = f"images that could not be read (1); their objects count as missed: {tmp_path / 'damaged.jpg'}"
     assert note in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["write_detections_to", "read_detections_from"])
+def test_results_do_not_replace_detections(lists, tiny_checkpoint, tmp_path, monkeypatch, run_main, name):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "found.json", "[]")
+    settings = {"data_folder": str(lists), "checkpoint": str(tiny_checkpoint), "workers": 0}
+    with pytest.raises(ValueError, match=r"write_results_to is found\.json, which is the file of detections"):
+        run_main(evaluation, **settings, write_results_to="found.json", **{name: str(tmp_path / "found.json")})
+    assert read_files(tmp_path) == {"found.json": b"[]"}
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [

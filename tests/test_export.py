@@ -7,12 +7,12 @@ import export
 import numpy as np
 import pytest
 import torch
-from helpers import LABEL_MAP
+from helpers import LABEL_MAP, write_image
 
 import detect
 import eval as evaluation
 from datasets import prepare
-from model import SSD300, load_model, model_state
+from model import MAX_COORDINATE, SSD300, load_model, model_state
 from utils import save_checkpoint
 
 # The exporters' own.
@@ -143,6 +143,42 @@ def test_a_wrong_export_is_noticed_and_not_written(model, run, tmp_path, monkeyp
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     run(path, **parameters)
     assert path.read_bytes() == b"new"
+
+
+def test_an_export_of_nothing_but_nan_is_noticed(model):
+    inputs = torch.zeros(1, 3, 300, 300)
+    with pytest.raises(ValueError, match="the exported network is not the model"):
+        export.check(model, lambda pixels: [part * torch.nan for part in model(inputs)], inputs)
+
+
+def test_images_of_the_check_are_prepared_one_by_one_and_seen_in_small_batches(model, run, tmp_path, monkeypatch):
+    for i in range(7):
+        write_image(tmp_path / f"{i}.png")
+    n_prepared, n_seen = [], []
+
+    def prepare_some(images, model):
+        n_prepared.append(len(images))
+        return prepare(images, model)
+
+    def network(images):
+        n_seen.append(len(images))
+        return model(model.normalize(images))
+
+    monkeypatch.setattr(export, "prepare", prepare_some)
+    monkeypatch.setattr(export, "export", lambda *_: b"new")
+    monkeypatch.setattr(export, "load_exported", lambda *_: network)
+    run(tmp_path / "ssd.pt2", images=str(tmp_path))
+    assert n_prepared == [1] * 7 and n_seen == [1, 4, 2]
+
+
+@torch.no_grad()
+def test_absurd_offsets_and_more_objects_than_candidates(model, monkeypatch):
+    """Boxes end where the model's do, and there are no more rows than pairs of a prior and a class."""
+    monkeypatch.setattr(export, "top_k", 10**6)
+    locs, scores = torch.full((1, 8732, 4), 1e30), torch.zeros(1, 8732, 4)
+    boxes_xy, labels, _ = export.Network(model, lambda _, class_scores: class_scores).detect_objects(locs, scores)
+    assert boxes_xy.shape == (1, 8732 * 3, 4) and labels.min() == 1
+    assert boxes_xy.abs().max() == MAX_COORDINATE
 
 
 @pytest.mark.parametrize(

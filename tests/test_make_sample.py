@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import make_sample
 import numpy as np
 import pytest
-from helpers import read_files, run_script, script
+from helpers import finish, read_files, run_script, script, start
 from PIL import Image
 
 
@@ -95,3 +95,5 @@ def test_what_a_data_set_contains():
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="n_test=-1"):
         make_sample.make_sample(tmp_path, 1, -1, 0)
+    code, output = finish(start(script("tools/make_sample.py", n_train=-1), tmp_path))
+    assert code == 1 and output.startswith("error: n_train=-1"), output

@@ -14,7 +14,7 @@ import demo
 import gpu_check
 import pytest
 import torch
-from helpers import REPO, finish, read_log, run_script, script, start
+from helpers import REPO, finish, read_log, run_script, script, start, write
 
 import model
 import train
@@ -92,6 +92,15 @@ def test_ablations_in_short(tmp_path, lists):
     lines = [line for line in table.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[-1] for line in lines] == ["the paper |", "74.3 |", " |", "71.6 |"]
     assert lines[3].startswith("| square priors only |")
+
+
+def test_other_numbers_of_pictures_are_drawn_anew(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr(ablations.demo, "run", lambda _, **settings: folders.append(settings["output_folder"]))
+    for n_train in (8, 9, 8):
+        monkeypatch.setattr(ablations, "n_train", n_train)
+        write(ablations.draw_pictures(tmp_path) / "label_map.json", "{}")
+    assert [folder.name for folder in folders] == ["sample_8_200", "lists_8_200", "sample_9_200", "lists_9_200"]
 
 
 def test_spread_of_the_baselines_by_hand():
@@ -207,11 +216,29 @@ def test_gpu_check_needs_a_gpu(monkeypatch):
         gpu_check.main()
 
 
-def test_commands_of_gpu_check_are_understood(monkeypatch, tmp_path):
-    commands = []
+def test_gpu_check_names_parts_that_do_not_exist(run_main):
+    with pytest.raises(ValueError, match="test: not a part; these are: tests, speed, demo"):
+        run_main(gpu_check, parts=("test", "demo"))
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Mock(total_memory=2**34))
     monkeypatch.setattr(gpu_check, "report", tmp_path / "report.md")
+
+
+def test_gpu_check_fails_if_a_part_does(monkeypatch, fake_gpu):
+    results = iter([1, 0, 2])
+    done = Mock(side_effect=lambda *_, **__: subprocess.CompletedProcess([], next(results), stdout="", stderr="why"))
+    monkeypatch.setattr(gpu_check.subprocess, "run", done)
+    with pytest.raises(SystemExit, match=r"error: tests, demo failed: see .*report\.md"):
+        gpu_check.main()
+    assert Path(gpu_check.report).read_text().count("why") == 2
+
+
+def test_commands_of_gpu_check_are_understood(monkeypatch, tmp_path, fake_gpu):
+    commands = []
     done = subprocess.CompletedProcess([], 0, stdout="42 images a second", stderr="")
     monkeypatch.setattr(gpu_check.subprocess, "run", lambda command, **_: commands.append(command[1:]) or done)
     gpu_check.main()

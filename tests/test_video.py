@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,16 @@ def run(tmp_path, monkeypatch, run_main):
         return model
 
     return run
+
+
+def make_trimmed_clip(path):
+    """An MP4 of 10 frames, 10 a second, whose edit list shows the first 6."""
+    make_clip(path, frame_rate=10)
+    content = bytearray(path.read_bytes())
+    for name, offset in ((b"elst", 12), (b"mvhd", 20), (b"tkhd", 24)):  # where the duration is, in milliseconds
+        start = content.find(name) + offset
+        content[start : start + 4] = (600).to_bytes(4, "big")
+    path.write_bytes(content)
 
 
 def make_clip(path, n_frames=10, frame_rate=12.5, size=SIZE, noise=0):
@@ -102,8 +111,8 @@ def test_limits_are_those_of_the_tool(run):
 
 
 @pytest.mark.parametrize("name", ["clip.avi", "clip.webm", "clip.mkv", "clip.mp4"])
-def test_a_video_that_ends_early(run, name):
-    """What was written before plays, and the objects of its frames are in the list."""
+def test_a_video_that_ends_early(run, capsys, name):
+    """What is there is annotated, its objects are in the list, and a note says how much it is."""
     make_clip(Path(name), n_frames=30, noise=200)
     content = bytearray(Path(name).read_bytes())
     if name == "clip.mp4":  # whose index is at the end
@@ -111,10 +120,17 @@ def test_a_video_that_ends_early(run, name):
     else:
         del content[len(content) // 2 :]
     Path(name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}: damaged, or cut off: of 30 frames .* decode \d+"):
-        run(video=name, write_boxes_to="found.json")
+    run(video=name, write_boxes_to="found.json")
     frames = read_clip(f"out/{name}")[1]
     assert 3 < len(frames) < 25 and len(json.loads(Path("found.json").read_text())) == len(frames)
+    assert f"OpenCV decodes {len(frames)} of the 30 frames that the file names: it was" in capsys.readouterr().out
+
+
+def test_a_trimmed_video_is_whole(run, capsys):
+    make_trimmed_clip(Path("clip.mp4"))
+    run(video="clip.mp4")
+    assert len(read_clip("out/clip.mp4")[1]) == 6
+    assert "OpenCV decodes 6 of the 10 frames that the file names: it was trimmed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"no video", "cut"])
@@ -123,10 +139,12 @@ def test_what_cannot_be_decoded(run, tmp_path, content):
         make_clip(Path("clip.mp4"))
         content = Path("clip.mp4").read_bytes()[:-1000]  # without the index no frame is to be found
     Path("clip.mp4").write_bytes(content)
+    Path("found.json").write_bytes(b"an earlier list")
     pytest.importorskip("cv2")
+    before = read_files(tmp_path)
     with pytest.raises(ValueError, match=r"clip\.mp4: OpenCV can decode no frame of it"):
-        run(video="clip.mp4")
-    assert list(read_files(tmp_path)) == ["clip.mp4"]
+        run(video="clip.mp4", write_boxes_to="found.json")
+    assert read_files(tmp_path) == before
 
 
 def test_stopped_by_ctrl_c(run, monkeypatch, capsys):
@@ -184,45 +202,88 @@ def test_a_window(run, monkeypatch):
         run(video="clip.mp4", show=True)
 
 
-@pytest.mark.parametrize(("video", "source", "target"), [
-    ("0", 0, "camera0.mp4"), ("rtsp://host:554/front door?u=x", "rtsp://host:554/front door?u=x", "front door.mp4"),
-])  # fmt: skip
-def test_cameras_and_streams_go_on_until_they_end(run, monkeypatch, video, source, target):
+@pytest.fixture
+def fake_capture(monkeypatch):
+    """fake_capture(frame_rate, positions): what OpenCV opens has a frame for each position in milliseconds."""
     cv2 = pytest.importorskip("cv2")
+    opencv, sources = cv2.VideoCapture, []
 
-    class Capture:
-        def __init__(self, opened):
-            assert opened == source
-            self.frames = [np.full((48, 64, 3), 20 * i, np.uint8) for i in range(5)]
+    def fake(frame_rate, positions):
+        class Capture:
+            def __init__(self):
+                self.n_read = 0
 
-        def get(self, key):
-            return -1.0  # what OpenCV says of what it does not know
+            def get(self, key):
+                known = {cv2.CAP_PROP_FPS: frame_rate, cv2.CAP_PROP_POS_MSEC: positions[self.n_read - 1]}
+                return known.get(key, -1.0)  # what OpenCV says of what it does not know
 
-        def read(self):
-            return (True, self.frames.pop(0)) if self.frames else (False, None)
+            def read(self):
+                if self.n_read == len(positions):
+                    return False, None
+                self.n_read += 1
+                return True, np.full((48, 64, 3), 20 * self.n_read, np.uint8)
 
-        def release(self):
-            pass
+            def release(self):
+                pass
 
-    opencv = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda opened: opencv(opened) if "out" in str(opened) else Capture(opened))
+        def capture(source):
+            if "out" in str(source):
+                return opencv(source)
+            sources.append(source)
+            return Capture()
+
+        monkeypatch.setattr(cv2, "VideoCapture", capture)
+        return sources
+
+    return fake
+
+
+@pytest.mark.parametrize(("video", "source", "target"), [
+    ("0", 0, "camera0.mp4"), ("rtsp://host:554/front door?u=x", None, "front door.mp4"),
+    ("rtsp://me:secret@host:554/", None, "host:554.mp4"), ("rtsp:///?a", None, "stream.mp4"),
+])  # fmt: skip
+def test_cameras_and_streams_go_on_until_they_end(run, fake_capture, video, source, target):
+    sources = fake_capture(frame_rate=-1.0, positions=[-1.0] * 5)
     run(video=video)
+    assert sources == [video if source is None else source]
+    assert [path.name for path in Path("out").iterdir()] == [target]
     frame_rate, frames = read_clip(Path("out", target))
     assert frame_rate == module.FRAME_RATE and frames.shape == (5, 48, 64, 3)
+
+
+@pytest.mark.parametrize(("frame_rate", "positions", "times"), [
+    (10.0, [0, 100, 200, 600, 1000], [0, 0.1, 0.2, 0.6, 1.0]),  # it varies
+    (30.0, [86_400_000, 86_400_200, 86_400_400], [0, 0.2, 0.4]),  # a camera, since the machine was started
+    (10.0, [0, 0, 0], [0, 0.1, 0.2]), (1000.0, [-1, -1, -1], [0, 0.033, 0.067]),  # unknown
+    (10.0, [0, 500, 0, 100], [0, 0.5, 0.6, 0.7]),  # a stream that begins again
+])  # fmt: skip
+def test_the_time_of_a_frame_is_its_own(run, fake_capture, frame_rate, positions, times):
+    fake_capture(frame_rate, positions)
+    run(video="0", batch_size=2, write_boxes_to="found.json")
+    assert [row["time"] for row in json.loads(Path("found.json").read_text())] == times
+
+
+@pytest.mark.parametrize("frame_rate", [59.94006, 70.123, 999.123])
+def test_frame_rates_that_encoders_take(run, fake_capture, frame_rate):
+    fake_capture(frame_rate, [0, 1, 2])
+    run(video="0")
+    assert read_clip("out/camera0.mp4")[0] == pytest.approx(frame_rate, rel=1e-3)
 
 
 @pytest.mark.parametrize(("parameters", "error", "message"), [
     ({}, ValueError, "--video=FILE"), ({"video": "none.mp4"}, FileNotFoundError, r"none\.mp4: there is no such file"),
     ({"video": "a.mp4", "batch_size": 0}, ValueError, "batch_size is 0"),
     ({"video": "a.mp4", "output_folder": "."}, ValueError, r"a\.mp4: the original would be written over"),
+    ({"video": "file:///videos/a.mp4"}, ValueError, "name a file by its path"),
     ({"video": "a.mp4", "write_boxes_to": "found.txt"}, ValueError, "write_boxes_to is 'found.txt'"),
     ({"video": "a.mp4", "show": True}, ValueError, "needs a screen"),
-    ({"video": "a.mp4", "suppress": "horse"}, ValueError, "'horse', which is not a class"),
+    ({"video": "a.mp4", "suppress": "horse", "write_boxes_to": "earlier.csv"}, ValueError, "'horse', which is not a"),
     ({"video": "a.mp4", "output_folder": "a.mp4"}, OSError, r"a\.mp4"),
 ])  # fmt: skip
 def test_parameters_that_are_wrong(run, tmp_path, monkeypatch, parameters, error, message):
     pytest.importorskip("cv2")
     make_clip(Path("a.mp4"), n_frames=2)
+    Path("earlier.csv").write_bytes(b"an earlier list")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     before = read_files(tmp_path)
@@ -270,10 +331,13 @@ def test_gif(run, n_frames, options):
 def test_damaged_gif(run):
     first, *others = map(Image.fromarray, np.random.default_rng(0).integers(0, 256, (4, 60, 80), dtype=np.uint8))
     first.save("clip.gif", save_all=True, append_images=others, duration=50)
-    os.truncate("clip.gif", os.path.getsize("clip.gif") - 2500)
-    with pytest.raises(ValueError, match=r"clip\.gif: damaged, it cannot be decoded"):
-        run(video="clip.gif")
-    assert not Path("out").exists()
+    content = Path("clip.gif").read_bytes()
+    header = content.rindex(b"!\xf9\x04")  # of the last frame
+    for end in (len(content) - 2500, header + 3, header + 12):  # in the pixels of a frame, in its header
+        Path("clip.gif").write_bytes(content[:end])
+        with pytest.raises(ValueError, match=r"clip\.gif: damaged, it cannot be decoded"):
+            run(video="clip.gif")
+        assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a"])

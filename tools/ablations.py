@@ -155,10 +155,11 @@ def choose():
 
 def draw_pictures(folder):
     """Draw the pictures and make their lists, if that has not been done; returns the folder of the lists."""
-    lists = folder / "lists"
+    sample = folder / f"sample_{n_train}_{n_test}"
+    lists = folder / f"lists_{n_train}_{n_test}"
     if not (lists / "label_map.json").is_file():
-        demo.run("tools/make_sample.py", output_folder=folder / "sample", n_train=n_train, n_test=n_test)
-        demo.run("create_data_lists.py", train_data=folder / "sample", output_folder=lists)
+        demo.run("tools/make_sample.py", output_folder=sample, n_train=n_train, n_test=n_test)
+        demo.run("create_data_lists.py", train_data=sample, output_folder=lists)
     return lists
 
 

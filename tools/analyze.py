@@ -347,7 +347,8 @@ def draw_log(columns):
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         set_up(axis)
         for name in lines:
-            axis.plot(*columns.get(name, ([], [])), marker=".", label=show_name(name))
+            label = f" {show_name(name)}"  # a space, for Matplotlib hides labels that begin with "_"
+            axis.plot(*columns.get(name, ([], [])), marker=".", label=label)
         axis.set_ylabel(title)
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=n_columns)
     axes[-1].set(xlabel="iteration", ylim=(0, 1))
@@ -414,14 +415,16 @@ def draw_errors(verdicts, dataset, rows):
 
 def draw_shares(axis, names, counts, totals, kinds):
     """Draw a bar a class, whose parts are the shares of some kinds. counts: a dict a class of kind to number."""
+    places = range(len(names))  # not the names themselves: two may be shown in the same way
     left = np.zeros(len(names))
     for kind in kinds:
         shares = 100 * np.array([row[kind] for row in counts]) / np.maximum(totals, 1)
-        bars = axis.barh(names, shares, left=left, color=COLORS[kind], height=0.75)
+        bars = axis.barh(places, shares, left=left, color=COLORS[kind], height=0.75)
         numbers = [f"{share:.0f}" if share >= 6 else "" for share in shares]  # where there is room
         axis.bar_label(bars, numbers, label_type="center", fontsize=8)
         left += shares
     axis.set(xlim=(0, 100), xticks=range(0, 101, 25))
+    axis.set_yticks(places, names)
     axis.spines[["top", "right"]].set_visible(False)
 
 

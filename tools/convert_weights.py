@@ -37,7 +37,7 @@ from torchvision.models.detection import SSD300_VGG16_Weights, SSDLite320_Mobile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import utils
-from model import CAFFE_MEAN, CAFFE_STD, NETWORKS, SSD300, model_state
+from model import CAFFE_MEAN, CAFFE_STD, NETWORKS, SSD300, fit_tail, model_state
 from utils import (
     SIZE_VARIANCE,
     check_finite,
@@ -62,6 +62,8 @@ DOWNLOADS = {
 def main():
     if not source:
         raise ValueError("name the file to convert, with --source=FILE, or --source=COCO_V1")
+    if Path(save_to).resolve() == Path(source).resolve():
+        raise ValueError(f"save_to is {save_to}: the file to convert would be written over")
     model, format = convert(source, class_names, network)
     save_checkpoint(model_state(model), save_to)
     print(f"{source}: {format}'s {model.network}, {model.n_classes - 1} classes; written to {save_to}")
@@ -177,7 +179,9 @@ def convert_state(state, class_names=()):
     n_scores = state[cl_biases[-1]].numel()  # of the last map: one for each prior and class
     n_classes = n_scores // NETWORKS[network].sources[-1].n_priors
     class_names, labels = choose_classes(n_classes, class_names)
-    has_small_priors = format == "torchvision" or len(labels) == len(COCO_LABELS)
+    # torchvision and the tutorial have one set of scales for all data; amdegroot and lufficc have another one for COCO.
+    is_for_coco = format != "sgrvinod" and tuple(class_names) == COCO_NAMES
+    has_small_priors = format == "torchvision" or is_for_coco
     if has_small_priors and not NETWORKS[network].is_lite:
         network += "_coco"
     model = SSD300(len(labels), network, peer.mean, peer.std, peer.max_size_offset, peer.antialias)
@@ -185,7 +189,9 @@ def convert_state(state, class_names=()):
     # The tutorial's pickled model has its priors with it.
     priors_cxcy = state["priors_cxcy"] if "priors_cxcy" in state else create_peer_priors(format, network)
     model.priors_cxcy.copy_(priors_cxcy)
-    model.load_state_dict(translate_state(state, peer, model, labels, n_classes))
+    translated = translate_state(state, peer, model, labels, n_classes)
+    fit_tail(model, translated)  # of an SSDLite: it is wider if its training began with ImageNet's weights
+    model.load_state_dict(translated)
     check_finite({**model.state_dict(), "priors_cxcy": model.priors_cxcy})
     return model, format
 

@@ -45,7 +45,7 @@ from make_sample import draw_sample
 
 from datasets import prepare
 from detect import list_images, open_image
-from model import load_model, model_state
+from model import MAX_COORDINATE, load_model, model_state
 from utils import (
     CENTER_VARIANCE,
     SIZE_VARIANCE,
@@ -84,7 +84,7 @@ def main():
             "a name that ends in .pt2 needs none of them"
         )
     model = load_model(checkpoint).to(memory_format=torch.contiguous_format)  # no runtime needs channels last
-    inputs = prepare(read_images(images), model)
+    inputs = torch.cat([prepare([image], model) for image in read_images(images)])
     contents = export(model, path.suffix)
     report = check(model, load_exported(contents, path.suffix), inputs)
     write_files(path.parent, {path.name: contents})
@@ -118,9 +118,11 @@ class Network(nn.Module):
         """
         offsets_gcxgcy = self.model.limit_sizes(predicted_locs)
         boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(offsets_gcxgcy, self.model.priors_cxcy))  # (N, P, 4)
+        boxes_xy = boxes_xy.nan_to_num().clamp(-MAX_COORDINATE, MAX_COORDINATE)
         class_scores = F.softmax(predicted_scores, dim=2)[:, :, 1:].transpose(1, 2)  # (N, C - 1, P)
         kept = self.suppress(boxes_xy, class_scores)
-        scores, place = kept.flatten(1).topk(top_k)  # (N, top_k); place = class * P + prior
+        kept = kept.flatten(1)  # (N, (C - 1) * P)
+        scores, place = kept.topk(min(top_k, kept.shape[1]))  # (N, top_k) or fewer; place = class * P + prior
         n_priors = boxes_xy.shape[1]
         prior = place % n_priors
         is_object = scores > 0
@@ -222,7 +224,7 @@ def describe(model):
 def read_images(images):
     """The pictures to check on, as PIL images: those that a path or pattern names, or four generated ones."""
     if images:
-        return [open_image(path) for path in list_images(images)]
+        return (open_image(path) for path in list_images(images))  # one at a time: they may be large
     return [draw_sample(np.random.default_rng((0, number)))[0] for number in range(4)]
 
 
@@ -245,7 +247,7 @@ def check(model, exported, inputs):
     """
     largest = 0.0  # difference of an offset or score
     counts = torch.zeros(3, dtype=torch.int64)
-    for batch in filter(len, (inputs[:1], inputs[1:])):  # one image, then the others, if any
+    for batch in filter(len, (inputs[:1], *inputs[1:].split(4))):  # one image, then the others, if any, in batches
         pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
         ours = model(batch)
         theirs = exported(pixels)
@@ -267,8 +269,9 @@ def check(model, exported, inputs):
 
 
 def relative_difference(ours, theirs):
-    """Largest difference of two tensors, as a part of the largest number if that is above 1."""
-    return float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1))
+    """Largest difference of two tensors, as a part of the largest number if that is above 1; NaN differs infinitely."""
+    difference = (ours - theirs).abs().max() / ours.abs().max().clamp(min=1)
+    return float(difference.nan_to_num(torch.inf))
 
 
 def count_same(ours, theirs):

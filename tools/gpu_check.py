@@ -5,7 +5,8 @@
 
 Parts: tests (tests/test_cuda.py), speed (tools/benchmark.py: images a second, peak memory, and where the time of a
 training step goes, for each network), demo (3,000 iterations on ssd300_vgg16, with its mAP). Each adds its lines to
-`report`. The tests and the demo take some minutes, each network two or three, most of it to compile it.
+`report`. The tests and the demo take some minutes, each network two or three, most of it to compile it. The exit status
+is 1 if a part has failed.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
@@ -28,19 +29,22 @@ compile_model = True  # False: where there is no C compiler
 
 
 def main():
+    compiled = f"--compile_model={compile_model}"
+    commands = {
+        "tests": ["-m", "pytest", "-q", "tests/test_cuda.py"],
+        "speed": ["tools/benchmark.py", "--only=network", f"--networks={','.join(networks)}", compiled],
+        "demo": ["tools/demo.py", compiled],
+    }
+    unknown = sorted(set(parts) - set(commands))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not a part; these are: {', '.join(commands)}")
     if not torch.cuda.is_available():
         raise ValueError("no CUDA GPU here")
     gpu = torch.cuda.get_device_properties(0)
     add(f"# {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, PyTorch {torch.__version__}")
-    if "tests" in parts:
-        add("## Tests", run("-m", "pytest", "-q", "tests/test_cuda.py"))
-    if "speed" in parts:
-        options = [f"--networks={','.join(networks)}", f"--compile_model={compile_model}"]
-        add("## Speed", run("tools/benchmark.py", "--only=network", *options))
-    if "demo" in parts:
-        start = time.perf_counter()
-        output = run("tools/demo.py", f"--compile_model={compile_model}")
-        add("## Demo", f"{time.perf_counter() - start:.0f} s", output)
+    failed = [part for part in parts if run(part, commands[part]) != 0]
+    if failed:
+        raise SystemExit(f"error: {', '.join(failed)} failed: see {report}")
 
 
 def add(*lines):
@@ -51,11 +55,14 @@ def add(*lines):
         file.write(text)
 
 
-def run(*arguments):
-    """Run Python in the repository; returns the last of what it printed, as a block of code."""
+def run(part, arguments):
+    """Run Python in the repository, and report its time and the last of what it printed; returns its exit status."""
+    start = time.perf_counter()
     process = subprocess.run([sys.executable, *arguments], cwd=REPO, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
     errors = process.stderr[-400:] if process.returncode else ""
-    return f"```\n{process.stdout[-8000:]}{errors}\n```"
+    add(f"## {part.capitalize()}", f"{seconds:.0f} s", f"```\n{process.stdout[-8000:]}{errors}\n```")
+    return process.returncode
 
 
 if __name__ == "__main__":

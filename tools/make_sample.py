@@ -330,8 +330,9 @@ def add_fields(parent, **fields):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tools/ lies below the repo's root
-    from utils import override_parameters
+    from utils import exit_with_message, override_parameters
 
     override_parameters(globals(), sys.argv[1:])
-    make_sample(output_folder, n_train, n_test, seed)
+    with exit_with_message():
+        make_sample(output_folder, n_train, n_test, seed)
     print(f"{output_folder}: {n_train} training and {n_test} test images of {', '.join(CLASSES)}.")

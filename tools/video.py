@@ -8,13 +8,16 @@
 
 Reads the checkpoint that train.py writes. Writes a video of the same name, size and frame rate, without the sound,
 into `output_folder`, and a list of the objects where `write_boxes_to` says. (Encoders take even sizes only: where the
-width or height is odd, the last column or row is left out.) A camera and a stream go on until you press Ctrl-C, or q in
-the window. Videos are read and written by OpenCV: pip install opencv-python. (With opencv-python-headless there is no
-window.) GIFs need only Pillow.
+width or height is odd, the last column or row is left out.) The written video plays at one frame rate, the one that
+OpenCV states, or 30 where it states none. If the real rate varies, or a camera gives fewer frames than it states, it
+plays too fast or too slowly; the list has each frame's own time. A camera and a stream go on until you press Ctrl-C, or
+q in the window. Videos are read and written by OpenCV: pip install opencv-python. (With opencv-python-headless there is
+no window.) GIFs need only Pillow.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
 import importlib.util
+import itertools
 import os
 import sys
 import time
@@ -27,6 +30,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detect import (
+    check_arguments,
     check_boxes_file,
     draw_boxes,
     find_in_batch,
@@ -76,14 +80,17 @@ def main():
     if show and not has_screen:  # OpenCV would end this program
         raise ValueError("show=True needs a screen, and there is none here; the annotated video is a file, too")
     model = load_model(checkpoint, choose_device(device))
+    arguments = {"min_score": min_score, "max_overlap": max_overlap, "top_k": top_k, "suppress": suppress}
+    check_arguments(arguments, model.label_map)
 
     rows = []  # the objects, as write_boxes() takes them
+    n_frames = 0
     start = time.perf_counter()
     try:
         annotate = annotate_gif if is_gif else annotate_video
         n_frames = annotate(video, target, model, rows)
     finally:  # what was found before an error is written, too
-        if write_boxes_to:
+        if write_boxes_to and (rows or n_frames):  # else no frame was read: an earlier list stays as it is
             write_boxes(write_boxes_to, rows, ("video", "frame", "time"))
     rate = n_frames / (time.perf_counter() - start)
     print(f"{n_frames} frames, {rate:.1f} a second, annotated in {target}; {len(rows)} objects")
@@ -96,13 +103,16 @@ def is_camera(video):
 def plan_output(video, folder):
     """The file that the annotated video is written to.
 
-    Raises FileNotFoundError if the video is missing; ValueError if it would be written over.
+    Raises FileNotFoundError if the video is missing; ValueError if it would, or could, be written over.
     """
     if is_camera(video):
         return folder / f"camera{video}.mp4"
     if "://" in video:
+        if video.lower().startswith("file:"):  # it could be written over
+            raise ValueError(f"{printable(video)}: name a file by its path")
         address = video.split("://")[1].split("?")[0]
-        return folder / f"{Path(address).stem}.mp4"
+        address = address.split("@")[-1]  # without user:password
+        return folder / f"{Path(address).stem or 'stream'}.mp4"
     if not Path(video).is_file():
         raise FileNotFoundError(f"{printable(video)}: there is no such file")
     name = Path(video).name
@@ -136,8 +146,8 @@ def annotate_frames(images, times, first_number, model, rows):
 def annotate_video(video, target, model, rows):
     """Write an annotated copy of a video, and add its objects to `rows`; returns the number of frames.
 
-    Raises ValueError or OSError if the video cannot be decoded, or not to its end, or the copy not be written. Whatever
-    ends the work, the frames that were written before can be played.
+    Raises ValueError or OSError if the video cannot be decoded, or the copy not be written. Whatever ends the work, the
+    frames that were written before can be played.
     """
     # What is wrong with a video is said by this program, once.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -146,17 +156,17 @@ def annotate_video(video, target, model, rows):
 
     capture = cv2.VideoCapture(int(video) if is_camera(video) else video)
     frame_rate = capture.get(cv2.CAP_PROP_FPS)
-    if not 0 < frame_rate < 1000:  # unknown
-        frame_rate = FRAME_RATE
     n_promised = max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # of a camera or a stream: 0
+    if not 0 < frame_rate < 1000:  # unknown, and so is the number of frames
+        frame_rate = FRAME_RATE
+        n_promised = 0
     n_frames = 0
-    last_time = 0.0
     writer = None
     progress = tqdm(total=n_promised or None, unit="frame")
     try:
-        while images := read_frames(capture):
-            last_time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            times = [(n_frames + i) / frame_rate for i in range(len(images))]
+        frames = read_frames(capture, frame_rate)
+        while batch := list(itertools.islice(frames, batch_size)):
+            images, times = zip(*batch, strict=True)
             for image in annotate_frames(images, times, n_frames + 1, model, rows):
                 writer = writer or open_writer(target, frame_rate, image.size)
                 pixels_bgr = np.asarray(image)[:, :, ::-1].copy()
@@ -167,9 +177,9 @@ def annotate_video(video, target, model, rows):
             progress.update(len(images))
         if n_frames == 0:
             raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
-        # Some files promise more frames than they have, but not more seconds.
-        if n_frames < n_promised and last_time + 1.5 / frame_rate < n_promised / frame_rate:
-            raise ValueError(f"{video}: damaged, or cut off: of {n_promised} frames OpenCV can decode {n_frames}")
+        if n_frames < n_promised:
+            words = "frames that the file names: it was trimmed, or is cut off"
+            progress.write(f"OpenCV decodes {n_frames} of the {n_promised} {words}")
     except KeyboardInterrupt:  # how a camera is stopped
         pass
     finally:
@@ -182,15 +192,27 @@ def annotate_video(video, target, model, rows):
     return n_frames
 
 
-def read_frames(capture):
-    """The next `batch_size` frames of a video as RGB PIL images; fewer at its end, or where it is damaged."""
-    images = []
-    while len(images) < batch_size:
+def read_frames(capture, frame_rate):
+    """Yield the frames of a video, up to its end or to where it is damaged: RGB PIL images, and their times in seconds.
+
+    The first frame's time is 0. Where OpenCV does not know how much later a frame is, that is 1 / frame_rate.
+    """
+    import cv2
+
+    first_position = None  # of a camera it may be any number
+    while True:
         is_frame, pixels_bgr = capture.read()  # (H, W, 3) uint8
         if not is_frame:
-            break
-        images.append(Image.fromarray(pixels_bgr[:, :, ::-1].copy()))
-    return images
+            return
+        position = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if first_position is None:
+            first_position = position
+            seconds = 0.0
+        elif position - first_position > seconds:
+            seconds = position - first_position
+        else:
+            seconds += 1 / frame_rate
+        yield Image.fromarray(pixels_bgr[:, :, ::-1].copy()), seconds
 
 
 def open_writer(target, frame_rate, size):
@@ -198,6 +220,8 @@ def open_writer(target, frame_rate, size):
     import cv2
 
     target.parent.mkdir(parents=True, exist_ok=True)
+    if frame_rate > 65:  # OpenCV counts thousandths of a frame, of which MPEG-4 takes 65,535 a second
+        frame_rate = round(frame_rate, 1)
     codec = cv2.VideoWriter_fourcc(*CODECS[target.suffix.lower()])
     writer = cv2.VideoWriter(str(target), codec, frame_rate, size)
     if not writer.isOpened():
@@ -243,9 +267,14 @@ def annotate_gif(video, target, model, rows):
     with open_file(video) as animation:
         if "loop" in animation.info:  # how often it is repeated
             options["loop"] = animation.info["loop"]
-        for frame in ImageSequence.Iterator(animation):
-            images.append(make_upright_rgb(frame, video))
-            durations.append(frame.info.get("duration", 0))
+        try:
+            for frame in ImageSequence.Iterator(animation):
+                images.append(make_upright_rgb(frame, video))
+                durations.append(frame.info.get("duration", 0))
+        except ValueError:  # of make_upright_rgb()
+            raise
+        except Exception as error:  # a damaged header: Pillow's readers raise errors of many kinds
+            raise ValueError(f"{printable(video)}: damaged, it cannot be decoded ({printable(error)})") from error
     annotated = []
     for start in tqdm(range(0, len(images), batch_size), unit="batch"):
         batch = images[start : start + batch_size]
