@@ -257,6 +257,18 @@ def settle_guessed_images(records, notes):
             add_note(notes, record.split, "image_guessed", record.file, f"{record.guessed_from} is {record.image}")
 
 
+def take_back_guesses(records):
+    """Take back guessed images that another source names: cam0/1.jpg, which it names, is not this one's cam1/1.jpg."""
+    named = {record.real_path for record in records if not record.guessed_from}
+    for record in records:
+        expected_folder = os.path.dirname(record.guessed_from)
+        folder = os.path.dirname(record.image)
+        is_beside = expected_folder != folder and os.path.dirname(expected_folder) == os.path.dirname(folder)
+        if record.guessed_from and record.real_path in named and is_beside:
+            record.image = record.guessed_from
+            record.real_path = os.path.realpath(record.image)
+
+
 def raise_if_any(problems, headline):
     """Raise one ValueError that lists the first problems, if there are any."""
     if not problems:
@@ -440,9 +452,10 @@ def parse_flag(text, where):
 def parse_degrees(value):
     """The degrees by which CVAT says that a rectangle is turned; 0 for anything that is no number."""
     try:
-        return float(str(value)) % 360
+        degrees = float(str(value))
     except ValueError:
         return 0.0
+    return degrees % 360 if math.isfinite(degrees) else 0.0
 
 
 def box_around_turned(box, degrees):
@@ -1020,7 +1033,11 @@ def find_split_folders(folder, find, note):
     for split, path in split_folders(folder).items():
         found = find(path)
         if found:
-            parts[split] = [part for group in found.values() for part in group]
+            group = [part for parts_of_one in found.values() for part in parts_of_one]
+            if len(group) > 1:
+                names = printable(", ".join(os.path.basename(part.annotations) for part in group))
+                group = [part._replace(words=f"{part.words} ({names})") for part in group]
+            parts[split] = group
     note_empty_splits(folder, parts, note)
     return parts
 
@@ -1098,10 +1115,11 @@ def find_coco(folder, note):
     paths = list_folder(folder) + list_folder(find_child(folder, "annotations"))
     paths = [path for path in paths if looks_like_coco(path)]
     instances = [path for path in paths if os.path.basename(path).startswith("instances")]
-    for path in paths if instances else []:
-        if path not in instances and not os.path.basename(path).startswith(BESIDE_INSTANCES):
-            note("list_unused", path)
-    paths = instances or paths
+    if instances:
+        for path in paths:
+            if path not in instances and not os.path.basename(path).startswith(BESIDE_INSTANCES):
+                note("list_unused", path)
+        paths = instances
     words = "COCO files" if len(paths) > 1 else "COCO file"
     return {name: [Part("COCO", words, path, "")] for name, path in by_split(paths).items()}
 
@@ -1199,6 +1217,8 @@ def find_labels_alone(folder, image_folder):
     """Text files in a folder `labels` or in folders of the splits, whose images are in another one, if it is given."""
     labels = find_child(folder, "labels") or folder
     data_file, data = find_data_yaml(folder)
+    if labels == folder and not (data_file or find_class_file(folder)):
+        return {}  # any text files
     parts = {}
     for split, path in (split_folders(labels) or {"": labels}).items():
         parts |= make_yolo_parts(split, find_child(path, "labels") or path, image_folder)
@@ -1396,8 +1416,8 @@ def name_classes(part, source, class_names):
     """The part, with the names of its classes by number, and what named them.
 
     The data set's own files come first: its data.yaml, then classes.txt and the like. The folder above counts only
-    if the source is one of its splits: its data.yaml, if it names the source; its classes.txt, if there are no
-    class_names. Without any names, the numbers are taken.
+    if the source is one of its splits: its data.yaml, if it names the source; its classes.txt, if it has all
+    class_names. Then class_names are taken, and without any names the numbers.
     """
     folder = source if os.path.isdir(source) else os.path.dirname(source)
     above = os.path.dirname(folder)
@@ -1411,12 +1431,16 @@ def name_classes(part, source, class_names):
     data_file, data = find_data_yaml(above) if split_in_name(folder) else ("", None)
     if data and class_names_of(data) and speaks_of(data_file, data, folder):
         return part._replace(class_names=class_names_of(data), classes_from=data_file, data=data, data_file=data_file)
-    if class_names:
-        return part._replace(class_names=dict(enumerate(class_names)), classes_from="--class_names")
     file = find_class_file(above) if split_in_name(folder) else ""
     names = read_class_file(file) if file else {}
-    if names:
+    ordered = list(names.values())
+    if sorted(class_names) == sorted(ordered) and list(class_names) != ordered:
+        hint = f"leave out --class_names, or put a classes.txt into {printable(folder)}"
+        raise ValueError(f"{printable(file)} has the classes in another order than --class_names: {hint}")
+    if names and set(class_names) <= set(ordered):
         return part._replace(class_names=names, classes_from=file)
+    if class_names:
+        return part._replace(class_names=dict(enumerate(class_names)), classes_from="--class_names")
     n_classes = str((part.data or {}).get("nc"))
     if n_classes.isdecimal() and len(n_classes) < 6 and int(n_classes) > 0:
         names = {i: str(i) for i in range(int(n_classes))}

@@ -38,7 +38,7 @@ from annotations import (
     raise_if_any,
     read_annotations,
     read_lines,
-    settle_guessed_images,
+    take_back_guesses,
     walk_files,
 )
 from datasets import darkness_warning, read_image, stored_size_and_orientation
@@ -90,7 +90,8 @@ NOTES = {
     "yaml_path_missing": "Images of a data.yaml that are not there: left out, or the folders beside it taken",
     "split_same": "Splits for which a data.yaml names the same images as for train: left out",
     "split_empty": "Splits without annotated images: another one taken, a share of TRAIN, or none",
-    "list_unused": "Lists of images that were not used: they name none at hand, or the data are divided without them",
+    "list_unused": "Lists of images that were not used (they name none at hand, or the data are divided without them), "
+    "and COCO files beside instances_*.json",
     "image_not_found": "Label files without an image: left out",
     "image_guessed": "Images found under another name than the annotation's, or elsewhere: look at the boxes",
     "image_unused": "Images that no annotation or list names: left out",
@@ -176,8 +177,7 @@ def create_data_lists(
 
     # 2. Look at the images.
     every_record = [record for by_split in found.values() for records in by_split.values() for record in records]
-    notes["image_guessed"].clear()  # what one source took for its image may be another's
-    settle_guessed_images(every_record, notes)
+    take_back_guesses(every_record)
     note_unused_images(every_record, notes)
     set_sizes(every_record, check_images, skip_corrupt, boxes_drawn_on, notes)
 

@@ -386,7 +386,8 @@ def list_images(images, recursive=False):
 def list_files(images, recursive):
     """All files that the parameter `images` stands for, sorted; of a folder no hidden ones.
 
-    Those in the output folder are outputs of an earlier run and left out, unless there are no others.
+    With `recursive`, the output folder may lie within: its files are outputs of an earlier run and left out, unless
+    there are no others.
     """
     folder = Path(images)
     if folder.is_dir():
@@ -402,6 +403,8 @@ def list_files(images, recursive):
         names = glob.glob(images.replace("[", "[[]"), recursive=True) or glob.glob(images, recursive=True)
         files = [Path(name) for name in names]
     files = sorted(path for path in files if not path.is_dir())
+    if not (folder.is_dir() and recursive):
+        return files
     outputs = Path(output_folder).resolve()
     originals = [path for path in files if not path.parent.resolve().is_relative_to(outputs)]
     return originals or files

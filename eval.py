@@ -111,8 +111,8 @@ def check_output_files(write_detections_to, write_results_to, dataset, parameter
     if write_detections_to:
         write_detections(write_detections_to, dataset, detections=None)  # None: it only tries
     if write_results_to:
-        of_detections = [Path(name).resolve() for name in (write_detections_to, parameters["read_detections_from"])]
-        if Path(write_results_to).resolve() in of_detections:
+        of_detections = (write_detections_to, parameters["read_detections_from"])
+        if Path(write_results_to).resolve() in [Path(name).resolve() for name in of_detections if name]:
             raise ValueError(f"write_results_to is {printable(write_results_to)}, which is the file of detections")
         write_results(write_results_to, dataset, parameters, average_precisions=None, summary=None)
 

@@ -270,8 +270,8 @@ def check_parameters():
         raise ValueError(f"optimizer_name is {optimizer_name!r}; it must be 'sgd' or 'adamw'")
     if schedule not in ("steps", "cosine"):
         raise ValueError(f"schedule is {schedule!r}; it must be 'steps' or 'cosine'")
-    if sync_batch_norm and utils.choose_device(device).type != "cuda":
-        raise ValueError("sync_batch_norm is True, and the device is not a CUDA GPU: leave it out")
+    if sync_batch_norm and N_PROCESSES > 1 and utils.choose_device(device).type != "cuda":
+        raise ValueError("sync_batch_norm is True, which needs CUDA: --sync_batch_norm=False goes on without it")
     check_metric(metric, 0.5)
     check_files(save_to, checkpoint, overwrite)
     own_files = [Path(path).resolve() for path in (save_to, best_path(save_to))]
@@ -449,9 +449,10 @@ def restore_training_state(saved, model, optimizer, path, metric, save_to):
 
 def check_same_iteration(start):
     """ValueError if the processes resume at different iterations: only the first machine of a run saves."""
-    last, minus_first = max_over_processes(start.iteration, -start.iteration)
-    if last != -minus_first:
-        iterations = f"{-minus_first:g} to {last:g}"
+    last, negative = max_over_processes(start.iteration, -start.iteration)
+    first = -negative  # the lowest number is the highest of the negative ones
+    if first != last:
+        iterations = f"{first:.0f} to {last:.0f}"
         raise ValueError(f"the processes resume at iterations {iterations}: give all machines the same checkpoint")
 
 

@@ -474,8 +474,10 @@ def test_a_yaml_file_above_counts_if_it_names_the_folder(tmp_path):
 def test_class_names_that_are_given_go_before_a_text_file_above(tmp_path):
     test_set = write_labels(tmp_path / "test_set", 0, 1)
     file = write(tmp_path / "classes.txt", "dog\ncat\n")
-    assert named(test_set, class_names=("cat", "dog")) == (["cat", "dog"], "--class_names")
-    assert named(test_set) == (["dog", "cat"], str(file))
+    assert named(test_set, class_names=("cat", "cow")) == (["cat", "cow"], "--class_names")
+    assert named(test_set) == named(test_set, class_names=("cat",)) == (["dog", "cat"], str(file))  # it has all of them
+    with pytest.raises(ValueError, match=r"classes\.txt has the classes in another order than --class_names"):
+        named(test_set, class_names=("cat", "dog"))
 
 
 def test_no_classes_at_all_are_refused(tmp_path):
@@ -547,7 +549,8 @@ def test_difficult_in_words(tmp_path, text, difficulty, missing):
 
 @pytest.mark.parametrize(("degrees", "box"), [
     ("90.0", (5, 35, 45, 45)), ("-90", (5, 35, 45, 45)), ("180", (20, 20, 30, 60)), ("360", None), ("0.0", None),
-    ("left", None), ("", None), (45.0, (25 - 25 / 2**0.5, 40 - 25 / 2**0.5, 25 + 25 / 2**0.5, 40 + 25 / 2**0.5)),
+    ("left", None), ("", None), ("nan", None), ("inf", None),
+    (45.0, (25 - 25 / 2**0.5, 40 - 25 / 2**0.5, 25 + 25 / 2**0.5, 40 + 25 / 2**0.5)),
 ])  # fmt: skip
 def test_the_box_around_a_rectangle_that_cvat_has_turned(tmp_path, degrees, box):
     rotation = f"<attributes><attribute><name>rotation</name><value>{degrees}</value></attribute></attributes>"

@@ -381,6 +381,10 @@ def test_an_image_that_another_source_names_is_guessed_for_none(tmp_path):
     assert kinds(make_lists(test, test_fraction=0)[0])["image_guessed"] == 2
     with pytest.raises(ValueError, match=r"(?s)2 of 4 images .*cam1/0\.png: no such image"):
         make_lists(train, test_data=test)
+    # Label Studio's names are no contradiction: the objects of both files are put together.
+    labels = write(folder / "b.json", train.read_text().replace("cam0/", "upload/1/0a1b2c3d-"))
+    _, files = make_lists([train, labels], test_fraction=0, output=tmp_path / "both")
+    assert [len(row["boxes"]) for row in files["TRAIN_objects"]] == [1, 1]  # equal ones are one object
 
 
 @pytest.mark.parametrize(("boxes", "words"), [

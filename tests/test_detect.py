@@ -357,8 +357,8 @@ def test_files_folders_and_patterns(shell, tmp_path, capsys, parameters, copies)
 
 @pytest.mark.parametrize(("parameters", "n_runs"), [
     ({"recursive": True, "output_folder": "."}, 2), ({"recursive": True, "output_folder": "in/out"}, 2),
-    ({"images": "**/*.jpg"}, 2), ({"images": "in/**/*.jpg", "output_folder": "in/out"}, 2),
-    ({"images": "**/*.jpg", "output_folder": "."}, 1),  # the second run would write over originals
+    ({"images": "**/*.jpg"}, 1), ({"images": "in/**/*.jpg", "output_folder": "in/out"}, 1),  # again: see the next test
+    ({"images": "**/*.jpg", "output_folder": "."}, 1),
 ])  # fmt: skip
 def test_outputs_are_neither_originals_nor_other_files(shell, capsys, parameters, n_runs):
     make_files("in/a.jpg", "in/er/b.jpg")
@@ -366,6 +366,15 @@ def test_outputs_are_neither_originals_nor_other_files(shell, capsys, parameters
         shell(**parameters)
         printed = capsys.readouterr().out
         assert "2 of 2 images annotated" in printed and "other files" not in printed
+
+
+def test_a_pattern_that_matches_what_is_in_the_output_folder_is_refused(shell):
+    """It may be an output, or an original: a/x.jpg, where b/x.jpg would be written."""
+    make_files("a/x.jpg", "b/x.jpg")
+    original = Path("a/x.jpg").read_bytes()
+    with pytest.raises(ValueError, match=r"a.x\.jpg: an original would be written over"):
+        shell(images="*/x.jpg", output_folder="a")
+    assert Path("a/x.jpg").read_bytes() == original
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

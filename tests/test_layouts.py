@@ -221,7 +221,8 @@ def test_all_of_a_split_folder_is_read(tmp_path):
             write(file, coco(categories=categories, images=images, annotations=[{**DOG, "category_id": number}]))
     write(tmp_path / "yolo" / "classes.txt", "cat")
     assert splits_of(tmp_path / "yolo") == {"TRAIN": ["a1", "a2"], "TEST": ["b1", "b2"]}
-    records = read_annotations(str(tmp_path / "coco"), WANTED, {})[1]
+    words, records = read_annotations(str(tmp_path / "coco"), WANTED, {})
+    assert "(cats.json, dogs.json)" in words
     names = {split: [row.name for record in rows for row in record.objects] for split, rows in records.items()}
     assert names == {"TRAIN": ["cats", "dogs"], "TEST": ["cats", "dogs"]}
 

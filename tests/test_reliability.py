@@ -177,7 +177,8 @@ def test_errors_of_the_machine_skip_no_image(lists, monkeypatch, number):
 def test_parameters_that_cannot_work_are_refused(tmp_path, monkeypatch, name, value):
     (tmp_path / "a_folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "device", "cpu")  # sync_batch_norm needs a CUDA GPU
+    monkeypatch.setattr(train, "device", "cpu")  # sync_batch_norm needs CUDA, and counts with several processes
+    monkeypatch.setattr(train, "N_PROCESSES", 2)
     monkeypatch.setattr(train, name, value)
     with pytest.raises(ValueError, match=rf"^{name} is {value!r}"):
         train.main()

@@ -123,14 +123,14 @@ def test_a_video_that_ends_early(run, capsys, name):
     run(video=name, write_boxes_to="found.json")
     frames = read_clip(f"out/{name}")[1]
     assert 3 < len(frames) < 25 and len(json.loads(Path("found.json").read_text())) == len(frames)
-    assert f"OpenCV decodes {len(frames)} of the 30 frames that the file names: it was" in capsys.readouterr().out
+    assert f"OpenCV decodes {len(frames)} of the 30 frames that it expected: the file was" in capsys.readouterr().out
 
 
 def test_a_trimmed_video_is_whole(run, capsys):
     make_trimmed_clip(Path("clip.mp4"))
     run(video="clip.mp4")
     assert len(read_clip("out/clip.mp4")[1]) == 6
-    assert "OpenCV decodes 6 of the 10 frames that the file names: it was trimmed" in capsys.readouterr().out
+    assert "OpenCV decodes 6 of the 10 frames that it expected: the file was trimmed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"no video", "cut"])

@@ -7,7 +7,8 @@
 
 A run of 2,000 iterations takes about half an hour on one CPU core. All runs have the same data, iterations and recipe.
 The run without a change, the baseline, is repeated with several seeds: how far they lie apart is the spread, and a
-choice whose difference is within it has shown nothing. (Outside it, one choice in twenty may still be by chance.)
+choice whose difference is within it has shown nothing. (Of choices that change nothing, one in twenty lies outside all
+the same.)
 
 Writes into `output_folder` after every run: results.csv, a row a run, and table.md, a row a choice. Started again, it
 goes on with the runs that are missing.

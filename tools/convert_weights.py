@@ -51,7 +51,7 @@ from utils import (
 source = ""  # the file to convert; or COCO_V1, the name of torchvision's weights, to download them
 network = "ssd300_vgg16"  # which of torchvision's weights; or ssdlite320_mobilenet_v3_large. A file shows its own
 save_to = "checkpoint_converted.pth.tar"
-class_names = ()  # by label, separated by commas; (): VOC's or COCO's, whichever are as many as the file's
+class_names = ()  # by label; (): VOC's or COCO's, by their number. (With other names than COCO's: VOC's priors)
 
 DOWNLOADS = {
     "ssd300_vgg16": SSD300_VGG16_Weights.COCO_V1,

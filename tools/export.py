@@ -8,7 +8,8 @@ Reads a checkpoint of any of the networks. The suffix of `save_to` is the format
 requirements-dev.txt lists; to load a .pt2 file that finds objects, `import torchvision` first (its nms is called).
 Any parameter below can be overridden on the command line with --name=value.
 
-What goes in and comes out (N images, any number; S the side of the input, P priors, C classes, background included):
+What goes in and comes out (N images, any number; S the side of the input, P priors, C classes, background included;
+fewer than top_k objects if P * (C - 1) is less):
 
     images   (N, 3, S, S)      uint8, RGB
     offsets  (N, P, 4)         float32, from the priors        }

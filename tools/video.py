@@ -90,7 +90,7 @@ def main():
         annotate = annotate_gif if is_gif else annotate_video
         n_frames = annotate(video, target, model, rows)
     finally:  # what was found before an error is written, too
-        if write_boxes_to and (rows or n_frames):  # else no frame was read: an earlier list stays as it is
+        if write_boxes_to and (rows or n_frames):  # else it failed, and an earlier list stays as it is
             write_boxes(write_boxes_to, rows, ("video", "frame", "time"))
     rate = n_frames / (time.perf_counter() - start)
     print(f"{n_frames} frames, {rate:.1f} a second, annotated in {target}; {len(rows)} objects")
@@ -166,7 +166,8 @@ def annotate_video(video, target, model, rows):
     try:
         frames = read_frames(capture, frame_rate)
         while batch := list(itertools.islice(frames, batch_size)):
-            images, times = zip(*batch, strict=True)
+            images = [image for image, _ in batch]
+            times = [seconds for _, seconds in batch]
             for image in annotate_frames(images, times, n_frames + 1, model, rows):
                 writer = writer or open_writer(target, frame_rate, image.size)
                 pixels_bgr = np.asarray(image)[:, :, ::-1].copy()
@@ -178,7 +179,7 @@ def annotate_video(video, target, model, rows):
         if n_frames == 0:
             raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
         if n_frames < n_promised:
-            words = "frames that the file names: it was trimmed, or is cut off"
+            words = "frames that it expected: the file was trimmed, or is cut off, or its sound is longer"
             progress.write(f"OpenCV decodes {n_frames} of the {n_promised} {words}")
     except KeyboardInterrupt:  # how a camera is stopped
         pass
@@ -271,7 +272,7 @@ def annotate_gif(video, target, model, rows):
             for frame in ImageSequence.Iterator(animation):
                 images.append(make_upright_rgb(frame, video))
                 durations.append(frame.info.get("duration", 0))
-        except ValueError:  # of make_upright_rgb()
+        except (ValueError, MemoryError):  # the former is make_upright_rgb()'s
             raise
         except Exception as error:  # a damaged header: Pillow's readers raise errors of many kinds
             raise ValueError(f"{printable(video)}: damaged, it cannot be decoded ({printable(error)})") from error
