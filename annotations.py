@@ -250,9 +250,7 @@ def settle_guessed_images(records, notes):
         if not record.guessed_from:
             continue
         if len(claims[record.real_path]) > 1:
-            record.image = record.guessed_from
-            record.real_path = os.path.realpath(record.image)
-            record.guessed_from = ""
+            take_back_guess(record)
         else:
             add_note(notes, record.split, "image_guessed", record.file, f"{record.guessed_from} is {record.image}")
 
@@ -265,8 +263,14 @@ def take_back_guesses(records):
         folder = os.path.dirname(record.image)
         is_beside = expected_folder != folder and os.path.dirname(expected_folder) == os.path.dirname(folder)
         if record.guessed_from and record.real_path in named and is_beside:
-            record.image = record.guessed_from
-            record.real_path = os.path.realpath(record.image)
+            take_back_guess(record)
+
+
+def take_back_guess(record):
+    """Give a record the image that was expected, in place of the one that was found."""
+    record.image = record.guessed_from
+    record.real_path = os.path.realpath(record.image)
+    record.guessed_from = ""
 
 
 def raise_if_any(problems, headline):

@@ -127,7 +127,7 @@ def main():
 
     # What the run says and writes.
     describe_run(model, dataset, evaluation_loader, start)
-    is_own = goes_on_in_its_files(checkpoint, save_to)  # else files that are there are another run's
+    is_own = is_own_file(checkpoint, save_to)  # else files that are there are another run's
     if RANK == 0 and not is_own:
         # overwrite=True allows it: check_parameters() has looked. Left there, it would pass for this run's best.
         Path(best_path(save_to)).unlink(missing_ok=True)
@@ -274,8 +274,7 @@ def check_parameters():
         raise ValueError("sync_batch_norm is True, which needs CUDA: --sync_batch_norm=False goes on without it")
     check_metric(metric, 0.5)
     check_files(save_to, checkpoint, overwrite)
-    own_files = [Path(path).resolve() for path in (save_to, best_path(save_to))]
-    if finetune_from and not checkpoint and Path(finetune_from).resolve() in own_files:
+    if not checkpoint and is_own_file(finetune_from, save_to):
         raise ValueError(f"finetune_from is {finetune_from}, which this run would replace: name another --save_to")
 
 
@@ -286,16 +285,16 @@ def check_files(save_to, checkpoint, overwrite):
         raise ValueError(f"save_to is {save_to!r}: no file can be written there; make the folder, or name another")
     files = [save_to, best_path(save_to), log_path(save_to)]
     for path in files:
-        if Path(path).exists() and not goes_on_in_its_files(checkpoint, save_to) and not overwrite:
+        if Path(path).exists() and not is_own_file(checkpoint, save_to) and not overwrite:
             goes_on = f"--checkpoint={save_to} goes on with its run, " if Path(save_to).exists() else ""
             advice = f"{goes_on}--overwrite=True replaces it, --save_to names another file"
             raise ValueError(f"{path} is there already: {advice}")
 
 
-def goes_on_in_its_files(checkpoint, save_to):
-    """Whether a run is resumed from one of the files that it saves to."""
-    files = [Path(path).resolve() for path in (save_to, best_path(save_to))]
-    return bool(checkpoint) and Path(checkpoint).resolve() in files
+def is_own_file(path, save_to):
+    """Whether the checkpoint that a run starts from, if there is one, is a file that the run saves to."""
+    files = [Path(name).resolve() for name in (save_to, best_path(save_to))]
+    return bool(path) and Path(path).resolve() in files
 
 
 def best_path(save_to):
@@ -438,7 +437,7 @@ def restore_training_state(saved, model, optimizer, path, metric, save_to):
         if [type(iteration), type(best_map), type(seconds)] != [int, float, float] or iteration < 0:
             raise ValueError(f"iteration {iteration!r}, best_map {best_map!r}, seconds {seconds!r}")
         is_same_metric = saved.get("parameters", {}).get("metric", "11 points") == metric
-        has_best_file = goes_on_in_its_files(path, save_to) and Path(best_path(save_to)).exists()
+        has_best_file = is_own_file(path, save_to) and Path(best_path(save_to)).exists()
         if not (is_same_metric and has_best_file):
             best_map = -1.0  # not to be compared, or of a file that is elsewhere
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
