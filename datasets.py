@@ -83,6 +83,7 @@ def read_image(path):
 def stored_size_and_orientation(path):
     """What an image file's header says: ((width, height) of what `read_image()` returns, EXIF orientation).
 
+    create_data_lists.py compares it with what the annotations say.
     The orientation, 1 to 8, says how viewers turn the stored pixels before they show them; 1: not at all.
     """
     _, image = open_image_file(path)
@@ -279,10 +280,11 @@ class PascalVOCDataset(Dataset):
         counts = [len(entry["boxes"]) for entry in entries]
         self.starts = np.cumsum([0, *counts])  # for counts [2, 0, 3]: [0, 2, 2, 5]
 
-        # COCO's files also state an area for each object and an id for each image. Other files state none. (An image
-        # has an area for each of its objects or none, so the numbers are equal only if all images have them.)
+        # For COCO's metric: its files also state an area for each object and an id for each image. Others state none;
+        # then read_objects() has set "areas" to [].
         areas = join(entries, "areas")
-        self.areas = np.array(areas, dtype=np.float64) if len(areas) == len(boxes) else None
+        has_areas = len(areas) == len(boxes)  # of every object
+        self.areas = np.array(areas, dtype=np.float64) if has_areas else None
         ids = [entry.get("image_id") for entry in entries]
         self.image_ids = ids if None not in ids else None  # a list: ids may be text, and no worker reads them
 
@@ -320,11 +322,11 @@ class PascalVOCDataset(Dataset):
         boxes_xy_pixels = self.boxes_xy_pixels[objects]  # (M, 4)
         labels = self.labels[objects]  # (M,)
         difficulties = self.difficulties[objects]  # (M,)
-        # transform() augments only for "TRAIN". Here self.augment decides, whatever the split that the image is from.
-        split = "TRAIN" if self.augment else "TEST"
+        # transform() augments for "TRAIN" alone. Here self.augment decides, whatever the split that the image is from.
+        treat_as = "TRAIN" if self.augment else "TEST"
         rng = np.random.default_rng((self.seed, epoch, index))
         return transform(
-            image, boxes_xy_pixels, labels, difficulties, split, rng, self.size, self.antialias, self.augment
+            image, boxes_xy_pixels, labels, difficulties, treat_as, rng, self.size, self.antialias, self.augment
         )
 
     def image_names(self):
@@ -425,8 +427,8 @@ class TrainingBatches:
 @functools.lru_cache(maxsize=1)  # an epoch's order is asked for again and again
 def shuffle(n_images, seed, epoch):
     """The order in which an epoch reads the images: a permutation of 0 to n_images - 1."""
-    # Image 0 is augmented with the seed (seed, epoch, 0). NumPy fills up short seeds with zeros, so (seed, epoch) alone
-    # would give the same random numbers. The spawn key is mixed in after that, and makes this seed another one.
+    # These random numbers must not be those of an image's augmentation, whose seed is (seed, epoch, index). To NumPy,
+    # (seed, epoch) is the same as (seed, epoch, 0), the seed of image 0. A spawn key makes it another one.
     seeds = np.random.SeedSequence((seed, epoch), spawn_key=(0,))
     return np.random.default_rng(seeds).permutation(n_images)
 
@@ -519,7 +521,12 @@ def join(entries, key):
 #   place    where the source comes to lie on the image; the rest of it is filled with FILLER
 #
 # Each is a tuple (x_min, y_min, x_max, y_max), in whole pixels: place in those of the image, the others in those of the
-# photo, whose upper left corner is (0, 0).
+# photo, whose upper left corner is (0, 0). Example, for S = 300 and a photo of 400 x 200 pixels:
+#
+#   canvas   (-200, -100, 600, 300)   twice as wide and high as the photo
+#   crop     (-100, 50, 500, 250)     600 x 200 pixels: its width is to be halved, its height to grow by half
+#   source   (0, 50, 400, 200)        the photo without its uppermost 50 rows, which lie above the crop
+#   place    (50, 0, 250, 225)        50: 100 pixels of the crop lie to the left of the photo, halved
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
@@ -624,9 +631,11 @@ def draw_canvas(photo, rng):
 def draw_crop(canvas, photo, boxes, rng):
     """Crop by one of seven samplers (SSD paper, section 2.2).
 
-    Each of six samplers tries 50 crops. A try succeeds if the crop overlaps some object by the sampler's minimum and
-    holds the centre of some object, the same or another. (Without objects, it succeeds if the crop shows any of the
-    photo.) The seventh sampler takes the whole canvas. Of the samplers with a success one is drawn, all equally likely.
+    A sampler is a minimum overlap of crop and object: with a low one a crop may show little of an object, with a high
+    one it shows hardly anything else. Each of six samplers tries 50 crops. A try succeeds if the crop overlaps some
+    object by the sampler's minimum and holds the centre of some object, the same or another. (Without objects, it
+    succeeds if the crop shows any of the photo.) The seventh sampler takes the whole canvas. Of the samplers with a
+    success one is drawn, all equally likely.
 
     boxes: (n, 4) array, boundary form, pixels. Returns the crop.
     """
@@ -850,16 +859,17 @@ def multiply_saturation(image, saturation):
 def turn_hue(image, degrees):
     """Turn H of a PIL image in HSV.
 
-    H stands for a pure colour, one whose values go from 0 to 255. Example: that of the pixel (200, 100, 50) is the
-    orange (255, 84, 0). Turned by 36 degrees, it is the yellow (255, 240, 0). (Exactly, the middle values are 85 and
-    238; Pillow keeps H in 255 steps.) Where the pure colour is 255, the pixel has its highest value, 200; where it is
-    0, its lowest, 50; where it is 240, a mixture, 50 + (200 - 50) * 240 / 255 = 191. So the pixel becomes (200, 191,
-    50). Since its highest and lowest values stay, so do S and V.
+    H stands for a pure colour, one whose values go from 0 to 255. Each value of a pixel is
+    lowest + (highest - lowest) * pure / 255. So turn the pure colour, and keep the pixel's highest and lowest value.
+    (Then S and V stay, too.)
+    Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. Turned by 36 degrees, this is the
+    yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 = 191: it becomes (200, 191, 50).
+    (Without rounding it were 85 and 238, but Pillow keeps H in 255 steps.)
     """
     hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
     red, green, blue = image.split()
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
-    # Look up every H in a table: entry h of this palette is the pure colour of h, turned.
+    # In place: H is now the number of a colour in a palette, in which colour 14 is the pure colour of H = 14, turned.
     hues.putpalette(make_turned_palette(degrees))
     pure = hues.convert("RGB")
     # composite() takes `highest` where a channel is 255, `lowest` where it is 0, and mixes them in between. (Pillow's

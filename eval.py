@@ -111,8 +111,9 @@ def check_output_files(write_detections_to, write_results_to, dataset, parameter
     if write_detections_to:
         write_detections(write_detections_to, dataset, detections=None)  # None: it only tries
     if write_results_to:
-        of_detections = (write_detections_to, parameters["read_detections_from"])
-        if Path(write_results_to).resolve() in [Path(name).resolve() for name in of_detections if name]:
+        # The results must not replace the detections.
+        detection_files = (write_detections_to, parameters["read_detections_from"])
+        if Path(write_results_to).resolve() in [Path(name).resolve() for name in detection_files if name]:
             raise ValueError(f"write_results_to is {printable(write_results_to)}, which is the file of detections")
         write_results(write_results_to, dataset, parameters, average_precisions=None, summary=None)
 
@@ -374,14 +375,17 @@ def average_of_11_points(precision, recall):
 
 
 def area_under_curve(precision, recall):
-    """The area under the curve of the best precision at each recall or a higher one."""
+    """The area under the curve of the best precision at each recall or a higher one.
+
+    In the README's example, recall grows in four steps of 1/6, and the area is (1 + 1 + 3/4 + 4/7) / 6 = 0.554.
+    """
     best_precision = precision.flip(0).cummax(dim=0).values.flip(0)  # running maximum from the right
     steps = recall.diff(prepend=torch.zeros(1))  # width of each step
     return float((best_precision * steps).sum())
 
 
 def join_images(boxes, labels, values, label_map):
-    """Join lists with a tensor an image. values: scores or difficulties.
+    """Join lists that have one tensor for each image. values: scores or difficulties.
 
     Returns images (n,), the number of each entry's image; boxes (n, 4); labels (n,); values (n,).
     """
@@ -390,7 +394,7 @@ def join_images(boxes, labels, values, label_map):
         raise ValueError("boxes, labels, and scores or difficulties differ in number in at least one image")
     images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
     if len(images) == 0:
-        return images, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)
+        return images, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0)  # no tensors to join
     boxes = torch.cat(list(boxes)).cpu().double()
     labels = torch.cat(list(labels)).cpu()
     values = torch.cat(list(values)).cpu().double()

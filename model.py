@@ -210,6 +210,8 @@ class VGGBase(nn.Module):
             pool = nn.MaxPool2d(2, ceil_mode=True) if block < 5 else nn.MaxPool2d(3, stride=1, padding=1)
             self.add_module(f"pool{block}", pool)
         fc_channels = 1024 // architecture.divisor
+        # conv6 is fc6, 7 x 7, of which every third row and column is kept: 3 x 3 numbers, three apart. They read cells
+        # that are six apart, because pool5 no longer halves the grid.
         self.conv6 = Convolution(channels, fc_channels, 3, padding=6, dilation=6, batch_norm=batch_norm)
         self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm=batch_norm)
 
@@ -405,9 +407,9 @@ class SSD300(nn.Module):
         self.rescale_factors = None
         if architecture.l2_norm:
             # VGG's values in conv4_3 have another scale than those of the deeper maps. They are normalised, then scaled
-            # by a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). In a vector
-            # of length 1 with C channels, values are about 1 / sqrt(C): the fewer, the larger. So a narrow network
-            # starts lower.
+            # by a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). The norm of a
+            # cell is then 1: its values are about 1 / sqrt(512) = 0.044 in 512 channels, 1 / sqrt(64) = 0.125 in 64. So
+            # a network an eighth as wide starts at 20 / sqrt(8) = 7.07, since 7.07 * 0.125 = 20 * 0.044 = 0.88.
             start = 20 / architecture.divisor**0.5
             self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), start))
 
@@ -501,12 +503,13 @@ class SSD300(nn.Module):
             if name.startswith("loc_"):
                 self.pred_convs.add_module(name, old_head)
                 continue
-            new_conv = getattr(self.pred_convs, name)
+            new_head = getattr(self.pred_convs, name)
             old_conv = old_head
+            new_conv = new_head
             if self.architecture.is_lite:  # a head is two layers: depthwise, which knows no classes, then 1 x 1
-                new_conv[0] = old_head[0]
-                new_conv = new_conv[1]
+                new_head[0] = old_head[0]
                 old_conv = old_head[1]
+                new_conv = new_head[1]
             copy_classes(old_conv.weight, new_conv.weight, old_label_map, label_map)
             copy_classes(old_conv.bias, new_conv.bias, old_label_map, label_map)
 
@@ -647,15 +650,18 @@ def suppress_in_each_class(boxes_xy, labels, scores, max_overlap):
 
 
 def hide_classes(predicted_scores, hidden):
-    """Count some classes as background, before anything is found: what is hidden takes no other object's place.
+    """Count some classes as background: those that nobody wants to see, or that a data set does not have.
 
+    This is done to the scores, before suppression, so that what is hidden takes no place among the top_k.
     predicted_scores: (N, P, C) float tensor, before the softmax. hidden: list of labels, without 0.
     Returns such a tensor: hidden classes have no probability, the background has theirs, the others have their own.
+    Example: with class 2 hidden, scores (0, 1, 2) become (2.13, 1, -inf), so the probabilities (0.09, 0.24, 0.67)
+    become (0.76, 0.24, 0).
     """
     if not hidden:
         return predicted_scores
     result = predicted_scores.float().clone()
-    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)
+    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)  # the softmax adds up their probabilities
     result[:, :, hidden] = -torch.inf
     return result
 
@@ -713,7 +719,8 @@ def take_pairs(table):
         pairs.append((row, column))
         table[row, :] = CROSSED_OUT
         table[:, column] = CROSSED_OUT
-        # Search again in the rows that had their highest number in this column.
+        # Search again in the rows that had their highest number in this column. (The row just taken is one of them: its
+        # highest number is now CROSSED_OUT, so it is not taken again.)
         for changed in np.flatnonzero(best_columns == column):
             best_columns[changed] = table[changed].argmax()
             highest[changed] = table[changed, best_columns[changed]]
@@ -817,9 +824,9 @@ class MultiBoxLoss(nn.Module):
         """What the loss of a batch is divided by, a float32 scalar: the number of positives, at least 1.
 
         n_positives: (N, 1) int64, of each image, on the CPU.
-        With n_negatives_without_objects (0 by default), a batch may have many negatives and hardly any positives, and
-        divided by 5, the losses of 60 such negatives would outweigh other batches. So every 3 of them (the ratio) count
-        like one positive: if that gives more than there are positives, it is the divisor, here 60 / 3 = 20.
+        With n_negatives_without_objects (0 by default), a batch may have, for example, 60 negatives of images without
+        objects and only 5 positives. Divided by 5, its loss would outweigh those of other batches. So every 3 of these
+        negatives (the ratio) count like one positive, which makes 60 / 3 = 20; the larger number, 20, is the divisor.
         """
         divisor = sum_over_processes(copy_to(device, n_positives.sum().float()))
         if self.n_negatives_without_objects > 0:
@@ -828,8 +835,8 @@ class MultiBoxLoss(nn.Module):
             n_extra_negatives = sum_over_processes(copy_to(device, (n_empty_images * n_of_each).float()))
             ratio = self.neg_pos_ratio if self.neg_pos_ratio > 0 else 1  # one cannot divide by 0
             divisor = torch.maximum(divisor, n_extra_negatives / ratio)
-        # DistributedDataParallel takes the mean over the W processes, where we want the sum of all losses, divided by
-        # this divisor. A mean is the sum divided by W. So each process divides its own losses by divisor / W.
+        # DistributedDataParallel takes the mean over all processes. Of 2 processes with the summed losses a and b and
+        # 10 positives together, we want (a + b) / 10. Each divides by 10 / 2 = 5: the mean of a / 5 and b / 5 is that.
         return divisor.clamp(min=1) / count_processes()
 
 
@@ -848,8 +855,8 @@ def sum_over_processes(count):
 
 def copy_to(device, tensor):
     """A tensor of the CPU, copied to a device; for CUDA without waiting until that is done."""
-    if device.type != "cuda":  # MPS would read the memory later, when it may be in use for something else
-        return tensor.to(device)
+    if device.type != "cuda":
+        return tensor.to(device)  # without non_blocking: MPS would read the memory later, when it may be used again
     # Pinned memory stays in its place, and in use, until a GPU has copied it on its own.
     return tensor.pin_memory().to(device, non_blocking=True)
 
@@ -871,7 +878,7 @@ def load_pretrained(model, weights):
     known_weights = BASES[architecture.base][1].__members__ if has_weights else {}  # name -> where to download it
     state = utils.read_state_dict(weights, known_weights)
     # Caffe's weights have a mean and std of their own. We recognise them by their name, or, in a file, by the NaN that
-    # torchvision put in place of fc6.
+    # torchvision put in place of classifier.0, which is fc6, VGG's first fully connected layer.
     is_caffe = weights == "IMAGENET1K_FEATURES"
     if "classifier.0.bias" in state and state["classifier.0.bias"].isnan().any():
         is_caffe = True
@@ -884,7 +891,7 @@ def load_pretrained(model, weights):
             own_names = model.base.state_dict().keys()
             entries = {name: tensor for name, tensor in state.items() if name in own_names}
         set_mean_and_std(model, mean, std)
-        fit_tail(model, entries)
+        fit_tail(model, entries)  # SSDLite alone
         utils.check_finite(entries)
         model.base.load_state_dict(entries)
     except (RuntimeError, ValueError) as error:
@@ -892,33 +899,34 @@ def load_pretrained(model, weights):
 
 
 def vgg16_entries(base, state):
-    """The entries of a VGG-16's state dict, under the names that our base has for them, and all others of our base.
+    """The state dict for our base, made of a VGG-16's: its layers under our names, and fc6 and fc7 as conv6 and conv7.
 
-    Where fc6 and fc7 are missing, conv6 and conv7 of our base start from random weights.
+    Where fc6 and fc7 are missing, conv6 and conv7 of our base get new random weights.
     """
+    # torchvision numbers the layers, and ours have names. Those with weights come in the same order, so own_name_of is
+    # {0: "conv1_1", 2: "conv1_2", 5: "conv2_1", ...}; with batch normalisation, {0: "conv1_1", 1: "conv1_1.norm", ...}.
+    features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
+    numbers = sorted({int(name.split(".")[1]) for name in features})
+    own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
+    own_name_of = dict(zip(numbers, own_names, strict=False))  # of VGG-16, all but conv6 and conv7, our last ones
+    entries = {}
+    for name, tensor in features.items():
+        _, number, kind = name.split(".")  # features, 0, weight
+        # A file may have more layers, such as VGG-19's. load_state_dict() refuses it: names or shapes do not fit.
+        own_name = own_name_of.get(int(number), f"features.{number}")
+        entries[f"{own_name}.{kind}"] = tensor
+
     if has_usable_fc_layers(state):
         from_fc = entries_from_fc_layers(state)
     else:
         from_fc = {}
         init_convolutions(base.conv6)  # as all layers that SSD adds to VGG
         init_convolutions(base.conv7)
-    # load_state_dict() wants an entry for every name. So begin with conv6 and conv7 as they are in our base: what a
-    # VGG-16 does not have for them, such as their batch normalisation, stays so.
-    entries = {name: tensor for name, tensor in base.state_dict().items() if name.startswith(("conv6.", "conv7."))}
-    entries.update(from_fc)
-
-    # torchvision numbers the other layers, and ours have names. Those with weights come in the same order: in VGG-16,
-    # features.0 is conv1_1 and features.2 is conv1_2; with batch normalisation, features.0 is conv1_1 and features.1 is
-    # conv1_1.norm. Ours go on with conv6 and conv7, which zip() leaves out.
-    features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-    numbers = sorted({int(name.split(".")[1]) for name in features})
-    own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
-    own_name_of = dict(zip(numbers, own_names, strict=False))
-    for name, tensor in features.items():
-        _, number, kind = name.split(".")  # features, 0, weight
-        # A layer too many keeps its name. (load_state_dict() refuses files with more layers, such as VGG-19's.)
-        own_name = own_name_of.get(int(number), name)
-        entries[f"{own_name}.{kind}"] = tensor
+    # load_state_dict() wants an entry for every name. So what VGG-16 does not have for conv6 and conv7, such as their
+    # batch normalisation, stays as it is in our base.
+    for name, tensor in base.state_dict().items():
+        if name.startswith(("conv6.", "conv7.")):
+            entries[name] = from_fc.get(name, tensor)
     return entries
 
 
@@ -931,7 +939,10 @@ def has_usable_fc_layers(state):
 
 
 def entries_from_fc_layers(state):
-    """conv6 and conv7 from fc6 and fc7: a fully connected layer is a convolution that covers its whole input."""
+    """conv6 and conv7 from fc6 and fc7: a fully connected layer is a convolution that covers its whole input.
+
+    4096 channels and 7 x 7 numbers would be slow. So every fourth channel and every third row and column are kept.
+    """
     fc6_weight = state["classifier.0.weight"].view(4096, 512, 7, 7)
     fc7_weight = state["classifier.3.weight"].view(4096, 4096, 1, 1)
     return {
@@ -997,7 +1008,7 @@ def model_from_checkpoint(saved, name, label_map=None):
         check_number_of_classes(state, len(saved_label_map))
         model = SSD300(len(saved_label_map), saved.get("network", "ssd300_vgg16"))
         set_mean_and_std(model, saved["mean"], saved["std"])
-        fit_tail(model, state)
+        fit_tail(model, state)  # SSDLite alone
         model.load_state_dict(state)
         model.priors_cxcy.copy_(saved["priors_cxcy"])  # weights of other projects have priors of their own
         utils.check_finite({**state, "priors_cxcy": model.priors_cxcy, "mean": model.mean})

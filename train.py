@@ -127,11 +127,12 @@ def main():
 
     # What the run says and writes.
     describe_run(model, dataset, evaluation_loader, start)
-    is_own = is_own_file(checkpoint, save_to)  # else files that are there are another run's
-    if RANK == 0 and not is_own:
-        # overwrite=True allows it: check_parameters() has looked. Left there, it would pass for this run's best.
+    goes_on = is_own_file(checkpoint, save_to)  # this run resumes from the file that it saves to
+    if RANK == 0 and not goes_on:
+        # A best checkpoint that is there is another run's, and would pass for this run's. So it is deleted. (Without
+        # overwrite=True, check_parameters() would have ended the program.)
         Path(best_path(save_to)).unlink(missing_ok=True)
-    log = TrainingLog(log_path(save_to), is_own, dataset, batches, progress)
+    log = TrainingLog(log_path(save_to), goes_on, dataset, batches, progress)
 
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
     with ending_cleanly(log, hint):
@@ -168,7 +169,7 @@ def train(
         # One step.
         rate = learning_rate.at(progress.iteration, progress.seconds)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_factor"]
+            group["lr"] = rate * group["lr_factor"]  # of SGD: 1 for weights, 2 for biases (see make_optimizer())
         images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
         with torch.autocast(torch_device.type, torch.bfloat16, enabled=use_bf16):
             predicted_locs, predicted_scores = parallel_model(images)  # (N, 8732, 4), (N, 8732, C)
@@ -180,7 +181,7 @@ def train(
         optimizer.step()
         if average is not None:
             update_average(average, model, ema_decay, progress.iteration)
-        progress.count_iteration(stop_signal)
+        progress.count_iteration(stop_signal)  # and see whether Ctrl-C was pressed: then it is time to stop
         log.add(loss, criterion.conf_loss, criterion.loc_loss)
 
         # What is it time for?
@@ -190,7 +191,7 @@ def train(
             evaluate_and_save_best(
                 model, average, optimizer, evaluation_loader, metric, progress, log, save_to, settings
             )
-        if progress.is_time_to_save():
+        if progress.is_time_to_save():  # also when it is time to stop
             save(save_to, model, average, optimizer, progress, settings, must_succeed=progress.is_time_to_stop())
             progress.start_clock()  # anew: evaluating and saving are not training
         if progress.is_time_to_stop():
