@@ -796,8 +796,8 @@ class TrainingLog:
     Losses stay on the device until `flush()`, so that no iteration waits for the one before it.
     """
 
-    def __init__(self, path, is_own, dataset, batches, progress):
-        """path: the CSV file. is_own: whether one that is there already is this run's, which goes on in it."""
+    def __init__(self, path, goes_on, dataset, batches, progress):
+        """path: the CSV file. goes_on: whether the run goes on in the log of an earlier part of it."""
         self.path = path
         self.dataset = dataset
         self.batches = batches
@@ -814,7 +814,7 @@ class TrainingLog:
         else:
             self.bar = tqdm(total=progress.iterations, initial=progress.iteration, unit="it", disable=RANK > 0)
         self.file_mode = "w"  # a new file, made when its first row is written
-        if is_own and progress.iteration > 0 and Path(path).is_file() and RANK == 0:
+        if goes_on and progress.iteration > 0 and Path(path).is_file() and RANK == 0:
             self.file_mode = "a"
             self.drop_rows_after(progress.iteration)
 
