@@ -111,7 +111,7 @@ def open_image_file(path):
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
     except (OSError, ValueError) as error:
         # A ValueError comes from check_image_file(), or from characters that no file name can have, such as "\0".
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:  # skip_corrupt must not skip the image then
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{printable(path)}: the image file cannot be read ({printable(error)})") from None
     try:
@@ -322,7 +322,7 @@ class PascalVOCDataset(Dataset):
         boxes_xy_pixels = self.boxes_xy_pixels[objects]  # (M, 4)
         labels = self.labels[objects]  # (M,)
         difficulties = self.difficulties[objects]  # (M,)
-        # transform() augments for "TRAIN" alone. Here self.augment decides, whatever the split that the image is from.
+        # transform() ignores `augment` unless the split is "TRAIN". Here `augment` decides, whatever the image's split.
         treat_as = "TRAIN" if self.augment else "TEST"
         rng = np.random.default_rng((self.seed, epoch, index))
         return transform(
@@ -463,7 +463,7 @@ def check_entry(entry, n_classes):
     if not (is_whole and is_small_enough and min(width, height) >= 1):
         raise ValueError(f"{entry['size']} in its size is not a width and a height in pixels")
     for box in entry["boxes"]:
-        x_min, y_min, x_max, y_max = array("f", box)  # as float32, which the data set keeps: x_min may become x_max
+        x_min, y_min, x_max, y_max = array("f", box)  # rounded to float32, as the data set keeps them
         if not (0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height):
             raise ValueError(f"{box} in its boxes holds NaN, has no area (in float32), or reaches beyond the image")
     for label in entry["labels"]:
@@ -526,11 +526,12 @@ def join(entries, key):
 #   canvas   (-200, -100, 600, 300)   twice as wide and high as the photo
 #   crop     (-100, 50, 500, 250)     600 x 200 pixels: its width is to be halved, its height to grow by half
 #   source   (0, 50, 400, 200)        the photo without its uppermost 50 rows, which lie above the crop
-#   place    (50, 0, 250, 225)        50: 100 pixels of the crop lie to the left of the photo, halved
+#   place    (50, 0, 250, 225)        x: (0 + 100) / 2 and (400 + 100) / 2; y: (50 - 50) * 1.5 and (200 - 50) * 1.5
 
 # The ImageNet mean in bytes: what surrounds a photo that is zoomed out.
 FILLER = (124, 116, 104)
-# Six of the seven samplers of crops: the minimum overlap of crop and object. The seventh takes the whole canvas.
+# Six of the seven samplers of crops: the minimum overlap of crop and object. The seventh takes the whole canvas. (0.0:
+# any crop that holds the centre of an object.)
 MIN_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 CROP_TRIES = 50
 
@@ -568,14 +569,15 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
         canvas = draw_canvas(photo, rng)
         is_flipped = rng.random() < 0.5
 
-    # Zoom out and crop: find which part of the photo is shown, and where.
+    # Zoom out and crop: find which part of the photo is shown, and where. (Without these two steps, canvas, crop and
+    # source are the whole photo, and its place is the whole image.)
     if "zoom_out" not in steps:
         canvas = photo
     crop = canvas
     if "crop" in steps:
         crop = draw_crop(canvas, photo, boxes_xy_pixels, rng)
-    source = intersect(crop, photo)
-    place = find_place(source, crop, size)
+    source = intersect(crop, photo)  # in pixels of the photo
+    place = find_place(source, crop, size)  # in pixels of the new image
 
     # Objects stay if their centre is in the crop.
     stays = find_centers_inside(boxes_xy_pixels, np.array([crop]))[:, 0]  # (n,) bool
@@ -634,27 +636,28 @@ def draw_crop(canvas, photo, boxes, rng):
     A sampler is a minimum overlap of crop and object: with a low one a crop may show little of an object, with a high
     one it shows hardly anything else. Each of six samplers tries 50 crops. A try succeeds if the crop overlaps some
     object by the sampler's minimum and holds the centre of some object, the same or another. (Without objects, it
-    succeeds if the crop shows any of the photo.) The seventh sampler takes the whole canvas. Of the samplers with a
-    success one is drawn, all equally likely.
+    succeeds if the crop shows any of the photo.) The seventh sampler takes the whole canvas. One of the samplers
+    that succeeded is chosen at random.
 
     boxes: (n, 4) array, boundary form, pixels. Returns the crop.
     """
     n_tries = len(MIN_OVERLAPS) * CROP_TRIES  # 300, all at once, which is faster than one after another
     crops = draw_boxes_inside(canvas, n_tries, rng)  # (300, 4): 50 for the first sampler, 50 for the second, ...
     if len(boxes) > 0:
-        is_possible = find_centers_inside(boxes, crops).any(axis=0)  # (300,) bool
+        shows_enough = find_centers_inside(boxes, crops).any(axis=0)  # (300,) bool: the centre of some object
         overlaps = find_jaccard_overlap(torch.from_numpy(boxes), torch.from_numpy(crops))  # (n, 300)
         best_overlaps = overlaps.amax(dim=0).numpy()  # (300,): with the object that a crop overlaps most
     else:
         _, _, photo_width, photo_height = photo
         x_mins, y_mins, x_maxs, y_maxs = crops.T  # (300,) each
-        is_possible = (x_mins < photo_width) & (x_maxs > 0) & (y_mins < photo_height) & (y_maxs > 0)  # (300,) bool
+        # (300,) bool: any of the photo
+        shows_enough = (x_mins < photo_width) & (x_maxs > 0) & (y_mins < photo_height) & (y_maxs > 0)
         best_overlaps = np.ones(n_tries)  # without objects, every minimum counts as reached
 
     found = []
     for sampler, min_overlap in enumerate(MIN_OVERLAPS):
         tries = slice(sampler * CROP_TRIES, (sampler + 1) * CROP_TRIES)  # those of this sampler
-        is_success = is_possible[tries] & (best_overlaps[tries] >= min_overlap)  # (50,)
+        is_success = shows_enough[tries] & (best_overlaps[tries] >= min_overlap)  # (50,)
         if is_success.any():
             first = is_success.argmax()  # the first True
             found.append(crops[tries][first])
@@ -673,7 +676,8 @@ def draw_boxes_inside(canvas, n, rng):
     scale_draws, ratio_draws, x_draws, y_draws = rng.random((4, n))  # (n,) each, in [0, 1)
     scales = 0.3 + 0.7 * scale_draws  # in [0.3, 1)
 
-    # Ratios are in [1/2, 2], and in [s^2, 1/s^2], where neither side is longer than that of the canvas.
+    # Ratios are in [1/2, 2], as in Caffe. And the crop must fit into the canvas: its width s sqrt(r) is at most 1 if r
+    # is at most 1/s^2, its height s / sqrt(r) if r is at least s^2.
     lowest_ratios = np.maximum(scales * scales, 0.5)  # 0.5 for s = 0.6, 0.64 for s = 0.8
     highest_ratios = 1 / lowest_ratios  # 2 for s = 0.6, 1.56 for s = 0.8
     ratios = lowest_ratios + (highest_ratios - lowest_ratios) * ratio_draws
@@ -856,28 +860,6 @@ def multiply_saturation(image, saturation):
     return Image.blend(grey, image, saturation)  # grey + (image - grey) * saturation, kept in 0 to 255
 
 
-def turn_hue(image, degrees):
-    """Turn H of a PIL image in HSV.
-
-    H stands for a pure colour, one whose values go from 0 to 255. Each value of a pixel is
-    lowest + (highest - lowest) * pure / 255. So turn the pure colour, and keep the pixel's highest and lowest value.
-    (Then S and V stay, too.)
-    Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. Turned by 36 degrees, this is the
-    yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 = 191: it becomes (200, 191, 50).
-    (Without rounding it were 85 and 238, but Pillow keeps H in 255 steps.)
-    """
-    hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
-    red, green, blue = image.split()
-    lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
-    # In place: H is now the number of a colour in a palette, in which colour 14 is the pure colour of H = 14, turned.
-    hues.putpalette(make_turned_palette(degrees))
-    pure = hues.convert("RGB")
-    # composite() takes `highest` where a channel is 255, `lowest` where it is 0, and mixes them in between. (Pillow's
-    # way back from HSV to RGB would do it all, but takes three times as long as everything after the first line.)
-    channels = [Image.composite(highest, lowest, channel) for channel in pure.split()]
-    return Image.merge("RGB", channels)
-
-
 @functools.cache
 def make_turned_palette(degrees):
     """A palette that holds for each hue its pure colour after a turn: bytes, R, G, B of hue 0, R, G, B of hue 1, ...
@@ -891,3 +873,25 @@ def make_turned_palette(degrees):
     full = Image.new("L", (256, 1), 255)  # S and V of pure colours
     pure = Image.merge("HSV", [turned, full, full]).convert("RGB")
     return pure.tobytes()
+
+
+def turn_hue(image, degrees):
+    """Turn H of a PIL image in HSV.
+
+    H stands for a pure colour, one whose values go from 0 to 255. Each value of a pixel is
+    lowest + (highest - lowest) * pure / 255. So turn the pure colour, and keep the pixel's highest and lowest value.
+    (Then S and V stay, too.)
+    Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. Turned by 36 degrees, this is the
+    yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 = 191: it becomes (200, 191, 50).
+    (Without rounding, 84 and 240 would be 85 and 238. Pillow keeps H in 255 steps.)
+    """
+    hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
+    red, green, blue = image.split()
+    lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
+    # In place: H is now the number of a colour in a palette, in which colour 14 is the pure colour of H = 14, turned.
+    hues.putpalette(make_turned_palette(degrees))
+    pure = hues.convert("RGB")
+    # The formula above: composite() returns lowest + (highest - lowest) * channel / 255. (Pillow's way back from HSV to
+    # RGB would do it all, but takes three times as long as everything after the first line.)
+    channels = [Image.composite(highest, lowest, channel) for channel in pure.split()]
+    return Image.merge("RGB", channels)

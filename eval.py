@@ -226,8 +226,8 @@ def score(detections, dataset, metric="11 points", min_overlap=0.5):
     return average_precisions, {"mean": mean}
 
 
-# As in the Python ports of the development kit: 0.1 * 3 is 0.30000000000000004, so that a recall of just 3/10 does
-# not reach the fourth point. (0.1 * 6 and 0.1 * 7 come out too high as well.)
+# 0.1 * 3 is 0.30000000000000004, so a recall of just 3/10 does not reach the fourth point. That is on purpose, for the
+# same numbers as VOC's development kit has in its Python ports. (0.1 * 6 and 0.1 * 7 come out too high as well.)
 RECALL_POINTS = tuple(0.1 * i for i in range(11))
 
 

@@ -152,10 +152,11 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution, batch normalisation if asked for (in the state dict `norm.*`), and ReLU."""
+    """A convolution, batch normalisation if asked for, and ReLU."""
 
     def __init__(self, *sizes, batch_norm=False, **options):
         super().__init__(*sizes, **options)
+        # For a base without pretrained weights. The auxiliary layers call init_convolutions() afterwards.
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         nn.init.zeros_(self.bias)
         self.norm = BatchNorm(self.out_channels) if batch_norm else None
@@ -210,8 +211,8 @@ class VGGBase(nn.Module):
             pool = nn.MaxPool2d(2, ceil_mode=True) if block < 5 else nn.MaxPool2d(3, stride=1, padding=1)
             self.add_module(f"pool{block}", pool)
         fc_channels = 1024 // architecture.divisor
-        # conv6 is fc6, 7 x 7, of which every third row and column is kept: 3 x 3 numbers, three apart. They read cells
-        # that are six apart, because pool5 no longer halves the grid.
+        # conv6 is fc6, 7 x 7, of which every third row and column is kept: a 3 x 3 kernel. Its numbers were three cells
+        # apart on a grid that pool5 had halved. Our pool5 does not halve it, so here they are six apart: dilation=6.
         self.conv6 = Convolution(channels, fc_channels, 3, padding=6, dilation=6, batch_norm=batch_norm)
         self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm=batch_norm)
 
@@ -232,7 +233,8 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        # c5 has 480 channels, or 960 with ImageNet's weights. reduced_tail halves those of torchvision's last blocks.
+        # c5 has 480 channels, or 960 with ImageNet's weights, for which fit_tail() builds the model again. reduced_tail
+        # halves the channels of torchvision's last blocks.
         is_halved = architecture.sources[1].channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features
         init_convolutions(self, LITE_INIT_STD)
@@ -406,10 +408,11 @@ class SSD300(nn.Module):
         self.pred_convs = PredictionConvolutions(self.n_classes, architecture)
         self.rescale_factors = None
         if architecture.l2_norm:
-            # VGG's values in conv4_3 have another scale than those of the deeper maps. They are normalised, then scaled
-            # by a factor for each channel, learned from a start at 20 (the paper, section 3.1; ParseNet). The norm of a
-            # cell is then 1: its values are about 1 / sqrt(512) = 0.044 in 512 channels, 1 / sqrt(64) = 0.125 in 64. So
-            # a network an eighth as wide starts at 20 / sqrt(8) = 7.07, since 7.07 * 0.125 = 20 * 0.044 = 0.88.
+            # VGG's values in conv4_3 have another scale than those of the deeper maps. So each cell is divided by its
+            # norm. Then each channel is multiplied by a factor of its own, which is learned from a start at 20 (the
+            # paper, section 3.1; ParseNet). After the division, values are about 1 / sqrt(512) = 0.044 in 512 channels,
+            # and 1 / sqrt(64) = 0.125 in 64. So a network an eighth as wide starts at 20 / sqrt(8) = 7.07, for the same
+            # result: 7.07 * 0.125 = 20 * 0.044 = 0.88.
             start = 20 / architecture.divisor**0.5
             self.rescale_factors = nn.Parameter(torch.full((1, architecture.sources[0].channels, 1, 1), start))
 
@@ -629,8 +632,11 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
 
 
 def find_best(scores, n):
-    """Indices, in ascending order, of the n highest scores and of all others that equal the lowest of these. (topk()
-    alone would choose any of equal scores.)"""
+    """Indices of the n highest scores, and of all others that equal the lowest of these.
+
+    They are in ascending order, and no equal score is left out. So equal scores still rank by prior, then by class.
+    (topk() alone would choose any of them.)
+    """
     lowest = scores.topk(n).values[-1]
     return (scores >= lowest).nonzero()[:, 0]
 
@@ -654,14 +660,15 @@ def hide_classes(predicted_scores, hidden):
 
     This is done to the scores, before suppression, so that what is hidden takes no place among the top_k.
     predicted_scores: (N, P, C) float tensor, before the softmax. hidden: list of labels, without 0.
-    Returns such a tensor: hidden classes have no probability, the background has theirs, the others have their own.
+    Returns such a tensor: hidden classes have no probability, the background has its own and theirs, the others keep
+    theirs.
     Example: with class 2 hidden, scores (0, 1, 2) become (2.13, 1, -inf), so the probabilities (0.09, 0.24, 0.67)
     become (0.76, 0.24, 0).
     """
     if not hidden:
         return predicted_scores
     result = predicted_scores.float().clone()
-    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)  # the softmax adds up their probabilities
+    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)  # the probability of this score: their sum
     result[:, :, hidden] = -torch.inf
     return result
 
@@ -719,8 +726,8 @@ def take_pairs(table):
         pairs.append((row, column))
         table[row, :] = CROSSED_OUT
         table[:, column] = CROSSED_OUT
-        # Search again in the rows that had their highest number in this column. (The row just taken is one of them: its
-        # highest number is now CROSSED_OUT, so it is not taken again.)
+        # Search again in the rows that had their highest number in this column; the others keep theirs. (The row just
+        # taken is one of them: its highest number is now CROSSED_OUT, and stays so, so it is not taken again.)
         for changed in np.flatnonzero(best_columns == column):
             best_columns[changed] = table[changed].argmax()
             highest[changed] = table[changed, best_columns[changed]]
@@ -835,8 +842,9 @@ class MultiBoxLoss(nn.Module):
             n_extra_negatives = sum_over_processes(copy_to(device, (n_empty_images * n_of_each).float()))
             ratio = self.neg_pos_ratio if self.neg_pos_ratio > 0 else 1  # one cannot divide by 0
             divisor = torch.maximum(divisor, n_extra_negatives / ratio)
-        # DistributedDataParallel takes the mean over all processes. Of 2 processes with the summed losses a and b and
-        # 10 positives together, we want (a + b) / 10. Each divides by 10 / 2 = 5: the mean of a / 5 and b / 5 is that.
+        # DistributedDataParallel takes the mean of the processes' gradients. Say 2 processes have the sums of losses a
+        # and b, and 10 positives together. We want (a + b) / 10, so each divides by 10 / 2 = 5: the mean of a / 5 and
+        # b / 5 is (a + b) / 10.
         return divisor.clamp(min=1) / count_processes()
 
 
@@ -857,7 +865,7 @@ def copy_to(device, tensor):
     """A tensor of the CPU, copied to a device; for CUDA without waiting until that is done."""
     if device.type != "cuda":
         return tensor.to(device)  # without non_blocking: MPS would read the memory later, when it may be used again
-    # Pinned memory stays in its place, and in use, until a GPU has copied it on its own.
+    # Pinned memory is not used for anything else before the GPU has copied it. So Python need not wait for that.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -891,7 +899,7 @@ def load_pretrained(model, weights):
             own_names = model.base.state_dict().keys()
             entries = {name: tensor for name, tensor in state.items() if name in own_names}
         set_mean_and_std(model, mean, std)
-        fit_tail(model, entries)  # SSDLite alone
+        fit_tail(model, entries)  # SSDLite alone: rebuilds the model, since ImageNet's weights have more channels in c5
         utils.check_finite(entries)
         model.base.load_state_dict(entries)
     except (RuntimeError, ValueError) as error:
@@ -908,7 +916,8 @@ def vgg16_entries(base, state):
     features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
     numbers = sorted({int(name.split(".")[1]) for name in features})
     own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
-    own_name_of = dict(zip(numbers, own_names, strict=False))  # of VGG-16, all but conv6 and conv7, our last ones
+    # zip() stops at the shorter list. Ours is longer: conv6 and conv7, its last ones, are not among the features.
+    own_name_of = dict(zip(numbers, own_names, strict=False))
     entries = {}
     for name, tensor in features.items():
         _, number, kind = name.split(".")  # features, 0, weight
@@ -1008,7 +1017,7 @@ def model_from_checkpoint(saved, name, label_map=None):
         check_number_of_classes(state, len(saved_label_map))
         model = SSD300(len(saved_label_map), saved.get("network", "ssd300_vgg16"))
         set_mean_and_std(model, saved["mean"], saved["std"])
-        fit_tail(model, state)  # SSDLite alone
+        fit_tail(model, state)  # SSDLite alone: rebuilds the model if the weights have more channels in c5
         model.load_state_dict(state)
         model.priors_cxcy.copy_(saved["priors_cxcy"])  # weights of other projects have priors of their own
         utils.check_finite({**state, "priors_cxcy": model.priors_cxcy, "mean": model.mean})
@@ -1026,8 +1035,8 @@ def check_number_of_classes(state, n_classes):
     """ValueError if a state dict's class heads cannot be for so many classes.
 
     A damaged label map may claim a million classes, and a model for them would fill the memory. The last head has
-    n_priors * C outputs, 84 for 4 priors and 21 classes. A number that divides 84 is at most 84, so it is harmless
-    here; load_state_dict() checks it exactly later.
+    n_priors * C outputs, 84 for 4 priors and 21 classes. If n_classes divides 84, it is at most 84. So the model that
+    is built next is small, even if the number is wrong. (Then load_state_dict() refuses the weights.)
     """
     biases = [tensor for name, tensor in state.items() if name.startswith("pred_convs.cl_") and name.endswith("bias")]
     n_scores = biases[-1].numel()  # of the last head's last layer: n_priors * C

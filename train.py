@@ -102,7 +102,7 @@ def main():
     check_parameters()
     torch_device = start_process(device)
     label_map = utils.load_label_map(data_folder)
-    model, optimizer, start = start_or_resume(label_map, torch_device)
+    model, optimizer, start = start_or_resume(label_map, torch_device)  # start: how far the run was before
     progress = Progress(start, iterations, minutes, log_every, evaluate_every, save_every)
     if progress.is_complete():
         end = f"of {iterations}" if start.iteration >= iterations else f"and its {minutes:g} minutes are over"
@@ -129,17 +129,18 @@ def main():
     describe_run(model, dataset, evaluation_loader, start)
     goes_on = is_own_file(checkpoint, save_to)  # this run resumes from the file that it saves to
     if RANK == 0 and not goes_on:
-        # A best checkpoint that is there is another run's, and would pass for this run's. So it is deleted. (Without
-        # overwrite=True, check_parameters() would have ended the program.)
+        # Delete the best checkpoint of an older run, or it would be taken for this run's. (overwrite is True, or
+        # check_parameters() would have ended the program.)
         Path(best_path(save_to)).unlink(missing_ok=True)
     log = TrainingLog(log_path(save_to), goes_on, dataset, batches, progress)
 
+    settings = {**script_parameters(globals()), "network": model.network}  # a resumed run's network is the checkpoint's
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
     with ending_cleanly(log, hint):
         train(
             model, average, criterion, optimizer, learning_rate, loader, evaluation_loader, progress, log,
             bf16=bf16, compile_model=compile_model, grad_clip=grad_clip, ema_decay=ema_decay, metric=metric,
-            save_to=save_to, settings={**script_parameters(globals()), "network": model.network},
+            save_to=save_to, settings=settings,
         )  # fmt: skip
         describe_end(progress)
     if N_PROCESSES > 1:
@@ -191,7 +192,7 @@ def train(
             evaluate_and_save_best(
                 model, average, optimizer, evaluation_loader, metric, progress, log, save_to, settings
             )
-        if progress.is_time_to_save():  # also when it is time to stop
+        if progress.is_time_to_save():  # also after an evaluation, and when it is time to stop; then it must succeed
             save(save_to, model, average, optimizer, progress, settings, must_succeed=progress.is_time_to_stop())
             progress.start_clock()  # anew: evaluating and saving are not training
         if progress.is_time_to_stop():
@@ -740,7 +741,10 @@ def evaluate_and_log(model, loader, metric, progress, log):
 
 
 def save(path, model, average, optimizer, progress, settings, must_succeed=False):
-    """Save all that a resumed run needs. Returns whether it worked: a disk may be full, or the file locked."""
+    """Save all that a resumed run needs. Returns whether it worked: a disk may be full, or the file locked.
+
+    must_succeed: that is an error then; else a warning, and the run goes on.
+    """
     if RANK > 0:
         return True
     for tensor in model.state_dict().values():
