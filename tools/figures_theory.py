@@ -155,52 +155,51 @@ def draw_sliding(axes):
         axis.text((x_max - 0.2) / 2, -0.4, title, ha="center", va="bottom")
         axis.set_axis_off()
     left, middle, right = axes
-    add_cells(left, 0, 0, small.reshape(4, 1))
-    add_cells(left, 1.6, 0, weights.reshape(4, 1), "#dbeafe")
+    add_cells(left, 0, small.reshape(4, 1))
+    add_cells(left, 1.6, weights.reshape(4, 1), "#dbeafe")
     for i in range(4):
         left.text(1.3, i + 0.5, "·", fontsize=14, **CENTERED)
     left.text(2.8, 2, "→ sum =", va="center")
-    add_cells(left, 4.9, 1.5, outputs[:1, :1], "#ffedd5")
+    add_cells(left, 4.9, outputs[:1, :1], "#ffedd5")
     left.text(0.5, 4.15, "input", ha="center", va="top", fontsize=11)
     left.text(2.1, 4.15, "weights", ha="center", va="top", fontsize=11)
-    add_cells(middle, 0, 1, small)
-    middle.text(2.25, 2, "∗", **CENTERED)
-    add_cells(middle, 2.5, 1, weights, "#dbeafe")
-    middle.text(4.8, 2, "=", **CENTERED)
-    add_cells(middle, 5.2, 1.5, outputs[:1, :1], "#ffedd5")
-    add_cells(right, 0, 0.5, large)
+    for axis, inputs, results, (x_times, x_weights, x_equals, x_results) in (
+        (middle, small, outputs[:1, :1], (2.25, 2.5, 4.8, 5.2)),
+        (right, large, outputs, (3.5, 4, 6.5, 7)),
+    ):
+        add_cells(axis, 0, inputs)
+        axis.text(x_times, 2, "∗", **CENTERED)
+        add_cells(axis, x_weights, weights, "#dbeafe")
+        axis.text(x_equals, 2, "=", **CENTERED)
+        add_cells(axis, x_results, results, "#ffedd5")
     right.add_patch(Rectangle((0, 0.5), 2, 2, fill=False, edgecolor=BLUE, linewidth=3))
-    right.text(3.5, 2, "∗", **CENTERED)
-    add_cells(right, 4, 1, weights, "#dbeafe")
-    right.text(6.5, 2, "=", **CENTERED)
-    add_cells(right, 7, 1, outputs, "#ffedd5")
     right.text(8, 3.15, "an answer for\neach place", ha="center", va="top", fontsize=11)
 
 
-def add_cells(axis, left, top, values, color="white"):
-    """Draw a table of numbers as cells of side 1, from its upper left corner on."""
+def add_cells(axis, left, values, color="white"):
+    """Draw a table of numbers as cells of side 1, from its left edge on, its middle at the height of 2."""
+    top = 2 - len(values) / 2
     for (i, j), value in np.ndenumerate(values.numpy()):
         axis.add_patch(Rectangle((left + j, top + i), 1, 1, facecolor=color, edgecolor=FAINT, linewidth=1))
         axis.text(left + j + 0.5, top + i + 0.5, f"{value:g}".replace("-", "−"), **CENTERED)
 
 
 def draw_decimation(axes):
-    is_kept = torch.zeros(49, dtype=torch.bool)
-    is_kept[decimate(torch.arange(49).view(7, 7), steps=(3, 3)).flatten()] = True
-    is_read = torch.zeros(19, 19, dtype=torch.bool)
+    is_kept = np.zeros((7, 7), dtype=bool)
+    decimate(is_kept, steps=(3, 3))[:] = True
+    is_read = np.zeros((19, 19), dtype=bool)
     is_read[3:16:6, 3:16:6] = True
     cases = (
-        (is_kept.view(7, 7), 0, "fc6 as a kernel: 7 × 7", "every third row and column is kept"),
-        (torch.ones(3, 3, dtype=torch.bool), 2, "conv6's kernel: 3 × 3", "9 of 49 weights remain"),
+        (is_kept, 0, "fc6 as a kernel: 7 × 7", "every third row and column is kept"),
+        (np.ones((3, 3), dtype=bool), 2, "conv6's kernel: 3 × 3", "9 of 49 weights remain"),
         (is_read, 0, "on the 19 × 19 grid: dilation 6", "nine cells, six apart"),
     )
-    for axis, (is_blue, margin, title, text) in zip(axes, cases, strict=True):
-        n = len(is_blue)
-        for i in range(n):
-            for j in range(n):
-                color = BLUE if is_blue[i, j] else "white"
-                axis.add_patch(Rectangle((j, i), 1, 1, facecolor=color, edgecolor=GRID, linewidth=1))
-        for number, (i, j) in enumerate(is_blue.nonzero().tolist(), start=1):
+    for axis, (cells, margin, title, text) in zip(axes, cases, strict=True):
+        n = len(cells)
+        for (i, j), is_blue in np.ndenumerate(cells):
+            color = BLUE if is_blue else "white"
+            axis.add_patch(Rectangle((j, i), 1, 1, facecolor=color, edgecolor=GRID, linewidth=1))
+        for number, (i, j) in enumerate(np.argwhere(cells), start=1):
             axis.text(j + 0.5, i + 0.52, number, color="white", fontsize=12 if n < 19 else 7, **CENTERED)
         axis.set(xlim=(-margin, n + margin), ylim=(n + margin, -margin), aspect="equal", xticks=[], yticks=[])
         axis.set(title=title, xlabel=text, frame_on=False)

@@ -26,7 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "tools")]
+sys.path.insert(0, str(REPO))
 
 import figures_scene  # noqa: E402 (the paths to them have to be set first)
 import figures_theory  # noqa: E402
@@ -79,7 +79,7 @@ def draw_figures():
 def save(name, draw, *arguments):
     """Draw a figure, unless `only` leaves it out. Write drawings as PNG with a palette, photos as JPEG.
 
-    The file says which command made it. Raises ValueError if it has more than MAX_BYTES.
+    The file says which command made it.
     """
     if only and name not in only:
         return
@@ -98,26 +98,21 @@ def save(name, draw, *arguments):
         text = PngInfo()
         text.add_text("Comment", MADE_BY)
         image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True, pnginfo=text)
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes, more than {MAX_BYTES}")
-    print(f"{path}: {size} bytes")
+    print(f"{path}: {path.stat().st_size} bytes")
 
 
 # --- What is brought up to date in the pages ------------------------------------------------------
 
+# A function between its marks, such as `<!-- code:model.py:match_priors -->` and `<!-- end -->`.
 CODE_QUOTE = re.compile(r"(<!-- code:([\w/.]+):([\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CODE_LINK = re.compile(r"(\[`([\w.]+)(?:\(\))?`\]\((?:\.\./)?([\w/]+\.py)#L)\d+")
 
 
 def update_page(text):
     """A page with its tables, its quotations of code, and the line numbers of its links as they have to be now."""
-    return update_links(quote_code(scene.fill_in_tables(text)))
-
-
-def quote_code(text):
-    """Put functions between their marks, such as `<!-- code:model.py:match_priors -->` and `<!-- end -->`."""
-    return CODE_QUOTE.sub(lambda mark: f"{mark[1]}```python\n{source_of(mark[2], mark[3])}\n```\n{mark[4]}", text)
+    text = scene.fill_in_tables(text)
+    text = CODE_QUOTE.sub(lambda mark: f"{mark[1]}```python\n{source_of(mark[2], mark[3])}\n```\n{mark[4]}", text)
+    return update_links(text)
 
 
 def update_links(text):
@@ -132,17 +127,16 @@ def source_of(file, name):
     """
     definition = find_definition(file, name)
     lines = (REPO / file).read_text(encoding="utf-8").splitlines()
-    decorators = getattr(definition, "decorator_list", [])
-    first = min(node.lineno for node in (definition, *decorators))
     left_out = set()  # numbers of lines
     for node in ast.walk(definition):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "architecture.is_lite":
-            left_out |= set(range(node.lineno, node.end_lineno + 1))
-    if isinstance(definition, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(definition):
-        docstring = definition.body[0]
-        left_out |= set(range(docstring.lineno, docstring.end_lineno + 1))
-        if lines[docstring.end_lineno] == "":  # the line after it
-            left_out.add(docstring.end_lineno + 1)
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_for_ssdlite = isinstance(node, ast.If) and ast.unparse(node.test) == "architecture.is_lite"
+        if is_docstring or is_for_ssdlite:
+            left_out.update(range(node.lineno, node.end_lineno + 1))
+        if is_docstring and lines[node.end_lineno] == "":  # the line after it
+            left_out.add(node.end_lineno + 1)
+    decorators = getattr(definition, "decorator_list", [])
+    first = min(node.lineno for node in (definition, *decorators))
     kept = [lines[number - 1] for number in range(first, definition.end_lineno + 1) if number not in left_out]
     return textwrap.dedent("\n".join(kept))
 
