@@ -17,7 +17,6 @@ from figures_common import (
     GREEN,
     GRID,
     INK,
-    PLATE,
     RATIO_COLORS,
     RATIO_NAMES,
     RED,
@@ -25,7 +24,6 @@ from figures_common import (
     add_box,
     add_plate,
     panels,
-    plain_axes,
     show_photo,
 )
 from matplotlib.figure import Figure
@@ -34,7 +32,7 @@ from PIL import Image
 from scene import CLASS_NAMES, OBJECT_NAMES, PRIOR_NAMES
 from torchvision.transforms.functional import to_pil_image
 
-from datasets import transform
+from datasets import AUGMENTATIONS, transform
 from detect import draw_boxes, find_objects
 from model import BACKGROUND, SSD300_SOURCES, MultiBoxLoss, load_model, match_priors
 from utils import class_colors, cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy
@@ -92,17 +90,18 @@ def draw_forms(here):
         show_photo(axis, here.image, title)
         add_box(axis, box, RED, width=2.5)
         axis.set(xlim=(0, 0.78), ylim=(0.84, 0.06), xlabel=f"({names})\n({', '.join(numbers)})")
+    plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # behind a text on the photo
     left, middle, right = axes
     x_min, y_min, x_max, y_max = box.tolist()
     left.plot([x_min, x_max], [y_min, y_max], "o", color=RED, markersize=8)
-    left.text(x_min, y_min - 0.03, f"({x_min:.3f}, {y_min:.3f})", color=RED, bbox=PLATE)
-    left.text(x_max, y_max + 0.08, f"({x_max:.3f}, {y_max:.3f})", ha="center", color=RED, bbox=PLATE)
+    left.text(x_min, y_min - 0.03, f"({x_min:.3f}, {y_min:.3f})", color=RED, bbox=plate)
+    left.text(x_max, y_max + 0.08, f"({x_max:.3f}, {y_max:.3f})", ha="center", color=RED, bbox=plate)
     c_x, c_y, w, h = box_cxcy.tolist()
     middle.plot(c_x, c_y, "o", color=RED, markersize=8)
     add_arrow(middle, (x_min, y_max + 0.04), (x_max, y_max + 0.04), "white", "<|-|>")
-    middle.text(c_x, y_max + 0.12, f"w = {w:.3f}", ha="center", bbox=PLATE)
+    middle.text(c_x, y_max + 0.12, f"w = {w:.3f}", ha="center", bbox=plate)
     add_arrow(middle, (x_max + 0.04, y_min), (x_max + 0.04, y_max), "white", "<|-|>")
-    middle.text(x_max + 0.07, y_min + 0.05, f"h = {h:.3f}", va="center", bbox=PLATE)
+    middle.text(x_max + 0.07, y_min + 0.05, f"h = {h:.3f}", va="center", bbox=plate)
     add_box(right, cxcy_to_xy(prior), BLUE, "prior A", dashed=True, at="bottom right", size=11)
     return figure
 
@@ -160,6 +159,7 @@ def draw_overlaps(here):
         axis.imshow(overlaps, cmap="Greens", vmin=0, vmax=1.2, aspect="auto")
         axis.set_xticks(range(n_priors), list(PRIOR_NAMES), fontsize=12, weight="bold")
         axis.set_yticks(range(n_objects), OBJECT_NAMES if k % 2 == 0 else [""] * n_objects, fontsize=11)
+        axis.spines[:].set_visible(True)
         axis.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
         for (i, j), overlap in np.ndenumerate(overlaps):
             axis.text(j, i, f"{overlap:.2f}", fontsize=11, **CENTERED)
@@ -214,12 +214,13 @@ def add_grid(axis, n, **style):
 
 def draw_learning(here, folder):
     """What one network finds in the scene's picture at several times of its training: see `snapshots`."""
-    paths = sorted(folder.glob("*.pth.tar"), key=lambda path: int(path.name.split(".")[0]))
-    figure, axes = panels(len(paths) // 2, 7.4, rows=2)
-    for axis, path in zip(axes, paths, strict=True):
-        found = find_objects(here.image, min_score=scene.MIN_SCORE, model=load_model(path))
+    numbers = sorted(int(path.name.split(".")[0]) for path in folder.glob("*.pth.tar"))
+    figure, axes = panels(len(numbers) // 2, 7.4, rows=2)
+    for axis, number in zip(axes, numbers, strict=True):
+        model = load_model(folder / f"{number}.pth.tar")
+        found = find_objects(here.image, min_score=scene.MIN_SCORE, model=model)
         show_photo(axis, draw_boxes(here.image, *found, CLASS_COLORS))
-        axis.set_xlabel(f"after {path.name.split('.')[0]} iterations")
+        axis.set_xlabel(f"after {number} iterations")
     return figure
 
 
@@ -249,13 +250,11 @@ def draw_pipeline(here):
     square = photo.resize((300, 300))
     maps = []
     hook = model.pred_convs.register_forward_pre_hook(lambda _module, inputs: maps.extend(inputs[0]))
-    locs, scores = scene.predict(model, photo)
+    locs, scores, (found_boxes, found_labels, found_scores) = scene.predict(model, photo)
     hook.remove()
     best_scores, labels = F.softmax(scores, dim=1)[:, 1:].max(dim=1)  # of each prior; labels start at 0 here
     colors = [CLASS_COLORS[CLASS_NAMES[label + 1]] for label in labels.tolist()]
     candidates = (best_scores > scene.MIN_SCORE).nonzero()[:, 0].tolist()
-    found = model.detect_objects(locs[None], scores[None], scene.MIN_SCORE, scene.MAX_OVERLAP, scene.TOP_K)
-    found_boxes, found_labels, found_scores = [values[0] for values in found]
 
     steps = (
         (photo, "1. a picture", f"{photo.width} × {photo.height} pixels"),
@@ -307,7 +306,7 @@ def show_maps(axis, maps):
 def draw_mining(here):
     """The scene's four own priors and its hardest negatives; the losses of the negatives, sorted."""
     priors_xy = cxcy_to_xy(here.all_priors_cxcy)
-    _, scores = scene.predict(here.model, here.image)
+    _, scores, _ = scene.predict(here.model, here.image)
     (labels,), positives, _ = MultiBoxLoss(here.all_priors_cxcy).make_targets([here.boxes_xy], [here.labels])
     losses = F.cross_entropy(scores, labels, reduction="none")  # (P,)
     n_positive = len(positives)
@@ -335,7 +334,6 @@ def draw_mining(here):
     right.set_xlabel(f"negatives, hardest first: the first {n_shown} of {n_negative}")
     right.set_title(f"{n_positive} positives, so 3 · {n_positive} = {n_hard} negatives")
     right.legend(loc="upper right")
-    plain_axes(right)
     return figure
 
 
@@ -367,7 +365,6 @@ def draw_nms(here):
 def draw_augmentation(here):
     """The scene as `transform()` changes it, one step at a time and all together."""
     n_objects = len(here.boxes_xy)
-    every_step = ("distort", "zoom_out", "crop", "flip")
     cases = (  # the seeds were chosen by eye: the results should differ, and show what the text says
         ("as it is", (), 0),
         ("1. zoomed out", ("zoom_out",), 1),
@@ -375,8 +372,8 @@ def draw_augmentation(here):
         ("4. colours", ("distort",), 6),
         ("4. colours, drawn again", ("distort",), 11),
         ("5. flipped", ("flip",), 3),
-        ("all steps", every_step, 38),
-        ("all steps, drawn again", every_step, 131),
+        ("all steps", AUGMENTATIONS, 38),
+        ("all steps, drawn again", AUGMENTATIONS, 131),
     )
     objects = (here.boxes_xy * 300, here.labels, torch.zeros(n_objects, dtype=torch.uint8))
     figure, axes = panels(4, 6.5, rows=2)

@@ -23,14 +23,13 @@ from figures_common import (
     add_arrow,
     add_box,
     panels,
-    plain_axes,
 )
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from eval import average_of_11_points, judge_detections
 from model import NETWORKS, SSD300_SOURCES, decimate, l2_normalize
-from utils import find_areas, find_jaccard_overlap, find_paired_intersection
+from utils import find_areas, find_jaccard_overlap
 
 
 def draw_overlap():
@@ -44,7 +43,7 @@ def draw_overlap():
         axis.add_patch(Rectangle(corner.tolist(), width, height, color=AMBER, alpha=0.4, linewidth=0))
         add_box(axis, first, BLUE, width=3)
         add_box(axis, second, RED, width=3)
-        intersection = float(find_paired_intersection(first, second))
+        intersection = width * height
         union = float(find_areas(first) + find_areas(second)) - intersection
         overlap = float(find_jaccard_overlap(first[None], second[None]))
         axis.set(xlim=(-0.5, 11.5), ylim=(9.5, -0.5), aspect="equal", xticks=[], yticks=[], frame_on=False)
@@ -217,7 +216,6 @@ def draw_l2_norm():
         axis.bar(np.arange(4) - 0.2, bright, 0.4, color=BLUE, label=f"a bright cell, length {bright_length:.0f}")
         axis.bar(np.arange(4) + 0.2, faint, 0.4, color=AMBER, label=f"a faint cell, length {faint_length:.0f}")
         axis.set(title=title, xlabel="channel", xticks=range(4), xticklabels="1234")
-        plain_axes(axis)
     axes[0].set(ylabel="activation", ylim=(0, 115))
     axes[1].set(ylabel="activation ÷ length")
     axes[2].set(ylabel="activation ÷ length · 20")
@@ -306,8 +304,7 @@ def draw_smooth_l1():
     right.set(xlabel="x, the error of one offset", ylabel="slope of the loss")
     left.legend(loc="upper center")
     for axis in (left, right):
-        plain_axes(axis)
-        axis.grid(color=GRID, linewidth=0.6)
+        axis.grid()
     return figure
 
 
@@ -338,7 +335,6 @@ def draw_precision_recall():
     axis.plot(points, highest, "x", color=RED, markersize=10, markeredgewidth=2.5, label=label)
     axis.set(xlabel="recall", ylabel="precision", xlim=(-0.03, 1.03), ylim=(-0.05, 1.08), xticks=points)
     axis.set_title(f"the mean of the 11 crosses is the average precision: {average_precision:.3f}")
-    plain_axes(axis)
     axis.legend(loc="lower left")
     return figure
 
@@ -354,8 +350,7 @@ def draw_training(log_file):
     right.plot(*columns["mAP"], "o-", color=BLUE)
     right.set(xlabel="iteration", ylabel="mAP on 100 test pictures", ylim=(0, 1))
     for axis in (left, right):
-        plain_axes(axis)
-        axis.grid(color=GRID, linewidth=0.6)
+        axis.grid()
     return figure
 
 

@@ -106,15 +106,19 @@ class Scene:
 
 @torch.no_grad()
 def predict(model, image):
-    """A model's predictions for one picture: offsets (P, 4) and scores (P, C)."""
+    """What a model says about one picture, by the defaults of detect.py.
+
+    Returns offsets (P, 4), scores (P, C), and the objects: a list of boxes_xy (n, 4), labels (n,), scores (n,).
+    """
     locs, scores = model(prepare([image], model))
-    return locs[0], scores[0]
+    found = model.detect_objects(locs, scores, MIN_SCORE, MAX_OVERLAP, TOP_K)
+    return locs[0], scores[0], [values[0] for values in found]
 
 
 def write_predictions(scene):
     """Write img/scene.json: what the network predicts for the eight priors, and for seven candidates."""
-    locs, scores = predict(scene.model, scene.image)
-    check_answer(locs, scores, scene)
+    locs, scores, (found_boxes, found_labels, _) = predict(scene.model, scene.image)
+    check_answer(found_boxes, found_labels, scene)
     probabilities = F.softmax(scores, dim=1)  # (8732, C)
     candidates = choose_candidates(probabilities, locs, scene)
     priors = [prior for prior, _ in candidates]
@@ -134,10 +138,8 @@ def rounded(values):
     return [[round(value, 4) for value in row] for row in values.tolist()]
 
 
-def check_answer(locs, scores, scene):
+def check_answer(boxes_xy, labels, scene):
     """Raise ValueError unless the network finds the four objects and nothing else: the README says that it does."""
-    found = scene.model.detect_objects(locs[None], scores[None], MIN_SCORE, MAX_OVERLAP, TOP_K)
-    boxes_xy, labels, _ = [values[0] for values in found]
     items = find_jaccard_overlap(boxes_xy, scene.boxes_xy).argmax(dim=1)
     if sorted(items.tolist()) != [0, 1, 2, TINY] or not torch.equal(labels, scene.labels[items]):
         names = [CLASS_NAMES[label] for label in labels.tolist()]
