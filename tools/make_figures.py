@@ -43,7 +43,6 @@ only = ()  # names of figures, such as mining.jpg; (): all
 pages_only = False  # True: draw nothing, bring only the pages up to date (after a change of the code)
 
 FOLDER = REPO / "img"
-PAGES = ("README.md", "docs/manual.md", "docs/experiments.md", "docs/measurements.md", "docs/differences.md")
 MAX_BYTES = 150_000  # of a figure
 MADE_BY = "made by: python tools/make_figures.py"
 NAMES = (*figures_scene.FIGURES, *figures_theory.FIGURES, "training.png", "photos.jpg", "learning.jpg")
@@ -52,8 +51,7 @@ NAMES = (*figures_scene.FIGURES, *figures_theory.FIGURES, "training.png", "photo
 def main():
     if not pages_only:
         draw_figures()
-    for page in PAGES:
-        path = REPO / page
+    for path in (REPO / "README.md", *REPO.glob("docs/*.md")):
         path.write_text(update_page(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -103,20 +101,19 @@ def save(name, draw, *arguments):
 
 # --- What is brought up to date in the pages ------------------------------------------------------
 
-# A function between its marks, such as `<!-- code:model.py:match_priors -->` and `<!-- end -->`.
+# A table between its marks, such as <!-- scene:losses --> and <!-- end -->
+SCENE_TABLE = re.compile(r"(<!-- scene:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A function between its marks, such as <!-- code:model.py:match_priors --> and <!-- end -->
 CODE_QUOTE = re.compile(r"(<!-- code:([\w/.]+):([\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A link to the line where a name is defined, such as [`match_priors()`](model.py#L457)
 CODE_LINK = re.compile(r"(\[`([\w.]+)(?:\(\))?`\]\((?:\.\./)?([\w/]+\.py)#L)\d+")
 
 
 def update_page(text):
     """A page with its tables, its quotations of code, and the line numbers of its links as they have to be now."""
-    text = scene.fill_in_tables(text)
+    here = scene.Scene()
+    text = SCENE_TABLE.sub(lambda mark: f"{mark[1]}{scene.TABLES[mark[2]](here)}\n{mark[3]}", text)
     text = CODE_QUOTE.sub(lambda mark: f"{mark[1]}```python\n{source_of(mark[2], mark[3])}\n```\n{mark[4]}", text)
-    return update_links(text)
-
-
-def update_links(text):
-    """Set the line number of each link such as [`match_priors()`](model.py#L457) to where the name is defined."""
     return CODE_LINK.sub(lambda link: f"{link[1]}{find_definition(link[3], link[2]).lineno}", text)
 
 

@@ -11,7 +11,6 @@ can be computed from a small file.
 
 import json
 import math
-import re
 from functools import cached_property
 from pathlib import Path
 
@@ -348,7 +347,7 @@ def suppression_table(scene):
     return table(["candidate", "class", "compared with what has been kept", "result"], rows)
 
 
-TABLES = {
+TABLES = {  # by the names in the README's marks
     "objects": objects_table,
     "overlaps": overlaps_table,
     "matches": matches_table,
@@ -358,14 +357,3 @@ TABLES = {
     "decoding": decoding_table,
     "suppression": suppression_table,
 }
-
-
-def fill_in_tables(text):
-    """Put each table between its marks, `<!-- scene:NAME -->` and `<!-- end -->`, in a Markdown text."""
-    scene = Scene()
-    return re.sub(
-        r"(<!-- scene:(\w+) -->\n).*?(<!-- end -->)",
-        lambda mark: f"{mark[1]}{TABLES[mark[2]](scene)}\n{mark[3]}",
-        text,
-        flags=re.DOTALL,
-    )
