@@ -1,6 +1,7 @@
 """The README and docs/: commands parse, examples compute, links lead somewhere, tables and quotes are the code's."""
 
 import doctest
+import json
 import re
 import runpy
 import shlex
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import nn
 from torchvision.ops import batched_nms
 
-from model import BACKGROUND, NETWORKS, SSD300, MultiBoxLoss
+from model import BACKGROUND, NETWORKS, SSD300, MultiBoxLoss, detect_objects
 from utils import find_jaccard_overlap, override_parameters, script_parameters
 
 
@@ -205,6 +206,29 @@ def test_the_suppression_example_ends_right():
     assert f"How does A come to the box of candidate {found_by_a + 1}?" in WORDS
     rows = [row for row in scene.candidates_table(here).splitlines() if row.startswith("| **")]
     assert len({row.split("|")[4] for row in rows}) == len(rows) == 7
+
+
+def test_predictions_of_the_scene_are_written(monkeypatch, tmp_path):
+    """Of a network that says what img/scene.json has for the priors there, and background for all others."""
+    here = scene.Scene()
+    here.model = None
+    saved = here.predictions
+    locs, scores = torch.zeros(8732, 4), torch.tensor([9.0, 0, 0, 0, 0]).repeat(8732, 1)
+    for kind, priors in (("", scene.PRIORS), ("candidate_", saved["candidate_priors"])):
+        locs[priors] = torch.tensor(saved[f"{kind}locs"])
+        scores[priors] = torch.tensor(saved[f"{kind}scores"])
+    limits = (scene.MIN_SCORE, scene.MAX_OVERLAP, scene.TOP_K)
+    found = [values[0] for values in detect_objects(locs[None], scores[None], here.all_priors_cxcy, *limits)]
+    monkeypatch.setattr(scene, "SCENE_FILE", tmp_path / "scene.json")
+    monkeypatch.setattr(scene, "predict", lambda *_: (locs, scores, found))
+    scene.write_predictions(here)
+    written = json.loads(scene.SCENE_FILE.read_text())
+    assert written == {**saved, "n_candidates": written["n_candidates"]}
+    assert 7 < written["n_candidates"] < saved["n_candidates"]
+    without_triangle = [values[:3] for values in found]
+    monkeypatch.setattr(scene, "predict", lambda *_: (locs, scores, without_triangle))
+    with pytest.raises(ValueError, match=r"\['star', 'circle', 'star'\].*choose another SEED"):
+        scene.write_predictions(here)
 
 
 def test_numbers_of_the_precision_recall_example():

@@ -242,7 +242,6 @@ def draw_batch(here):
     return figure
 
 
-@torch.no_grad()
 def draw_pipeline(here):
     """One picture all the way: photo, input, feature maps, priors with scores, threshold, suppression."""
     model = here.model

@@ -162,15 +162,16 @@ def draw_sliding(axes):
     add_cells(left, 4.9, outputs[:1, :1], "#ffedd5")
     left.text(0.5, 4.15, "input", ha="center", va="top", fontsize=11)
     left.text(2.1, 4.15, "weights", ha="center", va="top", fontsize=11)
-    for axis, inputs, results, (x_times, x_weights, x_equals, x_results) in (
-        (middle, small, outputs[:1, :1], (2.25, 2.5, 4.8, 5.2)),
-        (right, large, outputs, (3.5, 4, 6.5, 7)),
-    ):
-        add_cells(axis, 0, inputs)
-        axis.text(x_times, 2, "∗", **CENTERED)
-        add_cells(axis, x_weights, weights, "#dbeafe")
-        axis.text(x_equals, 2, "=", **CENTERED)
-        add_cells(axis, x_results, results, "#ffedd5")
+    add_cells(middle, 0, small)
+    middle.text(2.25, 2, "∗", **CENTERED)
+    add_cells(middle, 2.5, weights, "#dbeafe")
+    middle.text(4.8, 2, "=", **CENTERED)
+    add_cells(middle, 5.2, outputs[:1, :1], "#ffedd5")
+    add_cells(right, 0, large)
+    right.text(3.5, 2, "∗", **CENTERED)
+    add_cells(right, 4, weights, "#dbeafe")
+    right.text(6.5, 2, "=", **CENTERED)
+    add_cells(right, 7, outputs, "#ffedd5")
     right.add_patch(Rectangle((0, 0.5), 2, 2, fill=False, edgecolor=BLUE, linewidth=3))
     right.text(8, 3.15, "an answer for\neach place", ha="center", va="top", fontsize=11)
 
