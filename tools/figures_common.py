@@ -10,7 +10,6 @@ BLUE, RED, GREEN, AMBER, PURPLE = "#0969da", "#cf222e", "#1a7f37", "#bc4c00", "#
 CLASS_COLORS = {"circle": AMBER, "rectangle": BLUE, "star": GREEN, "triangle": PURPLE}
 RATIO_COLORS = (BLUE, RED, GREEN, AMBER, PURPLE, "#57606a")  # of the six priors of a cell, in their order
 RATIO_NAMES = ("ratio 1", "extra square", "ratio 2", "ratio 3", "ratio 1/2", "ratio 1/3")
-PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # behind a text on a photo
 CENTERED = {"ha": "center", "va": "center"}
 SMALL = 0.1  # of the picture's width: boxes smaller than this are drawn MARGIN outside
 MARGIN = 0.007
@@ -20,6 +19,10 @@ STYLE = {
     "axes.titlesize": 12,
     "text.color": INK,
     "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
     "figure.facecolor": "#fcfcfa",
     "legend.frameon": False,
 }
@@ -37,15 +40,12 @@ def show_photo(axis, image, title="", ticks=False):
     """Show an image so that fractional boxes can be drawn over it. ticks: an axis in pixels of the 300 x 300 image."""
     axis.imshow(image, extent=(0, 1, 1, 0), aspect=image.height / image.width, interpolation="lanczos")
     axis.set(xlim=(0, 1), ylim=(1, 0), title=title, xticks=[], yticks=[])
+    axis.spines[:].set_visible(True)
     if ticks:
         places = [k / 6 for k in range(7)]
         names = [str(50 * k) for k in range(7)]
         axis.set_xticks(places, names, fontsize=10, color=FAINT)
         axis.set_yticks(places, names, fontsize=10, color=FAINT)
-
-
-def plain_axes(axis):
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def add_box(axis, box_xy, color, label="", width=2.0, dashed=False, at="top", clip=True, size=10, halo=0):

@@ -17,7 +17,6 @@ from figures_common import (
     GREEN,
     GRID,
     INK,
-    PLATE,
     RATIO_COLORS,
     RATIO_NAMES,
     RED,
@@ -25,7 +24,6 @@ from figures_common import (
     add_box,
     add_plate,
     panels,
-    plain_axes,
     show_photo,
 )
 from matplotlib.figure import Figure
@@ -34,7 +32,7 @@ from PIL import Image
 from scene import CLASS_NAMES, OBJECT_NAMES, PRIOR_NAMES
 from torchvision.transforms.functional import to_pil_image
 
-from datasets import transform
+from datasets import AUGMENTATIONS, transform
 from detect import draw_boxes, find_objects
 from model import BACKGROUND, SSD300_SOURCES, MultiBoxLoss, load_model, match_priors
 from utils import class_colors, cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy
@@ -43,6 +41,8 @@ from utils import class_colors, cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap
 HERO_PICTURES = (4, 15, 33, 44, 54, 69)  # of about the same shape
 BATCH_PICTURES = (46, 47)  # one object, none
 PIPELINE_PICTURE = 67
+
+N_PRIORS = [source.grid**2 * source.n_priors for source in SSD300_SOURCES]  # of each source map
 
 
 def draw_hero(here):
@@ -79,55 +79,49 @@ def draw_scene(here):
 def draw_forms(here):
     """One box in the three forms."""
     box, prior = here.boxes_xy[0], here.priors_cxcy[0]
-    x_min, y_min, x_max, y_max = box.tolist()
-    c_x, c_y, w, h = xy_to_cxcy(box).tolist()
+    box_cxcy = xy_to_cxcy(box)
+    forms = (
+        ("boundary", "x_min, y_min, x_max, y_max", scene.decimals(box, 3)),
+        ("center-size", "c_x, c_y, w, h", scene.decimals(box_cxcy, 3)),
+        ("offsets from a prior", "g_c_x, g_c_y, g_w, g_h", scene.decimals(cxcy_to_gcxgcy(box_cxcy, prior), 2)),
+    )
     figure, axes = panels(3, 4.3)
-    for axis, title in zip(axes, ("boundary", "center-size", "offsets from a prior"), strict=True):
+    for axis, (title, names, numbers) in zip(axes, forms, strict=True):
         show_photo(axis, here.image, title)
         add_box(axis, box, RED, width=2.5)
-        axis.set(xlim=(0, 0.78), ylim=(0.84, 0.06))
+        axis.set(xlim=(0, 0.78), ylim=(0.84, 0.06), xlabel=f"({names})\n({', '.join(numbers)})")
+    plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # behind a text on the photo
     left, middle, right = axes
+    x_min, y_min, x_max, y_max = box.tolist()
     left.plot([x_min, x_max], [y_min, y_max], "o", color=RED, markersize=8)
-    left.text(x_min, y_min - 0.03, f"({x_min:.3f}, {y_min:.3f})", color=RED, bbox=PLATE)
-    left.text(x_max, y_max + 0.08, f"({x_max:.3f}, {y_max:.3f})", ha="center", color=RED, bbox=PLATE)
-    left.set_xlabel(f"(x_min, y_min, x_max, y_max)\n({x_min:.3f}, {y_min:.3f}, {x_max:.3f}, {y_max:.3f})")
+    left.text(x_min, y_min - 0.03, f"({x_min:.3f}, {y_min:.3f})", color=RED, bbox=plate)
+    left.text(x_max, y_max + 0.08, f"({x_max:.3f}, {y_max:.3f})", ha="center", color=RED, bbox=plate)
+    c_x, c_y, w, h = box_cxcy.tolist()
     middle.plot(c_x, c_y, "o", color=RED, markersize=8)
     add_arrow(middle, (x_min, y_max + 0.04), (x_max, y_max + 0.04), "white", "<|-|>")
-    middle.text(c_x, y_max + 0.12, f"w = {w:.3f}", ha="center", bbox=PLATE)
+    middle.text(c_x, y_max + 0.12, f"w = {w:.3f}", ha="center", bbox=plate)
     add_arrow(middle, (x_max + 0.04, y_min), (x_max + 0.04, y_max), "white", "<|-|>")
-    middle.text(x_max + 0.07, y_min + 0.05, f"h = {h:.3f}", va="center", bbox=PLATE)
-    middle.set_xlabel(f"(c_x, c_y, w, h)\n({c_x:.3f}, {c_y:.3f}, {w:.3f}, {h:.3f})")
+    middle.text(x_max + 0.07, y_min + 0.05, f"h = {h:.3f}", va="center", bbox=plate)
     add_box(right, cxcy_to_xy(prior), BLUE, "prior A", dashed=True, at="bottom right", size=11)
-    offsets = scene.decimals(cxcy_to_gcxgcy(xy_to_cxcy(box), prior), 2)
-    right.set_xlabel(f"(g_c_x, g_c_y, g_w, g_h)\n({', '.join(offsets)})")
     return figure
 
 
 def draw_offsets(here):
     """How the left star's prior has to move and to change its size, with arrows."""
-    box_cxcy, prior_cxcy = xy_to_cxcy(here.boxes_xy[0]), here.priors_cxcy[0]
-    b_x, b_y, b_w, b_h = box_cxcy.tolist()
-    p_x, p_y, p_w, p_h = prior_cxcy.tolist()
-    g_c_x, g_c_y, g_w, g_h = scene.decimals(cxcy_to_gcxgcy(box_cxcy, prior_cxcy), 2)
+    b_x, b_y, b_w, b_h = xy_to_cxcy(here.boxes_xy[0]).tolist()
+    p_x, p_y, p_w, p_h = here.priors_cxcy[0].tolist()
     figure, (left, right) = panels(2, 4.6, [1, 1.05])
     show_photo(left, here.image)
     left.set(xlim=(0.08, 0.62), ylim=(0.7, 0.16))
     add_box(left, here.boxes_xy[0], RED, "left star", size=11)
-    add_box(left, cxcy_to_xy(prior_cxcy), BLUE, "prior A", dashed=True, at="bottom right", size=11)
+    add_box(left, cxcy_to_xy(here.priors_cxcy[0]), BLUE, "prior A", dashed=True, at="bottom right", size=11)
     for side in (-1, 1):
         add_arrow(left, (p_x + side * p_w / 2, p_y), (b_x + side * b_w / 2, p_y), width=1.6, halo=True)
-    for side in (-1, 1):
         add_arrow(left, (p_x, p_y + side * p_h / 2), (p_x, b_y + side * b_h / 2), width=1.6, halo=True)
     add_arrow(left, (p_x, p_y), (b_x, b_y), width=1.6, halo=True)
-    lines = (
-        "the centre moves",
-        f"g_c_x = ({b_x:.3f} − {p_x:.3f}) / ({p_w:.3f} · 0.1) = {g_c_x}",
-        f"g_c_y = ({b_y:.3f} − {p_y:.3f}) / ({p_h:.3f} · 0.1) = {g_c_y}",
-        "the width changes",
-        f"g_w = ln({b_w:.3f} / {p_w:.3f}) / 0.2 = {g_w}",
-        "the height changes",
-        f"g_h = ln({b_h:.3f} / {p_h:.3f}) / 0.2 = {g_h}",
-    )
+    rows = scene.compute_offsets(here)
+    c_x, c_y, w, h = [f"g_{name} = {computation} = {offset}" for name, _, _, computation, offset in rows]
+    lines = ("the centre moves", c_x, c_y, "the width changes", w, "the height changes", h)
     for i, line in enumerate(lines):
         if "=" in line:
             right.text(0.05, 0.92 - 0.13 * i, line)
@@ -165,6 +159,7 @@ def draw_overlaps(here):
         axis.imshow(overlaps, cmap="Greens", vmin=0, vmax=1.2, aspect="auto")
         axis.set_xticks(range(n_priors), list(PRIOR_NAMES), fontsize=12, weight="bold")
         axis.set_yticks(range(n_objects), OBJECT_NAMES if k % 2 == 0 else [""] * n_objects, fontsize=11)
+        axis.spines[:].set_visible(True)
         axis.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
         for (i, j), overlap in np.ndenumerate(overlaps):
             axis.text(j, i, f"{overlap:.2f}", fontsize=11, **CENTERED)
@@ -177,14 +172,10 @@ def draw_overlaps(here):
         for axis in axes[k:-1]:  # in the last one, the whole table counts again
             axis.plot([-0.5, n_priors - 0.5], [item, item], color=RED, linewidth=1.2)
             axis.plot([prior, prior], [-0.5, n_objects - 0.5], color=RED, linewidth=1.2)
-    owned = [prior for _, prior in here.step_1]
-    takers = [prior for prior, item in enumerate(here.matched) if item != BACKGROUND and prior not in owned]
-    for prior in takers:
-        mark_cell(axes[-1], prior, here.matched[prior], BLUE)
-    taking = ", ".join(PRIOR_NAMES[prior] for prior in takers)
-    *others, last = [name for name, item in zip(PRIOR_NAMES, here.matched, strict=True) if item == BACKGROUND]
-    others = f"{', '.join(others)} and {last}"
-    axes[-1].set_xlabel(f"step 2: {taking} has 0.5 or more; {others} do not")
+    for prior, item in enumerate(here.matched):
+        if item != BACKGROUND and (item, prior) not in here.step_1:
+            mark_cell(axes[-1], prior, item, BLUE)
+    axes[-1].set_xlabel("step 2: B has 0.5 or more; D, F and H do not")
     return figure
 
 
@@ -196,23 +187,21 @@ def draw_grids(here):
     """Which feature maps find which objects: the cells of all positive priors, on the three maps that have any."""
     matched = match_priors(here.boxes_xy, cxcy_to_xy(here.all_priors_cxcy), threshold=0.5)  # (8732,)
     figure, axes = panels(3, 4.1)
-    first = 0  # number of a map's first prior
-    for axis, source in zip(axes, SSD300_SOURCES[:3], strict=True):
-        n_priors = source.grid**2 * source.n_priors
+    maps = zip(SSD300_SOURCES, matched.split(N_PRIORS), here.all_priors_cxcy.split(N_PRIORS), strict=True)
+    for axis, (source, items, priors_cxcy) in zip(axes, maps, strict=False):  # the first three
         show_photo(axis, here.image, f"{source.name}: {source.grid} × {source.grid} cells")
         add_grid(axis, source.grid, color="white", linewidth=0.5, alpha=0.7)
         side = 1 / source.grid
         counts = []
         for item, name in enumerate(here.names):
             add_box(axis, here.boxes_xy[item], CLASS_COLORS[name], width=1.6)
-            priors = first + (matched[first : first + n_priors] == item).nonzero()[:, 0]
-            for c_x, c_y in here.all_priors_cxcy[priors, :2].unique(dim=0).tolist():
+            positives = priors_cxcy[items == item]
+            for c_x, c_y in positives[:, :2].unique(dim=0).tolist():
                 cell = (c_x - side / 2, c_y - side / 2)
                 axis.add_patch(Rectangle(cell, side, side, color=CLASS_COLORS[name], alpha=0.7))
-            if len(priors):
-                counts.append(f"{OBJECT_NAMES[item]} {len(priors)}")
+            if len(positives):
+                counts.append(f"{OBJECT_NAMES[item]} {len(positives)}")
         axis.set_xlabel("positive priors:\n" + ", ".join(counts), fontsize=11)
-        first += n_priors
     return figure
 
 
@@ -225,12 +214,13 @@ def add_grid(axis, n, **style):
 
 def draw_learning(here, folder):
     """What one network finds in the scene's picture at several times of its training: see `snapshots`."""
-    paths = sorted(folder.glob("*.pth.tar"), key=lambda path: int(path.name.split(".")[0]))
-    figure, axes = panels(len(paths) // 2, 7.4, rows=2)
-    for axis, path in zip(axes, paths, strict=True):
-        found = find_objects(here.image, min_score=scene.MIN_SCORE, model=load_model(path))
+    numbers = sorted(int(path.name.split(".")[0]) for path in folder.glob("*.pth.tar"))
+    figure, axes = panels(len(numbers) // 2, 7.4, rows=2)
+    for axis, number in zip(axes, numbers, strict=True):
+        model = load_model(folder / f"{number}.pth.tar")
+        found = find_objects(here.image, min_score=scene.MIN_SCORE, model=model)
         show_photo(axis, draw_boxes(here.image, *found, CLASS_COLORS))
-        axis.set_xlabel(f"after {path.name.split('.')[0]} iterations")
+        axis.set_xlabel(f"after {number} iterations")
     return figure
 
 
@@ -252,7 +242,6 @@ def draw_batch(here):
     return figure
 
 
-@torch.no_grad()
 def draw_pipeline(here):
     """One picture all the way: photo, input, feature maps, priors with scores, threshold, suppression."""
     model = here.model
@@ -260,28 +249,26 @@ def draw_pipeline(here):
     square = photo.resize((300, 300))
     maps = []
     hook = model.pred_convs.register_forward_pre_hook(lambda _module, inputs: maps.extend(inputs[0]))
-    locs, scores = scene.predict(model, photo)
+    locs, scores, (found_boxes, found_labels, found_scores) = scene.predict(model, photo)
     hook.remove()
     best_scores, labels = F.softmax(scores, dim=1)[:, 1:].max(dim=1)  # of each prior; labels start at 0 here
     colors = [CLASS_COLORS[CLASS_NAMES[label + 1]] for label in labels.tolist()]
     candidates = (best_scores > scene.MIN_SCORE).nonzero()[:, 0].tolist()
-    found_boxes, found_labels, found_scores = scene.detect(locs, scores)
 
+    steps = (
+        (photo, "1. a picture", f"{photo.width} × {photo.height} pixels"),
+        (square, "2. the input", "300 × 300 pixels, normalised"),
+        (None, "3. six feature maps", "38 × 38, 19 × 19, ... 1 × 1 cells"),
+        (square, "4. priors with scores", "8732 priors: a few of them, and the best ones"),
+        (square, f"5. scores above {scene.MIN_SCORE}, decoded", f"{len(candidates)} boxes"),
+        (photo, "6. after suppression", f"{len(found_boxes)} objects"),
+    )
     figure, axes = panels(3, 6.6, rows=2)
-    for axis, image in zip(axes, (photo, square, None, square, square, photo), strict=True):
+    for axis, (image, title, text) in zip(axes, steps, strict=True):
         if image:
             show_photo(axis, image)
         else:
             show_maps(axis, maps)
-    captions = (
-        ("1. a picture", f"{photo.width} × {photo.height} pixels"),
-        ("2. the input", "300 × 300 pixels, normalised"),
-        ("3. six feature maps", "38 × 38, 19 × 19, ... 1 × 1 cells"),
-        ("4. priors with scores", "8732 priors: a few of them, and the best ones"),
-        (f"5. scores above {scene.MIN_SCORE}, decoded", f"{len(candidates)} boxes"),
-        ("6. after suppression", f"{len(found_boxes)} objects"),
-    )
-    for axis, (title, text) in zip(axes, captions, strict=True):
         axis.set_title(title)
         axis.set_xlabel(text, fontsize=11)
     priors_xy = cxcy_to_xy(model.priors_cxcy)
@@ -318,13 +305,13 @@ def show_maps(axis, maps):
 def draw_mining(here):
     """The scene's four own priors and its hardest negatives; the losses of the negatives, sorted."""
     priors_xy = cxcy_to_xy(here.all_priors_cxcy)
-    _, scores = scene.predict(here.model, here.image)
+    _, scores, _ = scene.predict(here.model, here.image)
     (labels,), positives, _ = MultiBoxLoss(here.all_priors_cxcy).make_targets([here.boxes_xy], [here.labels])
     losses = F.cross_entropy(scores, labels, reduction="none")  # (P,)
     n_positive = len(positives)
     n_negative = len(labels) - n_positive
     n_hard = 3 * n_positive
-    n_shown = min(2 * n_hard, n_negative)
+    n_shown = 2 * n_hard
     order = losses.masked_fill(labels > 0, -1).argsort(descending=True)
     figure, (left, right) = panels(2, 4.7, [1, 1.05])
     show_photo(left, here.image, "each object's best prior (blue),\nthe five hardest negatives (red) and their losses")
@@ -346,7 +333,6 @@ def draw_mining(here):
     right.set_xlabel(f"negatives, hardest first: the first {n_shown} of {n_negative}")
     right.set_title(f"{n_positive} positives, so 3 · {n_positive} = {n_hard} negatives")
     right.legend(loc="upper right")
-    plain_axes(right)
     return figure
 
 
@@ -378,7 +364,6 @@ def draw_nms(here):
 def draw_augmentation(here):
     """The scene as `transform()` changes it, one step at a time and all together."""
     n_objects = len(here.boxes_xy)
-    every_step = ("distort", "zoom_out", "crop", "flip")
     cases = (  # the seeds were chosen by eye: the results should differ, and show what the text says
         ("as it is", (), 0),
         ("1. zoomed out", ("zoom_out",), 1),
@@ -386,8 +371,8 @@ def draw_augmentation(here):
         ("4. colours", ("distort",), 6),
         ("4. colours, drawn again", ("distort",), 11),
         ("5. flipped", ("flip",), 3),
-        ("all steps", every_step, 38),
-        ("all steps, drawn again", every_step, 131),
+        ("all steps", AUGMENTATIONS, 38),
+        ("all steps, drawn again", AUGMENTATIONS, 131),
     )
     objects = (here.boxes_xy * 300, here.labels, torch.zeros(n_objects, dtype=torch.uint8))
     figure, axes = panels(4, 6.5, rows=2)
@@ -415,12 +400,10 @@ def draw_priors(here):
     show_photo(large, here.image, "conv9_2: 5 × 5 cells, the middle one's six priors", ticks=True)
     add_grid(large, 5, color="white", linewidth=0.8)
     large.add_patch(Rectangle((0.4, 0.4), 0.2, 0.2, color="white", alpha=0.45))
-    first = 0  # number of a map's first prior
-    for axis, source in zip(small.flat, SSD300_SOURCES, strict=True):
-        middle = source.grid // 2 * (source.grid + 1)  # number of the middle cell
-        start = first + middle * source.n_priors
-        boxes = cxcy_to_xy(here.all_priors_cxcy[start : start + source.n_priors])
-        first += source.grid**2 * source.n_priors
+    for axis, source, priors_cxcy in zip(small.flat, SSD300_SOURCES, here.all_priors_cxcy.split(N_PRIORS), strict=True):
+        middle = source.grid // 2
+        by_cell = cxcy_to_xy(priors_cxcy).view(source.grid, source.grid, -1, 4)  # row, column, prior
+        boxes = by_cell[middle, middle]  # (n_priors, 4)
         if source.name == "conv9_2":
             for box, color, name in zip(boxes, RATIO_COLORS, RATIO_NAMES, strict=True):
                 width, height = (300 * (box[2:] - box[:2])).tolist()
@@ -440,23 +423,21 @@ def draw_priors(here):
 
 
 def draw_photos(model):
-    """A strip of photos of one height with what a network finds in them."""
-    height = 370  # pixels
-    photos = []
-    for image in load_photos():
-        photo = image.resize((round(height * image.width / image.height), height))
-        found = find_objects(photo, min_score=0.4, model=model)
-        photos.append(draw_boxes(photo, *found, class_colors(model.label_map)))
-    return put_in_rows([photos])
+    """A strip of photos of one height with what a network finds in them.
 
-
-def load_photos():
-    """Three photos that may be shown: Chelsea the cat (CC0), an astronaut and an admiral (both public domain)."""
+    They may be shown: Chelsea the cat is CC0, the astronaut and the admiral are in the public domain.
+    """
     import skimage.data  # here, because nothing else needs this package
 
     admiral = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    photos = [Image.fromarray(skimage.data.cat()), Image.fromarray(skimage.data.astronaut()), Image.open(admiral)]
-    return [photo.convert("RGB") for photo in photos]
+    images = (Image.fromarray(skimage.data.cat()), Image.fromarray(skimage.data.astronaut()), Image.open(admiral))
+    height = 370  # pixels
+    photos = []
+    for image in images:
+        photo = image.convert("RGB").resize((round(height * image.width / image.height), height))
+        found = find_objects(photo, min_score=0.4, model=model)
+        photos.append(draw_boxes(photo, *found, class_colors(model.label_map)))
+    return put_in_rows([photos])
 
 
 FIGURES = {

@@ -23,14 +23,13 @@ from figures_common import (
     add_arrow,
     add_box,
     panels,
-    plain_axes,
 )
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from eval import average_of_11_points, judge_detections
 from model import NETWORKS, SSD300_SOURCES, decimate, l2_normalize
-from utils import find_areas, find_jaccard_overlap, find_paired_intersection
+from utils import find_areas, find_jaccard_overlap
 
 
 def draw_overlap():
@@ -44,7 +43,7 @@ def draw_overlap():
         axis.add_patch(Rectangle(corner.tolist(), width, height, color=AMBER, alpha=0.4, linewidth=0))
         add_box(axis, first, BLUE, width=3)
         add_box(axis, second, RED, width=3)
-        intersection = float(find_paired_intersection(first, second))
+        intersection = width * height
         union = float(find_areas(first) + find_areas(second)) - intersection
         overlap = float(find_jaccard_overlap(first[None], second[None]))
         axis.set(xlim=(-0.5, 11.5), ylim=(9.5, -0.5), aspect="equal", xticks=[], yticks=[], frame_on=False)
@@ -155,52 +154,52 @@ def draw_sliding(axes):
         axis.text((x_max - 0.2) / 2, -0.4, title, ha="center", va="bottom")
         axis.set_axis_off()
     left, middle, right = axes
-    add_cells(left, 0, 0, small.reshape(4, 1))
-    add_cells(left, 1.6, 0, weights.reshape(4, 1), "#dbeafe")
+    add_cells(left, 0, small.reshape(4, 1))
+    add_cells(left, 1.6, weights.reshape(4, 1), "#dbeafe")
     for i in range(4):
         left.text(1.3, i + 0.5, "·", fontsize=14, **CENTERED)
     left.text(2.8, 2, "→ sum =", va="center")
-    add_cells(left, 4.9, 1.5, outputs[:1, :1], "#ffedd5")
+    add_cells(left, 4.9, outputs[:1, :1], "#ffedd5")
     left.text(0.5, 4.15, "input", ha="center", va="top", fontsize=11)
     left.text(2.1, 4.15, "weights", ha="center", va="top", fontsize=11)
-    add_cells(middle, 0, 1, small)
+    add_cells(middle, 0, small)
     middle.text(2.25, 2, "∗", **CENTERED)
-    add_cells(middle, 2.5, 1, weights, "#dbeafe")
+    add_cells(middle, 2.5, weights, "#dbeafe")
     middle.text(4.8, 2, "=", **CENTERED)
-    add_cells(middle, 5.2, 1.5, outputs[:1, :1], "#ffedd5")
-    add_cells(right, 0, 0.5, large)
-    right.add_patch(Rectangle((0, 0.5), 2, 2, fill=False, edgecolor=BLUE, linewidth=3))
+    add_cells(middle, 5.2, outputs[:1, :1], "#ffedd5")
+    add_cells(right, 0, large)
     right.text(3.5, 2, "∗", **CENTERED)
-    add_cells(right, 4, 1, weights, "#dbeafe")
+    add_cells(right, 4, weights, "#dbeafe")
     right.text(6.5, 2, "=", **CENTERED)
-    add_cells(right, 7, 1, outputs, "#ffedd5")
+    add_cells(right, 7, outputs, "#ffedd5")
+    right.add_patch(Rectangle((0, 0.5), 2, 2, fill=False, edgecolor=BLUE, linewidth=3))
     right.text(8, 3.15, "an answer for\neach place", ha="center", va="top", fontsize=11)
 
 
-def add_cells(axis, left, top, values, color="white"):
-    """Draw a table of numbers as cells of side 1, from its upper left corner on."""
+def add_cells(axis, left, values, color="white"):
+    """Draw a table of numbers as cells of side 1, from its left edge on, its middle at the height of 2."""
+    top = 2 - len(values) / 2
     for (i, j), value in np.ndenumerate(values.numpy()):
         axis.add_patch(Rectangle((left + j, top + i), 1, 1, facecolor=color, edgecolor=FAINT, linewidth=1))
         axis.text(left + j + 0.5, top + i + 0.5, f"{value:g}".replace("-", "−"), **CENTERED)
 
 
 def draw_decimation(axes):
-    is_kept = torch.zeros(49, dtype=torch.bool)
-    is_kept[decimate(torch.arange(49).view(7, 7), steps=(3, 3)).flatten()] = True
-    is_read = torch.zeros(19, 19, dtype=torch.bool)
+    is_kept = np.zeros((7, 7), dtype=bool)
+    decimate(is_kept, steps=(3, 3))[:] = True
+    is_read = np.zeros((19, 19), dtype=bool)
     is_read[3:16:6, 3:16:6] = True
     cases = (
-        (is_kept.view(7, 7), 0, "fc6 as a kernel: 7 × 7", "every third row and column is kept"),
-        (torch.ones(3, 3, dtype=torch.bool), 2, "conv6's kernel: 3 × 3", "9 of 49 weights remain"),
+        (is_kept, 0, "fc6 as a kernel: 7 × 7", "every third row and column is kept"),
+        (np.ones((3, 3), dtype=bool), 2, "conv6's kernel: 3 × 3", "9 of 49 weights remain"),
         (is_read, 0, "on the 19 × 19 grid: dilation 6", "nine cells, six apart"),
     )
-    for axis, (is_blue, margin, title, text) in zip(axes, cases, strict=True):
-        n = len(is_blue)
-        for i in range(n):
-            for j in range(n):
-                color = BLUE if is_blue[i, j] else "white"
-                axis.add_patch(Rectangle((j, i), 1, 1, facecolor=color, edgecolor=GRID, linewidth=1))
-        for number, (i, j) in enumerate(is_blue.nonzero().tolist(), start=1):
+    for axis, (cells, margin, title, text) in zip(axes, cases, strict=True):
+        n = len(cells)
+        for (i, j), is_blue in np.ndenumerate(cells):
+            color = BLUE if is_blue else "white"
+            axis.add_patch(Rectangle((j, i), 1, 1, facecolor=color, edgecolor=GRID, linewidth=1))
+        for number, (i, j) in enumerate(np.argwhere(cells), start=1):
             axis.text(j + 0.5, i + 0.52, number, color="white", fontsize=12 if n < 19 else 7, **CENTERED)
         axis.set(xlim=(-margin, n + margin), ylim=(n + margin, -margin), aspect="equal", xticks=[], yticks=[])
         axis.set(title=title, xlabel=text, frame_on=False)
@@ -218,7 +217,6 @@ def draw_l2_norm():
         axis.bar(np.arange(4) - 0.2, bright, 0.4, color=BLUE, label=f"a bright cell, length {bright_length:.0f}")
         axis.bar(np.arange(4) + 0.2, faint, 0.4, color=AMBER, label=f"a faint cell, length {faint_length:.0f}")
         axis.set(title=title, xlabel="channel", xticks=range(4), xticklabels="1234")
-        plain_axes(axis)
     axes[0].set(ylabel="activation", ylim=(0, 115))
     axes[1].set(ylabel="activation ÷ length")
     axes[2].set(ylabel="activation ÷ length · 20")
@@ -307,8 +305,7 @@ def draw_smooth_l1():
     right.set(xlabel="x, the error of one offset", ylabel="slope of the loss")
     left.legend(loc="upper center")
     for axis in (left, right):
-        plain_axes(axis)
-        axis.grid(color=GRID, linewidth=0.6)
+        axis.grid()
     return figure
 
 
@@ -339,7 +336,6 @@ def draw_precision_recall():
     axis.plot(points, highest, "x", color=RED, markersize=10, markeredgewidth=2.5, label=label)
     axis.set(xlabel="recall", ylabel="precision", xlim=(-0.03, 1.03), ylim=(-0.05, 1.08), xticks=points)
     axis.set_title(f"the mean of the 11 crosses is the average precision: {average_precision:.3f}")
-    plain_axes(axis)
     axis.legend(loc="lower left")
     return figure
 
@@ -355,8 +351,7 @@ def draw_training(log_file):
     right.plot(*columns["mAP"], "o-", color=BLUE)
     right.set(xlabel="iteration", ylabel="mAP on 100 test pictures", ylim=(0, 1))
     for axis in (left, right):
-        plain_axes(axis)
-        axis.grid(color=GRID, linewidth=0.6)
+        axis.grid()
     return figure
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "tools")]
+sys.path.insert(0, str(REPO))
 
 import figures_scene  # noqa: E402 (the paths to them have to be set first)
 import figures_theory  # noqa: E402
@@ -43,7 +43,6 @@ only = ()  # names of figures, such as mining.jpg; (): all
 pages_only = False  # True: draw nothing, bring only the pages up to date (after a change of the code)
 
 FOLDER = REPO / "img"
-PAGES = ("README.md", "docs/manual.md", "docs/experiments.md", "docs/measurements.md", "docs/differences.md")
 MAX_BYTES = 150_000  # of a figure
 MADE_BY = "made by: python tools/make_figures.py"
 NAMES = (*figures_scene.FIGURES, *figures_theory.FIGURES, "training.png", "photos.jpg", "learning.jpg")
@@ -52,8 +51,7 @@ NAMES = (*figures_scene.FIGURES, *figures_theory.FIGURES, "training.png", "photo
 def main():
     if not pages_only:
         draw_figures()
-    for page in PAGES:
-        path = REPO / page
+    for path in (REPO / "README.md", *REPO.glob("docs/*.md")):
         path.write_text(update_page(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -79,7 +77,7 @@ def draw_figures():
 def save(name, draw, *arguments):
     """Draw a figure, unless `only` leaves it out. Write drawings as PNG with a palette, photos as JPEG.
 
-    The file says which command made it. Raises ValueError if it has more than MAX_BYTES.
+    The file says which command made it.
     """
     if only and name not in only:
         return
@@ -98,30 +96,24 @@ def save(name, draw, *arguments):
         text = PngInfo()
         text.add_text("Comment", MADE_BY)
         image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True, pnginfo=text)
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes, more than {MAX_BYTES}")
-    print(f"{path}: {size} bytes")
+    print(f"{path}: {path.stat().st_size} bytes")
 
 
 # --- What is brought up to date in the pages ------------------------------------------------------
 
+# A table between its marks, such as <!-- scene:losses --> and <!-- end -->
+SCENE_TABLE = re.compile(r"(<!-- scene:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A function between its marks, such as <!-- code:model.py:match_priors --> and <!-- end -->
 CODE_QUOTE = re.compile(r"(<!-- code:([\w/.]+):([\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A link to the line where a name is defined, such as [`match_priors()`](model.py#L457)
 CODE_LINK = re.compile(r"(\[`([\w.]+)(?:\(\))?`\]\((?:\.\./)?([\w/]+\.py)#L)\d+")
 
 
 def update_page(text):
     """A page with its tables, its quotations of code, and the line numbers of its links as they have to be now."""
-    return update_links(quote_code(scene.fill_in_tables(text)))
-
-
-def quote_code(text):
-    """Put functions between their marks, such as `<!-- code:model.py:match_priors -->` and `<!-- end -->`."""
-    return CODE_QUOTE.sub(lambda mark: f"{mark[1]}```python\n{source_of(mark[2], mark[3])}\n```\n{mark[4]}", text)
-
-
-def update_links(text):
-    """Set the line number of each link such as [`match_priors()`](model.py#L457) to where the name is defined."""
+    here = scene.Scene()
+    text = SCENE_TABLE.sub(lambda mark: f"{mark[1]}{scene.TABLES[mark[2]](here)}\n{mark[3]}", text)
+    text = CODE_QUOTE.sub(lambda mark: f"{mark[1]}```python\n{source_of(mark[2], mark[3])}\n```\n{mark[4]}", text)
     return CODE_LINK.sub(lambda link: f"{link[1]}{find_definition(link[3], link[2]).lineno}", text)
 
 
@@ -132,17 +124,16 @@ def source_of(file, name):
     """
     definition = find_definition(file, name)
     lines = (REPO / file).read_text(encoding="utf-8").splitlines()
-    decorators = getattr(definition, "decorator_list", [])
-    first = min(node.lineno for node in (definition, *decorators))
     left_out = set()  # numbers of lines
     for node in ast.walk(definition):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "architecture.is_lite":
-            left_out |= set(range(node.lineno, node.end_lineno + 1))
-    if isinstance(definition, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(definition):
-        docstring = definition.body[0]
-        left_out |= set(range(docstring.lineno, docstring.end_lineno + 1))
-        if lines[docstring.end_lineno] == "":  # the line after it
-            left_out.add(docstring.end_lineno + 1)
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_for_ssdlite = isinstance(node, ast.If) and ast.unparse(node.test) == "architecture.is_lite"
+        if is_docstring or is_for_ssdlite:
+            left_out.update(range(node.lineno, node.end_lineno + 1))
+        if is_docstring and lines[node.end_lineno] == "":  # the line after it
+            left_out.add(node.end_lineno + 1)
+    decorators = getattr(definition, "decorator_list", [])
+    first = min(node.lineno for node in (definition, *decorators))
     kept = [lines[number - 1] for number in range(first, definition.end_lineno + 1) if number not in left_out]
     return textwrap.dedent("\n".join(kept))
 

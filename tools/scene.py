@@ -11,26 +11,20 @@ can be computed from a small file.
 
 import json
 import math
-import re
-import sys
 from functools import cached_property
 from pathlib import Path
 
+import make_sample
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO), str(REPO / "tools")]
+import utils
+from datasets import prepare
+from model import BACKGROUND, SSD300, MultiBoxLoss, load_model, match_priors, take_pairs
+from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy
 
-import make_sample  # noqa: E402 (the path to it has to be set first)
-
-import utils  # noqa: E402
-from datasets import prepare  # noqa: E402
-from model import BACKGROUND, SSD300, MultiBoxLoss, detect_objects, load_model, match_priors, take_pairs  # noqa: E402
-from utils import cxcy_to_gcxgcy, cxcy_to_xy, find_jaccard_overlap, gcxgcy_to_cxcy, xy_to_cxcy  # noqa: E402
-
-SCENE_FILE = REPO / "img" / "scene.json"
+SCENE_FILE = Path(__file__).resolve().parents[1] / "img" / "scene.json"
 LABEL_MAP = utils.make_label_map(sorted(make_sample.CLASSES))
 CLASS_NAMES = list(LABEL_MAP)  # by label
 MIN_SCORE = 0.2  # what detect.py shows
@@ -111,23 +105,21 @@ class Scene:
 
 @torch.no_grad()
 def predict(model, image):
-    """A model's predictions for one picture: offsets (P, 4) and scores (P, C)."""
+    """What a model says about one picture, by the defaults of detect.py.
+
+    Returns offsets (P, 4), scores (P, C), and the objects: a list of boxes_xy (n, 4), labels (n,), scores (n,).
+    """
     locs, scores = model(prepare([image], model))
-    return locs[0], scores[0]
-
-
-def detect(locs, scores):
-    """The objects in such predictions: boxes_xy (n, 4), labels (n,), scores (n,)."""
-    priors_cxcy = SSD300.create_prior_boxes()
-    found = detect_objects(locs[None], scores[None], priors_cxcy, MIN_SCORE, MAX_OVERLAP, TOP_K)
-    return [values[0] for values in found]
+    found = model.detect_objects(locs, scores, MIN_SCORE, MAX_OVERLAP, TOP_K)
+    return locs[0], scores[0], [values[0] for values in found]
 
 
 def write_predictions(scene):
     """Write img/scene.json: what the network predicts for the eight priors, and for seven candidates."""
-    locs, scores = predict(scene.model, scene.image)
+    locs, scores, (found_boxes, found_labels, _) = predict(scene.model, scene.image)
+    check_answer(found_boxes, found_labels, scene)
     probabilities = F.softmax(scores, dim=1)  # (8732, C)
-    candidates = choose_candidates(probabilities, find_answer(locs, scores, scene), locs, scene)
+    candidates = choose_candidates(probabilities, locs, scene)
     priors = [prior for prior, _ in candidates]
     content = {
         "locs": rounded(locs[PRIORS]),
@@ -137,7 +129,6 @@ def write_predictions(scene):
         "candidate_locs": rounded(locs[priors]),
         "candidate_scores": rounded(scores[priors]),
         "n_candidates": int((probabilities[:, 1:] > MIN_SCORE).sum()),
-        "best_tiny_score": round(float(probabilities[:, scene.labels[TINY]].max()), 4),
     }
     SCENE_FILE.write_text(json.dumps(content) + "\n")
 
@@ -146,45 +137,32 @@ def rounded(values):
     return [[round(value, 4) for value in row] for row in values.tolist()]
 
 
-def find_answer(locs, scores, scene):
-    """The numbers of the objects that the network finds.
-
-    Raises ValueError if it does not find each of the three larger objects once, or finds what is not there: the example
-    of suppression is to end right.
-    """
-    boxes_xy, labels, _ = detect(locs, scores)
-    best_overlaps, items = find_jaccard_overlap(boxes_xy, scene.boxes_xy).max(dim=1)
-    is_right = (best_overlaps >= 0.5) & (labels == scene.labels[items])
-    items = sorted(items.tolist())
-    if not is_right.all() or items not in ([0, 1, 2], [0, 1, 2, TINY]):
+def check_answer(boxes_xy, labels, scene):
+    """Raise ValueError unless the network finds the four objects and nothing else: the README says that it does."""
+    items = find_jaccard_overlap(boxes_xy, scene.boxes_xy).argmax(dim=1)
+    if sorted(items.tolist()) != [0, 1, 2, TINY] or not torch.equal(labels, scene.labels[items]):
         names = [CLASS_NAMES[label] for label in labels.tolist()]
         raise ValueError(f"the model finds {names} in the scene's picture: choose another SEED in tools/scene.py")
-    return items
 
 
-def choose_candidates(probabilities, found, locs, scene):
+def choose_candidates(probabilities, locs, scene):
     """Candidates for the example of suppression, by falling score: pairs (prior, label).
 
-    Of each object that is found the best one, and of the three larger ones also the one that overlaps it least of those
-    that it suppresses; if the triangle is missed, of the left star one more.
+    Of each object the best one, and of the three larger ones also the one that overlaps the best one least of those
+    that it suppresses.
     """
     boxes_xy = cxcy_to_xy(gcxgcy_to_cxcy(locs, scene.all_priors_cxcy))
     overlaps = find_jaccard_overlap(scene.boxes_xy, boxes_xy)  # (4, 8732)
     chosen = []
-    for item in found:
-        label = int(scene.labels[item])
+    for item, label in enumerate(scene.labels.tolist()):
         is_candidate = (probabilities[:, label] > MIN_SCORE) & (overlaps[item] >= 0.5)
         mine = is_candidate.nonzero()[:, 0]
         best = mine[probabilities[mine, label].argmax()]
-        with_best = find_jaccard_overlap(boxes_xy[best][None], boxes_xy[mine])[0]
-        doubles = [int(mine[i]) for i in with_best.argsort() if with_best[i] > MAX_OVERLAP and mine[i] != best]
         chosen.append((int(best), label))
-        if item != TINY and not doubles:
-            raise ValueError(f"the model has no doubles of the {OBJECT_NAMES[item]}: choose another SEED")
         if item != TINY:
+            with_best = find_jaccard_overlap(boxes_xy[best][None], boxes_xy[mine])[0]
+            doubles = [int(mine[i]) for i in with_best.argsort() if with_best[i] > MAX_OVERLAP]
             chosen.append((doubles[0], label))
-        if item == 0 and TINY not in found:
-            chosen.append((doubles[len(doubles) // 2], label))
     return sorted(chosen, key=lambda pair: -float(probabilities[pair]))
 
 
@@ -197,9 +175,9 @@ def table(header, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def pixels(values):
-    """Fractions as whole pixels of the 300 x 300 image."""
-    return [f"{value * SIDE:.0f}" for value in values.tolist()]
+def pixels(values, separator=", "):
+    """Fractions as whole pixels of the 300 x 300 image, in one text."""
+    return separator.join(f"{value * SIDE:.0f}" for value in values.tolist())
 
 
 def decimals(values, n):
@@ -217,19 +195,16 @@ def digits(value):
 
 def objects_table(scene):
     rows = []
-    for i, name in enumerate(OBJECT_NAMES):
-        box = scene.boxes_xy[i]
-        width, height = pixels(box[2:] - box[:2])
-        rows.append([name, scene.names[i], ", ".join(pixels(box)), f"{width} × {height}"])
+    for name, class_name, box in zip(OBJECT_NAMES, scene.names, scene.boxes_xy, strict=True):
+        rows.append([name, class_name, pixels(box), pixels(box[2:] - box[:2], " × ")])
     return table(["object", "class", "box in pixels: x_min, y_min, x_max, y_max", "size"], rows)
 
 
 def overlaps_table(scene):
-    rows = [["centre"], ["size"]]
-    for prior in scene.priors_cxcy:
-        c_x, c_y, w, h = pixels(prior)
-        rows[0].append(f"{c_x}, {c_y}")
-        rows[1].append(f"{w} × {h}")
+    rows = [
+        ["centre", *(pixels(prior[:2]) for prior in scene.priors_cxcy)],
+        ["size", *(pixels(prior[2:], " × ") for prior in scene.priors_cxcy)],
+    ]
     for name, overlaps in zip(OBJECT_NAMES, scene.overlaps, strict=True):
         rows.append([f"**{name}**", *decimals(overlaps, 2)])
     return table(["", *(f"**{name}**" for name in PRIOR_NAMES)], rows)
@@ -251,18 +226,23 @@ def matches_table(scene):
     return table(["prior", "why", "must predict the class", "and"], rows)
 
 
-def offsets_table(scene):
+def compute_offsets(scene):
+    """The offsets from prior A to the left star, in words: rows (name, box, prior, computation, offset)."""
     box = xy_to_cxcy(scene.boxes_xy[0])
     prior = scene.priors_cxcy[0]
     b_x, b_y, b_w, b_h = decimals(box, 3)
     p_x, p_y, p_w, p_h = decimals(prior, 3)
     g_x, g_y, g_w, g_h = decimals(cxcy_to_gcxgcy(box, prior), 2)
-    rows = [
-        ["c_x", b_x, p_x, f"({b_x} − {p_x}) / ({p_w} · {utils.CENTER_VARIANCE})", f"**{g_x}**"],
-        ["c_y", b_y, p_y, f"({b_y} − {p_y}) / ({p_h} · {utils.CENTER_VARIANCE})", f"**{g_y}**"],
-        ["w", b_w, p_w, f"ln({b_w} / {p_w}) / {utils.SIZE_VARIANCE}", f"**{g_w}**"],
-        ["h", b_h, p_h, f"ln({b_h} / {p_h}) / {utils.SIZE_VARIANCE}", f"**{g_h}**"],
+    return [
+        ["c_x", b_x, p_x, f"({b_x} − {p_x}) / ({p_w} · {utils.CENTER_VARIANCE})", g_x],
+        ["c_y", b_y, p_y, f"({b_y} − {p_y}) / ({p_h} · {utils.CENTER_VARIANCE})", g_y],
+        ["w", b_w, p_w, f"ln({b_w} / {p_w}) / {utils.SIZE_VARIANCE}", g_w],
+        ["h", b_h, p_h, f"ln({b_h} / {p_h}) / {utils.SIZE_VARIANCE}", g_h],
     ]
+
+
+def offsets_table(scene):
+    rows = [[*row, f"**{offset}**"] for *row, offset in compute_offsets(scene)]
     return table(["", "left star", "prior A", "computation", "offset"], rows)
 
 
@@ -293,16 +273,7 @@ def losses_table(scene):
             loc = digits(float(loc_losses[i]))
         probability = f"{math.exp(-entropy):.3f}"
         rows.append([f"**{PRIOR_NAMES[i]}**", CLASS_NAMES[label], probability, digits(entropy), role, loc])
-    header = ["prior", "right class", "its probability", "cross entropy", "role", "smooth L1 of the offsets"]
-    n_positive = int((labels > 0).sum())
-    conf = float(entropies[counts].sum())
-    loc = float(loc_losses.sum())
-    text = (
-        f"The cross entropies that count add up to {conf:.2f}, the localisation losses to {loc:.2f}. There are "
-        f"{n_positive} positives, so the loss is ({conf:.2f} + {loc:.2f}) / {n_positive} = "
-        f"**{(conf + loc) / n_positive:.2f}**. `MultiBoxLoss` returns the same number for these priors."
-    )
-    return f"{table(header, rows)}\n\n{text}"
+    return table(["prior", "right class", "its probability", "cross entropy", "role", "smooth L1 of the offsets"], rows)
 
 
 def candidates(scene):
@@ -318,11 +289,8 @@ def candidates_table(scene):
     rows = []
     priors = scene.predictions["candidate_priors"]
     for i, (box, name, score) in enumerate(zip(*candidates(scene), strict=True)):
-        rows.append([f"**{i + 1}**", name, f"{score:.5f}", ", ".join(pixels(box)), describe_prior(scene, priors[i])])
-    n = scene.predictions["n_candidates"]
-    text = f"With a `min_score` of {MIN_SCORE}, our picture has {n} candidates. Here are seven of them:"
-    header = ["candidate", "class", "score", "box in pixels: x_min, y_min, x_max, y_max", "its prior"]
-    return f"{text}\n\n{table(header, rows)}"
+        rows.append([f"**{i + 1}**", name, f"{score:.5f}", pixels(box), describe_prior(scene, priors[i])])
+    return table(["candidate", "class", "score", "box in pixels: x_min, y_min, x_max, y_max", "its prior"], rows)
 
 
 def decoding_table(scene):
@@ -339,18 +307,15 @@ def decoding_table(scene):
         ["w", g_w, p_w, f"exp({g_w} · {utils.SIZE_VARIANCE}) · {p_w}", f"**{b_w}**"],
         ["h", g_h, p_h, f"exp({g_h} · {utils.SIZE_VARIANCE}) · {p_h}", f"**{b_h}**"],
     ]
-    text = (
-        f"How does A come to the box of candidate {number + 1}? The network predicts four offsets, which are decoded:"
-    )
-    return f"{text}\n\n{table(['', 'offset', 'prior A', 'computation', 'box'], rows)}"
+    return table(["", "offset", "prior A", "computation", "box"], rows)
 
 
 def describe_prior(scene, prior):
     """The letter of one of the eight priors; size and centre, in pixels, of any other of the 8732."""
     if prior in PRIORS:
         return f"**{PRIOR_NAMES[PRIORS.index(prior)]}**"
-    c_x, c_y, w, h = pixels(scene.all_priors_cxcy[prior])
-    return f"{w} × {h} at {c_x}, {c_y}"
+    prior_cxcy = scene.all_priors_cxcy[prior]
+    return f"{pixels(prior_cxcy[2:], ' × ')} at {pixels(prior_cxcy[:2])}"
 
 
 def suppression_steps(scene):
@@ -382,31 +347,7 @@ def suppression_table(scene):
     return table(["candidate", "class", "compared with what has been kept", "result"], rows)
 
 
-def answer(scene):
-    """The last word of the example of suppression: what became of the triangle."""
-    _, names, scores = candidates(scene)
-    if "triangle" in names:
-        number = names.index("triangle")
-        prior = describe_prior(scene, scene.predictions["candidate_priors"][number])
-        overlaps = scene.all_overlaps[TINY]
-        n_tied = int((overlaps > overlaps.max() - 1e-5).sum())
-        fate = (
-            f"It is found, with a score of {scores[number]:.2f}, but not by G. The prior that finds it is "
-            f"another one of the {n_tied} that tie, {prior}. For this picture the loss would ask it to say background. "
-            "But in training, other small objects belonged to priors of its shape, and all cells share a "
-            "head's weights. That was just enough: with a higher `min_score` the triangle would be missed."
-        )
-    else:
-        score = scene.predictions["best_tiny_score"]
-        fate = (
-            f"It is missed: the highest score that any prior gives to its class is {score:.2f}. Suppression can only "
-            "remove what is too much; it cannot find what the network did not see."
-        )
-    moral = "Suppression does not judge whether a detection is right: that is what the score is for."
-    return f"And the triangle? {fate} {moral}"
-
-
-TABLES = {
+TABLES = {  # by the names in the README's marks
     "objects": objects_table,
     "overlaps": overlaps_table,
     "matches": matches_table,
@@ -415,16 +356,4 @@ TABLES = {
     "candidates": candidates_table,
     "decoding": decoding_table,
     "suppression": suppression_table,
-    "answer": answer,
 }
-
-
-def fill_in_tables(text):
-    """Put each table between its marks, `<!-- scene:NAME -->` and `<!-- end -->`, in a Markdown text."""
-    scene = Scene()
-    return re.sub(
-        r"(<!-- scene:(\w+) -->\n).*?(<!-- end -->)",
-        lambda mark: f"{mark[1]}{TABLES[mark[2]](scene)}\n{mark[3]}",
-        text,
-        flags=re.DOTALL,
-    )
