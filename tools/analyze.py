@@ -158,15 +158,18 @@ def diagnose(detections, dataset):
     true_boxes_xy = dataset.boxes_xy_pixels.double()
     true_images = torch.arange(len(dataset)).repeat_interleave(torch.from_numpy(np.diff(dataset.starts)))
 
-    # The object that each detection overlaps most: of those in its image, and of those that have its class, too.
+    # The object that each detection overlaps most, of those in its image; and of these, of those that have its class.
     objects, overlaps = find_best_objects(images, boxes_xy, true_images, true_boxes_xy)
     n_labels = len(dataset.label_map)
     parts = images * n_labels + labels  # a number for each class of each image
     true_parts = true_images * n_labels + dataset.labels
     own_objects, own_overlaps = find_best_objects(parts, boxes_xy, true_parts, true_boxes_xy)
 
+    # "true", "false" or "ignored". All classes at once: no two have an object in common.
     outcomes = judge_detections(own_objects, own_overlaps, dataset.difficulties != 0, MIN_OVERLAP)
     outcomes = np.array(outcomes, dtype=str)
+    overlaps = overlaps.numpy()
+    own_overlaps = own_overlaps.numpy()
     kinds = np.select(
         [
             outcomes == "true",
