@@ -47,7 +47,7 @@ def make_detections(*images):
 def judge_one_image(folder, detections, objects):
     """The kinds of the detections of one image, by falling score, and whether its objects are found."""
     dataset = make_dataset(folder, objects)
-    verdicts = analyze.judge_detections(make_detections(detections), dataset)
+    verdicts = analyze.diagnose(make_detections(detections), dataset)
     return verdicts["kind"].tolist(), list_found(verdicts, dataset)
 
 
@@ -105,7 +105,7 @@ def test_kinds_by_hand(tmp_path, detections, objects, kinds, is_found):
 def test_objects_of_other_images_do_not_count(tmp_path):
     dataset = make_dataset(tmp_path, [(A, CAT, 0)], [], [(B, CAT, 0), (A, DOG, 0)])
     detections = make_detections([(B, CAT, 0.6)], [(A, CAT, 0.9)], [(B, CAT, 0.8), (A, CAT, 0.7)])
-    verdicts = analyze.judge_detections(detections, dataset)
+    verdicts = analyze.diagnose(detections, dataset)
     assert verdicts["image"].tolist() == [1, 2, 2, 0]
     assert verdicts["kind"].tolist() == ["background", "right", "other_class", "background"]
     assert verdicts["object"].tolist() == [-1, 1, 2, -1]
@@ -116,7 +116,7 @@ def test_counts_by_hand(tmp_path):
     objects = [(A, CAT, 0), (C, CAT, 1), (B, CAT, 0), (B, DOG, 1)]
     detections = [(A, CAT, 0.9), (A, CAT, 0.8), (C, CAT, 0.7), (NONE, CAT, 0.6), (A, DOG, 0.5)]
     dataset = make_dataset(tmp_path, objects)
-    verdicts = analyze.judge_detections(make_detections(detections), dataset)
+    verdicts = analyze.diagnose(make_detections(detections), dataset)
     scores = {"cat": 0.25, "dog": math.nan, "grandfather clock": math.nan}
     rows = analyze.count_by_class(verdicts, dataset, scores)
     analyze.write_summary(rows, tmp_path / "summary.csv")
@@ -131,9 +131,9 @@ def test_counts_by_hand(tmp_path):
 def test_classes_whose_names_look_the_same_have_bars_of_their_own(tmp_path):
     names = ["x" * 50 + end for end in "ab"]  # shown with their first letters
     dataset = make_dataset(tmp_path, [(A, 1, 0), (B, 2, 0)], label_map=make_label_map(names))
-    verdicts = analyze.judge_detections(make_detections([(A, 1, 0.9), (C, 2, 0.8)]), dataset)
+    verdicts = analyze.diagnose(make_detections([(A, 1, 0.9), (C, 2, 0.8)]), dataset)
     rows = analyze.count_by_class(verdicts, dataset, dict.fromkeys(names, 0.5))
-    axes = analyze.draw_errors(verdicts, dataset, rows).axes
+    axes = analyze.draw_errors(verdicts, dataset, rows, analyze.add_up(rows)).axes
     for axis in axes:
         assert {bar.get_y() + bar.get_height() / 2 for bar in axis.patches} == {0, 1, 2}
     first, second, total = [label.get_text() for label in axes[0].get_yticklabels()]
@@ -222,7 +222,7 @@ def test_counts_of_real_detections_add_up(voc07_test, real_data, tmp_path, run_m
 def test_the_right_ones_are_those_of_the_metric(voc07_test):
     dataset = PascalVOCDataset(voc07_test, "TEST", keep_difficult=True)
     detections = analyze.read_detections(voc07_test / "det", dataset)
-    verdicts = analyze.judge_detections(detections, dataset)
+    verdicts = analyze.diagnose(detections, dataset)
     expected, _ = score(detections, dataset)
     areas, _ = score(detections, dataset, "area")  # they change with every right detection
     assert len(expected) == 20
@@ -230,7 +230,8 @@ def test_the_right_ones_are_those_of_the_metric(voc07_test):
         label = dataset.label_map[name]
         recall, precision = analyze.make_curve(verdicts, dataset, label, analyze.find_objects(dataset, label))
         assert average_of_11_points(precision, recall) == pytest.approx(value, abs=1e-9)
-        assert area_under_curve(precision, recall) == pytest.approx(areas[name], abs=1e-9)
+        area = area_under_curve(torch.from_numpy(precision), torch.from_numpy(recall))
+        assert area == pytest.approx(areas[name], abs=1e-9)
 
 
 # --- Sizes ----------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ def test_recall_and_precision_of_groups_by_hand(tmp_path):
     difficult = ([0, 500, 900, 900], CAT, 1)  # does not count, however large
     dataset = make_dataset(tmp_path, [*cats, difficult])
     detections = make_detections([(cats[9][0], CAT, 0.9), ([0, 200, 9, 300], CAT, 0.8), (cats[0][0], CAT, 0.7)])
-    verdicts = analyze.judge_detections(detections, dataset)
+    verdicts = analyze.diagnose(detections, dataset)
     areas = np.array([10.0 * (10 + i) for i in range(10)] + [360_000.0])
     recalls, precisions = analyze.score_groups(verdicts, dataset, CAT, areas).tolist()
     assert recalls == [1, 0, 0, 0, 1]
@@ -262,7 +263,7 @@ def test_recall_and_precision_of_groups_by_hand(tmp_path):
 
 def test_a_class_of_one_object_has_one_group(tmp_path):
     dataset = make_dataset(tmp_path, [(A, CAT, 0)])
-    verdicts = analyze.judge_detections(make_detections([(A, CAT, 0.9)]), dataset)
+    verdicts = analyze.diagnose(make_detections([(A, CAT, 0.9)]), dataset)
     scores = analyze.score_groups(verdicts, dataset, CAT, np.array([100.0]))
     np.testing.assert_array_equal(scores, [[np.nan, np.nan, 1, np.nan, np.nan]] * 2)
 
@@ -270,21 +271,34 @@ def test_a_class_of_one_object_has_one_group(tmp_path):
 # --- The worst cases ------------------------------------------------------------------------------
 
 
-def test_reasons_of_false_detections(tmp_path, monkeypatch):
-    monkeypatch.setattr(analyze, "N_WORST", 4)
-    objects = [(A, CAT, 0), (B, DOG, 0)]
+def draw_case(verdict, dataset):
+    """A case on axes of its own; returns the axes and the crop, (H, W, 3)."""
+    axis = Figure(figsize=(4, 3)).subplots()
+    analyze.draw_case(axis, verdict, dataset)
+    return axis, np.asarray(axis.images[0].get_array()).astype(int)
+
+
+def list_shown(figure):
+    """The words above the crops of worst.jpg."""
+    return [axis.get_title().replace("\n", " ") for axis in figure.axes if axis.images]
+
+
+def test_reasons_of_false_detections(tmp_path):
+    """The best-scored ones: the twenty-first is not shown."""
+    path = str(write_image(tmp_path / "a.png", (60, 40)))
     detections = [
-        (A, CAT, 0.9), (A, CAT, 0.8), ([0, 0, 4, 10], CAT, 0.7), (B, CAT, 0.6), (NONE, CAT, 0.5), (NONE, DOG, 0.4),
+        (A, CAT, 0.9), (A, CAT, 0.8), ([0, 0, 4, 10], CAT, 0.7), (B, CAT, 0.6), (NONE, CAT, 0.5),
+        *[(NONE, DOG, 0.4)] * 16, (NONE, DOG, 0.3),
     ]  # fmt: skip
-    dataset = make_dataset(tmp_path, objects)
-    cases = analyze.list_false_detections(analyze.judge_detections(make_detections(detections), dataset), dataset)
-    assert [case.reason for case in cases] == [
+    dataset = make_dataset(tmp_path, [(A, CAT, 0), (B, DOG, 1)], paths=[path])
+    verdicts = analyze.diagnose(make_detections(detections), dataset)
+    assert list_shown(analyze.draw_worst(verdicts, dataset)) == [
         "cat 0.80: duplicate (overlap 1.00 with cat)",
         "cat 0.70: localised badly (overlap 0.40 with cat)",
         "cat 0.60: another class (overlap 1.00 with dog)",
         "cat 0.50: background",
+        *["dog 0.40: background"] * 16,
     ]
-    assert cases[2].object_xy.tolist() == B and cases[3].object_xy is None
 
 
 def test_reasons_of_missed_objects(tmp_path, monkeypatch):
@@ -296,37 +310,31 @@ def test_reasons_of_missed_objects(tmp_path, monkeypatch):
         (beside_taken, CAT, 0.8), (wrong, DOG, 0.7), (part_of_bad, CAT, 0.6), (part_of_bad, CAT, 0.5), (A, DOG, 0.4),
     ]  # fmt: skip
     dataset = make_dataset(tmp_path, [(A, DOG, 0)], objects)  # in another image the same dog
-    verdicts = analyze.judge_detections(make_detections([], detections), dataset)
+    verdicts = analyze.diagnose(make_detections([], detections), dataset)
     cases = analyze.list_missed_objects(verdicts, dataset)
-    assert [case.reason for case in cases] == [  # by falling size
+    assert [analyze.describe_case(case, dataset) for case in cases] == [  # by falling size
         "cat: no detection is about it",
         "cat: no detection is about it",  # that beside it overlaps another cat more
         "dog 0.70: another class (overlap 1.00 with cat)",
         "cat 0.60: localised badly (overlap 0.43 with cat)",
     ]
-    assert [case.image for case in cases] == [1] * 4
-    assert cases[0].object_xy.tolist() == large and cases[0].detection_xy is None
-    assert cases[3].object_xy.tolist() == bad and cases[3].detection_xy.tolist() == part_of_bad
-
-
-def draw_case(case, dataset):
-    """A Case on axes of its own; returns the axes and the crop, (H, W, 3)."""
-    axis = Figure(figsize=(4, 3)).subplots()
-    analyze.draw_case(axis, case, dataset)
-    return axis, np.asarray(axis.images[0].get_array()).astype(int)
+    assert [case["image"] for case in cases] == [1] * 4
+    assert [dataset.boxes_xy_pixels[case["object"]].tolist() for case in cases] == [large, taken, wrong, bad]
+    assert cases[3]["box_xy_pixels"].tolist() == part_of_bad
 
 
 def test_a_crop_shows_its_boxes_where_they_are(tmp_path):
     picture = Image.new("RGB", (900, 900), "black")
     picture.paste("red", (300, 300, 400, 360))
     picture.save(tmp_path / "a.png")
-    dataset = make_dataset(tmp_path, [], paths=[str(tmp_path / "a.png")], size=(900, 900))
-    boxes = ([300, 300, 400, 360], [400, 360, 500, 420])
-    axis, pixels = draw_case(analyze.Case(0, *map(np.array, boxes), "why"), dataset)
+    true_box, box = [400, 345, 500, 420], [300, 300, 420, 360]
+    dataset = make_dataset(tmp_path, [(true_box, CAT, 0)], paths=[str(tmp_path / "a.png")], size=(900, 900))
+    verdict = analyze.diagnose(make_detections([(box, CAT, 0.5)]), dataset)[0]
+    verdict["kind"] = "localization"
+    axis, pixels = draw_case(verdict, dataset)
     drawn = {patch.get_edgecolor()[0] > 0.5: patch.get_bbox().extents.tolist() for patch in axis.patches}
-    assert drawn == {True: boxes[0], False: boxes[1]}  # red is the detection, green the object
-    assert axis.get_title() == "why"
-    # The boxes share a corner, the middle of the crop.
+    assert drawn == {True: box, False: true_box}  # red is the detection, green the object
+    # The boxes together have their middle in the middle of the crop, and half of its width.
     left, right, lower, upper = axis.images[0].get_extent()
     assert (left + right, lower + upper) == (800, 720) and right - left == 400
     rows, columns = np.nonzero(pixels[..., 0] > 128)  # the red pixels, from 0 to 360 and from 0 to 480
@@ -346,17 +354,25 @@ def test_worst_cases_at_the_edge_of_an_image(tmp_path):
         [59, 39, 200, 300],
         [200, 200, 210, 210],
     ):
-        _, pixels = draw_case(analyze.Case(0, np.array(box, float), None, ""), dataset)
+        verdict = analyze.diagnose(make_detections([(box, CAT, 0.5)]), dataset)[0]
+        axis, pixels = draw_case(verdict, dataset)
         assert pixels.shape == (analyze.TILE_SIZE[1], analyze.TILE_SIZE[0], 3)
+        assert axis.get_title() == "cat 0.50: background"
 
 
 def test_every_case_is_on_the_picture(tmp_path):
+    """Twenty false detections and the three missed objects, two of them with the best detection about them."""
     path = write_image(tmp_path / "a.png", (60, 40))
-    dataset = make_dataset(tmp_path, [], paths=[str(path)], size=(60, 40))
-    cases = [analyze.Case(0, np.array(A), None, str(number)) for number in range(analyze.N_WORST)]
-    figure = analyze.draw_worst(cases, cases[:3], dataset)
-    shown = [axis.get_title() for axis in figure.axes if axis.images]
-    assert shown == [case.reason for case in [*cases, *cases[:3]]]
+    dataset = make_dataset(tmp_path, [(box, CAT, 0) for box in (A, B, C)], paths=[str(path)])
+    detections = make_detections([(A, DOG, 0.9), ([50, 50, 70, 58], CAT, 0.8), *[(NONE, CAT, 0.1)] * 18])
+    figure = analyze.draw_worst(analyze.diagnose(detections, dataset), dataset)
+    about_a = "dog 0.90: another class (overlap 1.00 with cat)"
+    about_b = "cat 0.80: localised badly (overlap 0.40 with cat)"
+    assert list_shown(figure) == [
+        about_a, about_b, *["cat 0.10: background"] * 18, about_b, about_a, "cat: no detection is about it"
+    ]  # fmt: skip
+    boxes_drawn = [len(axis.patches) for axis in figure.axes if axis.images]
+    assert boxes_drawn == [2, 2, *[1] * 18, 2, 2, 1]
 
 
 # --- The log --------------------------------------------------------------------------------------
@@ -384,15 +400,22 @@ def test_the_log_is_drawn(tmp_path):
     assert Image.open(tmp_path / "loss.png").size[0] > 500
 
 
-@pytest.mark.parametrize("log", [LOG.splitlines()[0], "iteration,epoch,loss,lr\n1,0.1,3.0,1e-3\n"])
-def test_a_log_with_little_in_it_is_drawn(tmp_path, log):
+@pytest.mark.parametrize("n_lines", [1, 2])
+def test_a_log_with_little_in_it_is_drawn(tmp_path, n_lines):
+    log = "".join(LOG.splitlines(keepends=True)[:n_lines])
     figure = analyze.draw_log(analyze.read_log(write(tmp_path / "log.csv", log)))
     analyze.save_figure(figure, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("log", "words"), [("a,b\n1,2\n", '"iteration"'), ("", '"iteration"'), (LOG + "40,0.4,x\n", "line 6.*'x'")]
+    ("log", "words"),
+    [
+        ("a,b\n1,2\n", '"iteration"'),
+        ("", '"iteration"'),
+        ("iteration,epoch,loss\n1,0.1,3.0\n", '"conf_loss"'),
+        (LOG + "40,0.4,x\n", "line 6.*'x'"),
+    ],
 )
 def test_what_is_no_log_is_refused(tmp_path, log, words):
     with pytest.raises(ValueError, match=words) as caught:

@@ -14,7 +14,7 @@ import demo
 import gpu_check
 import pytest
 import torch
-from helpers import REPO, finish, read_log, run_script, script, start, write
+from helpers import REPO, finish, read_log, run_script, script, start
 
 import model
 import train
@@ -87,20 +87,9 @@ def test_ablations_in_short(tmp_path, lists):
     assert [(row["choice"], row["seed"]) for row in rows] == [("baseline", "0"), ("baseline", "1"), ("no_step_1", "0")]
     output = run_script(script("tools/ablations.py", choices="squares_only,", **settings), tmp_path)
     assert read_log(tmp_path / "results.csv")[:3] == rows and len(read_log(tmp_path / "results.csv")) == 4
-    table = (tmp_path / "table.md").read_text()
-    assert table in output
-    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[-1] for line in lines] == ["the paper |", "74.3 |", " |", "71.6 |"]
     assert lines[3].startswith("| square priors only |")
-
-
-def test_other_numbers_of_pictures_are_drawn_anew(tmp_path, monkeypatch):
-    folders = []
-    monkeypatch.setattr(ablations.demo, "run", lambda _, **settings: folders.append(settings["output_folder"]))
-    for n_train in (8, 9, 8):
-        monkeypatch.setattr(ablations, "n_train", n_train)
-        write(ablations.draw_pictures(tmp_path) / "label_map.json", "{}")
-    assert [folder.name for folder in folders] == ["sample_8_200", "lists_8_200", "sample_9_200", "lists_9_200"]
 
 
 def test_spread_of_the_baselines_by_hand():

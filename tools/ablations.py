@@ -2,7 +2,7 @@
 
     python create_data_lists.py --train_data=BCCD --output_folder=bccd       any data set with TRAIN and TEST lists
     python tools/ablations.py --data_folder=bccd --output_folder=ablations_bccd
-    python tools/ablations.py                                                the demo's generated pictures
+    python tools/ablations.py                                                the generated pictures of `make demo`
     python tools/ablations.py --choices=flip_only,no_crop --seeds=0,1,2      some of the choices, three runs of each
 
 A run of 2,000 iterations takes about half an hour on one CPU core. All runs have the same data, iterations and recipe.
@@ -10,8 +10,8 @@ The run without a change, the baseline, is repeated with several seeds: how far 
 choice whose difference is within it has shown nothing. (Of choices that change nothing, one in twenty lies outside all
 the same.)
 
-Writes into `output_folder` after every run: results.csv, a row a run, and table.md, a row a choice. Started again, it
-goes on with the runs that are missing.
+Adds a row to results.csv in `output_folder` after every run, and prints a table at the end, a row a choice. Started
+again, it goes on with the runs that are missing.
 Any parameter below can be overridden on the command line with --name=value.
 """
 
@@ -29,12 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import demo
 
 import model
-from utils import exit_with_message, find_jaccard_overlap, override_parameters, write_file
+import train
+from utils import exit_with_message, find_jaccard_overlap, override_parameters
 
 # Data
-data_folder = ""  # lists by create_data_lists.py; "": pictures like the demo's, drawn where they are missing
-n_train = 1000  # of the drawn pictures, to train on
-n_test = 200  # and to evaluate on
+data_folder = "demo/lists"  # where create_data_lists.py, or the demo, wrote its lists
 output_folder = "ablations"
 
 # Runs
@@ -128,15 +127,14 @@ def main():
         return
     names = choose()
     folder = Path(output_folder).resolve()
-    lists = Path(data_folder).resolve() if data_folder else draw_pictures(folder)
+    lists = Path(data_folder).resolve()
     wanted = [("baseline", str(seed)) for seed in baseline_seeds]
     wanted += [(name, str(seed)) for seed in seeds for name in names]
     settings = {"data_folder": lists, "output_folder": folder, "iterations": iterations, "network": network}
     for name, seed in wanted:
         if seed not in read_results(folder, lists).get(name, {}):
             demo.run("tools/ablations.py", **settings, run=f"{name},{seed}")
-        write_table(read_results(folder, lists), folder)
-    print((folder / "table.md").read_text(encoding="utf-8"))
+    print_table(read_results(folder, lists))
 
 
 def choose():
@@ -154,20 +152,8 @@ def choose():
     return names
 
 
-def draw_pictures(folder):
-    """Draw the pictures and make their lists, if that has not been done; returns the folder of the lists."""
-    sample = folder / f"sample_{n_train}_{n_test}"
-    lists = folder / f"lists_{n_train}_{n_test}"
-    if not (lists / "label_map.json").is_file():
-        demo.run("tools/make_sample.py", output_folder=sample, n_train=n_train, n_test=n_test)
-        demo.run("create_data_lists.py", train_data=sample, output_folder=lists)
-    return lists
-
-
 def train_once(name, seed):
     """Train and evaluate with one choice changed, and add a line to results.csv."""
-    import train  # it takes a while, and only this needs it
-
     choice = CHOICES[name]
     if choice.change_model:
         choice.change_model()
@@ -181,11 +167,9 @@ def train_once(name, seed):
     train.main()
     with open(folder / "runs" / f"{name}_{seed}.csv", newline="") as file:
         score = [row["mAP"] for row in csv.DictReader(file) if row["mAP"]][-1]
-    path = folder / "results.csv"
-    is_new = not path.exists()
-    with open(path, "a", newline="") as file:
+    with open(folder / "results.csv", "a", newline="") as file:
         writer = csv.writer(file)
-        if is_new:
+        if file.tell() == 0:
             writer.writerow(["choice", "seed", "iterations", "network", "data_folder", "mAP"])
         writer.writerow([name, seed, iterations, network, data_folder, score])
 
@@ -240,18 +224,18 @@ def make_rows(results):
     return rows
 
 
-def write_table(results, folder):
-    """Write table.md."""
+def print_table(results):
+    """Print the table of the results, in Markdown."""
     rows = make_rows(results)
-    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-    lines += [f"| {' | '.join(row.values())} |" for row in rows]
-    lines += ["", f"{network}, {iterations} iterations of {RECIPE['batch_size']} images."]
+    print(f"\n| {' | '.join(rows[0])} |")
+    print("|---" * len(rows[0]) + "|")
+    for row in rows:
+        print(f"| {' | '.join(row.values())} |")
     baselines = list(results["baseline"].values())
-    if len(baselines) > 1:
-        spread = find_spread(baselines, 1)
-        lines.append(f"The spread, of {len(baselines)} baselines: ±{spread:.3f} for a choice with one run.")
-    lines += ["The paper: docs/experiments.md. Its baseline has no zoom-out.", ""]
-    write_file(folder / "table.md", "\n".join(lines))
+    spread = find_spread(baselines, 1)
+    print(f"\n{network}, {iterations} iterations of {RECIPE['batch_size']} images.")
+    print(f"The spread, of {len(baselines)} baselines: ±{spread:.3f} for a choice with one run.")
+    print("The paper: docs/experiments.md. Its baseline has no zoom-out.")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ import io
 import math
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,9 +57,19 @@ except ImportError:
 
 import utils
 from datasets import PascalVOCDataset, read_image
-from eval import average_of_11_points, detect_all, make_test_loader, read_detections, score
+from eval import (
+    average_of_11_points,
+    detect_all,
+    find_best_objects,
+    join_images,
+    judge_detections,
+    make_test_loader,
+    read_detections,
+    score,
+)
 from model import load_model
-from utils import find_jaccard_overlap, printable
+from train import LOG_COLUMNS
+from utils import find_areas, printable, xy_to_cxcy
 
 # Input
 data_folder = "data"  # where create_data_lists.py wrote its lists
@@ -89,38 +99,36 @@ N_WORST = 20  # false detections, and missed objects, on worst.jpg
 
 
 def main():
-    check_parameters()
+    # Refuse now what would be an error after the detection of all images.
+    if matplotlib is None:
+        raise ValueError("the pictures are drawn by matplotlib, which is missing: pip install matplotlib")
+    if not checkpoint and not read_detections_from and not log_file:
+        raise ValueError("nothing to analyze: give --checkpoint, --read_detections_from or --log_file")
     folder = Path(output_folder)
     folder.mkdir(parents=True, exist_ok=True)
     if log_file:
         save_figure(draw_log(read_log(log_file)), folder / "loss.png")
     if not checkpoint and not read_detections_from:
         return
+
     dataset = PascalVOCDataset(data_folder, split, keep_difficult=True)
-    detections = read_detections(read_detections_from, dataset) if read_detections_from else run_network()
+    if read_detections_from:
+        detections = read_detections(read_detections_from, dataset)
+    else:
+        model = load_model(checkpoint, utils.choose_device(device))
+        detections = detect_all(make_test_loader(data_folder, batch_size, workers, model, split=split), model)
     average_precisions, _ = score(detections, dataset)
-    verdicts = judge_detections(detections, dataset)
+    verdicts = diagnose(detections, dataset)
     rows = count_by_class(verdicts, dataset, average_precisions)
+    total = add_up(rows)
+
     write_summary(rows, folder / "summary.csv")
     save_figure(draw_precision_recall(verdicts, dataset, average_precisions), folder / "precision_recall.png")
-    save_figure(draw_errors(verdicts, dataset, rows), folder / "errors.png")
+    save_figure(draw_errors(verdicts, dataset, rows, total), folder / "errors.png")
     save_figure(draw_sizes(verdicts, dataset), folder / "sizes.png")
     write_worst(verdicts, dataset, folder / "worst.jpg")
-    print_totals(rows)
-
-
-def check_parameters():
-    """Refuse now what would be an error after the detection of all images."""
-    if matplotlib is None:
-        raise ValueError("the pictures are drawn by matplotlib, which is missing: pip install matplotlib")
-    if not checkpoint and not read_detections_from and not log_file:
-        raise ValueError("nothing to analyze: give --checkpoint, --read_detections_from or --log_file")
-
-
-def run_network():
-    """Detect the objects in all images of the split with the network of `checkpoint`: see eval.detect_all()."""
-    model = load_model(checkpoint, utils.choose_device(device))
-    return detect_all(make_test_loader(data_folder, batch_size, workers, model, split=split), model)
+    print(f"{total['objects']} objects: {total['right']} found, {total['missed']} missed")
+    print(f"{total['detections']} detections: {', '.join(f'{total[kind]} {kind}' for kind in KINDS)}")
 
 
 # --- What each detection is -----------------------------------------------------------------------
@@ -137,55 +145,47 @@ VERDICT = np.dtype([
 ])  # fmt: skip
 
 
-def judge_detections(detections, dataset):
+def diagnose(detections, dataset):
     """Decide what each detection is, by the rules at the top of this file.
 
     detections: three lists with a tensor an image, as from `eval.detect_all()`. dataset: a PascalVOCDataset with
     difficult objects.
-    Returns a structured array (D,) of VERDICT, by falling score.
+    Returns a table (D,) of VERDICT, by falling score; equal scores stay in their order.
     """
-    is_difficult = dataset.difficulties.tolist()
-    found = set()  # numbers of objects
-    rows = []
-    for image, (boxes_xy, labels, scores) in enumerate(zip(*detections, strict=True)):
-        first = dataset.starts[image]  # the number of the image's first object
-        last = dataset.starts[image + 1]
-        objects_xy = dataset.boxes_xy_pixels[first:last].double()
-        overlaps = find_jaccard_overlap(boxes_xy.double(), objects_xy)  # a row a detection, a column an object
-        is_own_class = labels[:, None] == dataset.labels[first:last]  # the same shape
-        own_overlaps, own_objects = find_highest(overlaps * is_own_class)
-        other_overlaps, other_objects = find_highest(overlaps * ~is_own_class)
-        for i in scores.argsort(descending=True, stable=True).tolist():  # equal scores stay in their order
-            number = first + own_objects[i]
-            overlap = own_overlaps[i]
-            if overlap >= MIN_OVERLAP and is_difficult[number]:
-                kind = "ignored"
-            elif overlap >= MIN_OVERLAP and number in found:
-                kind = "duplicate"
-            elif overlap >= MIN_OVERLAP:
-                kind = "right"
-                found.add(number)
-            elif overlap >= MIN_LOCALIZATION_OVERLAP:
-                kind = "localization"
-            elif other_overlaps[i] >= MIN_OVERLAP:
-                kind = "other_class"
-                number = first + other_objects[i]
-                overlap = other_overlaps[i]
-            else:
-                kind = "background"
-                number = -1
-                overlap = 0.0
-            rows.append((image, boxes_xy[i].tolist(), labels[i].item(), scores[i].item(), kind, number, overlap))
-    rows.sort(key=lambda row: -row[3])
-    return np.array(rows, dtype=VERDICT)
+    images, boxes_xy, labels, scores = join_images(*detections, dataset.label_map)
+    order = scores.argsort(descending=True, stable=True)
+    images, boxes_xy, labels, scores = [part[order] for part in (images, boxes_xy, labels, scores)]
+    true_boxes_xy = dataset.boxes_xy_pixels.double()
+    true_images = torch.arange(len(dataset)).repeat_interleave(torch.from_numpy(np.diff(dataset.starts)))
 
+    # The object that each detection overlaps most, of those in its image; and of these, of those that have its class.
+    objects, overlaps = find_best_objects(images, boxes_xy, true_images, true_boxes_xy)
+    n_labels = len(dataset.label_map)
+    parts = images * n_labels + labels  # a number for each class of each image
+    true_parts = true_images * n_labels + dataset.labels
+    own_objects, own_overlaps = find_best_objects(parts, boxes_xy, true_parts, true_boxes_xy)
 
-def find_highest(overlaps):
-    """The highest number of each row of a table and its column, two lists; 0.0 and column 0 if there are no columns."""
-    if overlaps.shape[1] == 0:
-        overlaps = torch.zeros(len(overlaps), 1)
-    values, columns = overlaps.max(dim=1)
-    return values.tolist(), columns.tolist()
+    # "true", "false" or "ignored". All classes at once: no two have an object in common.
+    outcomes = judge_detections(own_objects, own_overlaps, dataset.difficulties != 0, MIN_OVERLAP)
+    outcomes = np.array(outcomes, dtype=str)
+    overlaps = overlaps.numpy()
+    own_overlaps = own_overlaps.numpy()
+    kinds = np.select(
+        [
+            outcomes == "true",
+            outcomes == "ignored",
+            own_overlaps >= MIN_OVERLAP,
+            own_overlaps >= MIN_LOCALIZATION_OVERLAP,
+            overlaps >= MIN_OVERLAP,  # with an object of another class: those of its own were asked above
+        ],
+        ["right", "ignored", "duplicate", "localization", "other_class"],
+        default="background",
+    )
+    is_about_other = kinds == "other_class"
+    objects = np.where(is_about_other, objects, own_objects)
+    overlaps = np.where(is_about_other, overlaps, own_overlaps)
+    objects[kinds == "background"] = -1
+    return np.rec.fromarrays([images, boxes_xy, labels, scores, kinds, objects, overlaps], dtype=VERDICT)
 
 
 def find_objects(dataset, label):
@@ -193,25 +193,16 @@ def find_objects(dataset, label):
     return np.flatnonzero((dataset.labels == label) & (dataset.difficulties == 0))
 
 
-def find_missed_objects(verdicts, dataset):
-    """The objects that are to be found, and that no detection is right about: (M,) bool."""
-    is_missed = (dataset.difficulties == 0).numpy()
-    is_missed[verdicts["object"][verdicts["kind"] == "right"]] = False
-    return is_missed
-
-
 def count_by_class(verdicts, dataset, average_precisions):
     """The rows of summary.csv, a dict for each class of column to value."""
-    is_missed = find_missed_objects(verdicts, dataset)
     rows = []
     for name, value in average_precisions.items():
         label = dataset.label_map[name]
-        objects = find_objects(dataset, label)
         kinds = verdicts["kind"][verdicts["label"] == label].tolist()
-        row = {"class": name, "objects": len(objects), "detections": len(kinds)}
+        row = {"class": name, "objects": len(find_objects(dataset, label)), "detections": len(kinds)}
         for kind in KINDS:
             row[kind] = kinds.count(kind)
-        row["missed"] = int(is_missed[objects].sum())
+        row["missed"] = row["objects"] - row["right"]
         row["average_precision"] = "" if math.isnan(value) else f"{value:.6f}"  # "": it has no object to find
         rows.append(row)
     return rows
@@ -219,8 +210,7 @@ def count_by_class(verdicts, dataset, average_precisions):
 
 def add_up(rows):
     """The sums of the columns that are counts, over all rows."""
-    columns = [column for column, value in rows[0].items() if isinstance(value, int)]
-    return {column: sum(row[column] for row in rows) for column in columns}
+    return {column: sum(row[column] for row in rows) for column in ("objects", "detections", *KINDS, "missed")}
 
 
 def write_summary(rows, path):
@@ -233,14 +223,6 @@ def write_summary(rows, path):
     print(f"written: {path}")
 
 
-def print_totals(rows):
-    """Say in two lines what the counts are over all classes."""
-    total = add_up(rows)
-    print(f"{total['objects']} objects: {total['right']} found, {total['missed']} missed")
-    counts = ", ".join(f"{total[kind]} {kind}" for kind in KINDS)
-    print(f"{total['detections']} detections: {counts}")
-
-
 # --- Recall and precision -------------------------------------------------------------------------
 
 
@@ -251,7 +233,7 @@ def make_curve(verdicts, dataset, label, objects):
     is left out; every false detection counts.
     The precision of a group is Hoiem's normalised one: as if the class's objects were all found as often as those of
     the group. It can be compared between groups of different sizes; of all objects together it is the usual one.
-    Returns two tensors with an entry a detection that counts.
+    Returns two arrays with an entry a detection that counts.
     """
     of_class = verdicts[verdicts["label"] == label]
     is_right = (of_class["kind"] == "right") & np.isin(of_class["object"], objects)
@@ -262,13 +244,12 @@ def make_curve(verdicts, dataset, label, objects):
     recall = n_right / len(objects)
     n_right_of_all = recall * len(find_objects(dataset, label))
     precision = n_right_of_all / (n_right_of_all + n_false)
-    return torch.from_numpy(recall), torch.from_numpy(precision)
+    return recall, precision
 
 
 def group_objects(values):
     """The group of each object by its rank in size or aspect ratio, 0 to 4: see GROUP_LIMITS. values: (n,)."""
-    ranks = np.empty(len(values))
-    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))  # values 30, 10, 20 have the ranks 2, 0, 1
+    ranks = np.argsort(np.argsort(values, kind="stable"))  # values 30, 10, 20 have the ranks 2, 0, 1
     return np.searchsorted(GROUP_LIMITS, (ranks + 0.5) / len(values))
 
 
@@ -277,14 +258,13 @@ def score_groups(verdicts, dataset, label, values):
 
     Returns an array (2, 5): recalls and average precisions, NaN for a group without objects.
     """
-    is_missed = find_missed_objects(verdicts, dataset)
     objects = find_objects(dataset, label)
     groups = group_objects(values[objects])
     scores = np.full((2, 5), np.nan)
     for group in np.unique(groups):
         members = objects[groups == group]
-        scores[0, group] = 1 - is_missed[members].mean()
         recall, precision = make_curve(verdicts, dataset, label, members)
+        scores[0, group] = recall.max(initial=0)
         scores[1, group] = average_of_11_points(precision, recall)
     return scores
 
@@ -303,9 +283,7 @@ WORDS = {  # for figures
 
 def save_figure(figure, path):
     """Write a figure, a PNG or JPEG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=110)
-    utils.write_file(path, buffer.getvalue())
+    utils.write_file(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=110))
     print(f"written: {path}")
 
 
@@ -318,8 +296,9 @@ def read_log(path):
     """Read a log of train.py: a dict of column to two lists, the iterations of its entries, and their numbers."""
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        if "iteration" not in (reader.fieldnames or ()):
-            raise ValueError(f'{path}: not a log of train.py, it has no column "iteration"')
+        missing = [name for name in LOG_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f'{path}: not a log of train.py, it has no column "{missing[0]}"')
         columns = {name: ([], []) for name in reader.fieldnames}
         try:
             for row in reader:
@@ -334,8 +313,7 @@ def read_log(path):
 
 def draw_log(columns):
     """loss.png: the losses, the learning rate, the average precisions."""
-    names = list(columns)
-    classes = names[names.index("mAP") + 1 :] if "mAP" in names else []
+    classes = [name for name in columns if name not in LOG_COLUMNS]
     panels = {
         "loss": ["loss", "conf_loss", "loc_loss"],
         "learning rate": ["lr"],
@@ -348,7 +326,7 @@ def draw_log(columns):
         set_up(axis)
         for name in lines:
             label = f" {show_name(name)}"  # a space, for Matplotlib hides labels that begin with "_"
-            axis.plot(*columns.get(name, ([], [])), marker=".", label=label)
+            axis.plot(*columns[name], marker=".", label=label)
         axis.set_ylabel(title)
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, ncols=n_columns)
     axes[-1].set(xlabel="iteration", ylim=(0, 1))
@@ -383,7 +361,7 @@ def draw_precision_recall(verdicts, dataset, average_precisions):
     return figure
 
 
-def draw_errors(verdicts, dataset, rows):
+def draw_errors(verdicts, dataset, rows, total):
     """errors.png: of each class the N best-scored detections (N: its objects), all detections, and its objects.
 
     Detections of difficult objects, which do not count, are left out of both.
@@ -391,10 +369,9 @@ def draw_errors(verdicts, dataset, rows):
     best_rows = []
     for row in rows:
         kinds = verdicts["kind"][verdicts["label"] == dataset.label_map[row["class"]]]
-        best_kinds = kinds[kinds != "ignored"][: row["objects"]].tolist()
-        best_rows.append({kind: best_kinds.count(kind) for kind in KINDS})
-    best_rows.append(add_up(best_rows))
-    rows = [*rows, {"class": "all", **add_up(rows)}]
+        best_rows.append(Counter(kinds[kinds != "ignored"][: row["objects"]].tolist()))
+    best_rows.append(sum(best_rows, Counter()))
+    rows = [*rows, {"class": "all", **total}]
     names = [f"{show_name(row['class'])} ({row['objects']})" for row in rows]
     n_detections = [row["detections"] - row["ignored"] for row in rows]
     n_objects = [row["objects"] for row in rows]
@@ -428,14 +405,9 @@ def draw_shares(axis, names, counts, totals, kinds):
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def find_sides(dataset):
-    """Widths and heights of all objects in pixels, two arrays (M,)."""
-    return (dataset.boxes_xy_pixels[:, 2:] - dataset.boxes_xy_pixels[:, :2]).numpy().T
-
-
 def draw_sizes(verdicts, dataset):
     """sizes.png: recall and average precision of each class, by the size of its objects and by their aspect ratio."""
-    widths, heights = find_sides(dataset)
+    _, _, widths, heights = xy_to_cxcy(dataset.boxes_xy_pixels).numpy().T
     classes = {name: label for name, label in dataset.label_map.items() if label and len(find_objects(dataset, label))}
     figure = Figure(figsize=(13, 2.6 + 0.3 * len(classes)), layout="constrained")
     axes = figure.subplots(1, 4, sharey=True)
@@ -480,19 +452,10 @@ DETECTION_COLOR = "#ff3030"
 OBJECT_COLOR = "#30e050"
 
 
-class Case(NamedTuple):
-    """One crop on worst.jpg."""
-
-    image: int  # its number in the data set
-    detection_xy: object  # (4,) array, in pixels, boundary form; None: no detection to show
-    object_xy: object  # the same for an object
-    reason: str
-
-
 def write_worst(verdicts, dataset, path):
     """Write worst.jpg, or say why it is left out."""
     try:
-        figure = draw_worst(list_false_detections(verdicts, dataset), list_missed_objects(verdicts, dataset), dataset)
+        figure = draw_worst(verdicts, dataset)
     except (OSError, ValueError) as error:
         path.unlink(missing_ok=True)  # that of an earlier analysis shows other detections
         print(f"left out: {path}, for which the images are needed: {printable(error)}")
@@ -500,51 +463,13 @@ def write_worst(verdicts, dataset, path):
     save_figure(figure, path)
 
 
-def list_false_detections(verdicts, dataset):
-    """The best-scored false detections, as Cases."""
+def draw_worst(verdicts, dataset):
+    """worst.jpg, a crop for each case. Raises OSError or ValueError where an image is missing."""
     false = verdicts[np.isin(verdicts["kind"], ERRORS)]
-    return [make_case(verdict, dataset) for verdict in false[:N_WORST]]
-
-
-def list_missed_objects(verdicts, dataset):
-    """The largest objects, by their area in pixels, that no detection is right about, as Cases."""
-    missed = np.flatnonzero(find_missed_objects(verdicts, dataset))
-    widths, heights = find_sides(dataset)
-    areas = (widths * heights)[missed]
-    cases = []
-    for number in missed[np.argsort(-areas, kind="stable")][:N_WORST]:
-        about_it = verdicts[verdicts["object"] == number]
-        if len(about_it) > 0:
-            cases.append(make_case(about_it[0], dataset))
-        else:
-            image = np.searchsorted(dataset.starts, number, side="right") - 1
-            reason = f"{object_name(number, dataset)}: no detection is about it"
-            cases.append(Case(image, None, dataset.boxes_xy_pixels[number].numpy(), reason))
-    return cases
-
-
-def make_case(verdict, dataset):
-    """A false detection as a Case, with the object that it is about."""
-    names = list(dataset.label_map)  # by label
-    name = show_name(names[verdict["label"]])
-    reason = f"{name} {verdict['score']:.2f}: {WORDS[verdict['kind']]}"
-    object_xy = None
-    if verdict["kind"] != "background":
-        object_xy = dataset.boxes_xy_pixels[verdict["object"]].numpy()
-        reason += f" (overlap {verdict['overlap']:.2f} with {object_name(verdict['object'], dataset)})"
-    return Case(verdict["image"], verdict["box_xy_pixels"], object_xy, reason)
-
-
-def object_name(number, dataset):
-    """The name of an object's class."""
-    return show_name(list(dataset.label_map)[dataset.labels[number]])
-
-
-def draw_worst(false_cases, missed_cases, dataset):
-    """worst.jpg: both lists of Cases. Raises OSError or ValueError where an image is missing."""
+    missed = list_missed_objects(verdicts, dataset)
     parts = {
-        "The most confident false detections (red), and the objects that they are compared with (green)": false_cases,
-        "The largest missed objects (green), and the best-scored detections that are about them (red)": missed_cases,
+        "The most confident false detections (red), and the objects that they are compared with (green)": false,
+        "The largest missed objects (green), and the best-scored detections that are about them (red)": missed,
     }
     n_rows = N_WORST // N_COLUMNS  # of each part
     figure = Figure(figsize=(15, 0.8 + 2.9 * len(parts) * n_rows), layout="constrained")
@@ -559,11 +484,47 @@ def draw_worst(false_cases, missed_cases, dataset):
     return figure
 
 
-def draw_case(axis, case, dataset):
-    """Show the part of a Case's image around its boxes, with the boxes and the reason; white lies beyond the image."""
-    image = to_pil_image(read_image(str(dataset.image_paths[case.image])))
-    boxes = [(case.object_xy, OBJECT_COLOR), (case.detection_xy, DETECTION_COLOR)]
-    boxes = [(box, color) for box, color in boxes if box is not None]
+def list_missed_objects(verdicts, dataset):
+    """The N_WORST largest objects that no detection is right about, by their area in pixels.
+
+    Returns of each the verdict of the best-scored detection about it. If there is none, it gets a verdict of its own,
+    of the kind "missed".
+    """
+    is_missed = (dataset.difficulties == 0).numpy()  # (M,)
+    is_missed[verdicts["object"][verdicts["kind"] == "right"]] = False
+    missed = np.flatnonzero(is_missed)
+    areas = find_areas(dataset.boxes_xy_pixels[missed]).numpy()
+    cases = []
+    for number in missed[np.argsort(-areas, kind="stable")][:N_WORST]:
+        about_it = verdicts[verdicts["object"] == number]
+        if len(about_it) == 0:
+            image = np.searchsorted(dataset.starts, number, side="right") - 1
+            nothing = (image, np.zeros(4), 0, 0.0, "missed", number, 0.0)
+            about_it = np.array([nothing], dtype=VERDICT)
+        cases.append(about_it[0])
+    return cases
+
+
+def describe_case(verdict, dataset):
+    """The reason why a detection is false, or an object missed, in words."""
+    names = [show_name(name) for name in dataset.label_map]  # by label
+    detection = f"{names[verdict['label']]} {verdict['score']:.2f}: {WORDS[verdict['kind']]}"
+    if verdict["kind"] == "background":
+        return detection
+    object_name = names[dataset.labels[verdict["object"]]]
+    if verdict["kind"] == "missed":
+        return f"{object_name}: no detection is about it"
+    return f"{detection} (overlap {verdict['overlap']:.2f} with {object_name})"
+
+
+def draw_case(axis, verdict, dataset):
+    """Show the part of an image around a verdict's boxes, with these and the reason; white lies beyond the image."""
+    image = to_pil_image(read_image(str(dataset.image_paths[verdict["image"]])))
+    boxes = []
+    if verdict["kind"] != "background":
+        boxes.append((dataset.boxes_xy_pixels[verdict["object"]].numpy(), OBJECT_COLOR))
+    if verdict["kind"] != "missed":
+        boxes.append((verdict["box_xy_pixels"], DETECTION_COLOR))
     x_min, y_min = np.min([box for box, _ in boxes], axis=0)[:2]
     x_max, y_max = np.max([box for box, _ in boxes], axis=0)[2:]
     # The part has the tile's shape, and the boxes take half of it.
@@ -577,7 +538,7 @@ def draw_case(axis, case, dataset):
     axis.imshow(tile, extent=(left, left + width, upper + height, upper))
     for (x_0, y_0, x_1, y_1), color in boxes:
         axis.add_patch(Rectangle((x_0, y_0), x_1 - x_0, y_1 - y_0, fill=False, edgecolor=color, linewidth=2))
-    axis.set_title(textwrap.fill(case.reason, 45), fontsize=9)
+    axis.set_title(textwrap.fill(describe_case(verdict, dataset), 45), fontsize=9)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from utils import exit_with_message, override_parameters  # noqa: E402 (the path
 
 parts = ("tests", "speed", "demo")
 report = "gpu_report.md"  # lines are appended
-networks = ()  # whose speed is measured; (): all
 compile_model = True  # False: where there is no C compiler
 
 
@@ -32,7 +31,7 @@ def main():
     compiled = f"--compile_model={compile_model}"
     commands = {
         "tests": ["-m", "pytest", "-q", "tests/test_cuda.py"],
-        "speed": ["tools/benchmark.py", "--only=network", f"--networks={','.join(networks)}", compiled],
+        "speed": ["tools/benchmark.py", "--only=network", compiled],
         "demo": ["tools/demo.py", compiled],
     }
     unknown = sorted(set(parts) - set(commands))
