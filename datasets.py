@@ -111,7 +111,9 @@ def open_image_file(path):
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
     except (OSError, ValueError) as error:
         # A ValueError comes from check_image_file(), or from characters that no file name can have, such as "\0".
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:  # skip_corrupt must not skip the image then
+        # The image may be fine if the machine is at fault. Then it stays an OSError, which ends a run. (Images with a
+        # ValueError are left out by the data set, if skip_corrupt says so.)
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{printable(path)}: the image file cannot be read ({printable(error)})") from None
     try:
@@ -350,8 +352,8 @@ class PascalVOCDataset(Dataset):
 def stack_images(images):
     """Stack a list of N images (3, S, S) to an (N, 3, S, S) tensor.
 
-    transform() returns images whose channels lie last in memory: R, G and B of a pixel side by side. Seen as
-    (S, S, 3), they are copied in the order in which they lie, which takes a fifth of the time.
+    torch.stack(images) would give the same tensor, but would reorder all bytes: in memory, transform()'s images have
+    R, G and B of a pixel side by side. Seen as (S, S, 3), they are copied as they lie, in a fifth of the time.
     """
     stacked = torch.stack([image.permute(1, 2, 0) for image in images])  # (N, S, S, 3)
     stacked = stacked.permute(0, 3, 1, 2)  # (N, 3, S, S), the same memory
@@ -615,7 +617,8 @@ def prepare(images, model):
 def draw_canvas(photo, rng):
     """Zoom out, with probability 1/2: a canvas 1 to 4 times as wide and high as the photo, which lies anywhere on it.
 
-    Else the canvas is the photo. (Caffe: ExpandImage.)
+    The network sees the canvas, and so smaller objects than those of the photos. Else the canvas is the photo. (Caffe:
+    ExpandImage.)
     """
     if rng.random() < 0.5:
         return photo
@@ -676,8 +679,9 @@ def draw_boxes_inside(canvas, n, rng):
     scale_draws, ratio_draws, x_draws, y_draws = rng.random((4, n))  # (n,) each, in [0, 1)
     scales = 0.3 + 0.7 * scale_draws  # in [0.3, 1)
 
-    # Ratios are in [1/2, 2], as in Caffe. And the crop must fit into the canvas: its width s sqrt(r) is at most 1 if r
-    # is at most 1/s^2, its height s / sqrt(r) if r is at least s^2.
+    # The box must fit into the canvas:  s sqrt(r) <= 1,   so  r <= 1/s^2
+    #                                    s / sqrt(r) <= 1, so  r >= s^2
+    # Caffe also wants r in [1/2, 2]. So the lowest r is the larger one of s^2 and 1/2, and the highest is 1 / lowest.
     lowest_ratios = np.maximum(scales * scales, 0.5)  # 0.5 for s = 0.6, 0.64 for s = 0.8
     highest_ratios = 1 / lowest_ratios  # 2 for s = 0.6, 1.56 for s = 0.8
     ratios = lowest_ratios + (highest_ratios - lowest_ratios) * ratio_draws
@@ -860,21 +864,6 @@ def multiply_saturation(image, saturation):
     return Image.blend(grey, image, saturation)  # grey + (image - grey) * saturation, kept in 0 to 255
 
 
-@functools.cache
-def make_turned_palette(degrees):
-    """A palette that holds for each hue its pure colour after a turn: bytes, R, G, B of hue 0, R, G, B of hue 1, ...
-
-    Pillow's H goes once round the colour circle in 255 steps, so 36 degrees are 26 steps. Example: hue 14 is an orange,
-    (255, 84, 0). Hue 14 + 26 = 40 is a yellow, (255, 240, 0). So the palette holds this yellow at number 14.
-    """
-    n_steps = round(degrees / 360 * 255)
-    turned = bytes((hue + n_steps) % 255 for hue in range(256))
-    turned = Image.frombytes("L", (256, 1), turned)  # one row, a pixel for each hue
-    full = Image.new("L", (256, 1), 255)  # S and V of pure colours
-    pure = Image.merge("HSV", [turned, full, full]).convert("RGB")
-    return pure.tobytes()
-
-
 def turn_hue(image, degrees):
     """Turn H of a PIL image in HSV.
 
@@ -883,15 +872,31 @@ def turn_hue(image, degrees):
     (Then S and V stay, too.)
     Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. Turned by 36 degrees, this is the
     yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 = 191: it becomes (200, 191, 50).
-    (Without rounding, 84 and 240 would be 85 and 238. Pillow keeps H in 255 steps.)
     """
     hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
     red, green, blue = image.split()
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
-    # In place: H is now the number of a colour in a palette, in which colour 14 is the pure colour of H = 14, turned.
-    hues.putpalette(make_turned_palette(degrees))
-    pure = hues.convert("RGB")
-    # The formula above: composite() returns lowest + (highest - lowest) * channel / 255. (Pillow's way back from HSV to
-    # RGB would do it all, but takes three times as long as everything after the first line.)
-    channels = [Image.composite(highest, lowest, channel) for channel in pure.split()]
+
+    # 1. Turn: look up each pixel's H in a table of the turned pure colours. Pillow calls such a table a palette.
+    hues.putpalette(make_turned_palette(degrees))  # from now on, the values of `hues` are places in this table
+    turned_pure = hues.convert("RGB")
+
+    # 2. Keep highest and lowest: the formula above, which composite() computes if `pure` is the mask. (Pillow's way
+    # back from HSV to RGB would do it all, but takes three times as long.)
+    channels = [Image.composite(highest, lowest, pure) for pure in turned_pure.split()]
     return Image.merge("RGB", channels)
+
+
+@functools.cache
+def make_turned_palette(degrees):
+    """The table of `turn_hue()`: for each H its pure colour after a turn. Bytes: R, G, B of H = 0, of H = 1, ...
+
+    Pillow's H goes once round the colour circle in 255 steps, so 36 degrees are 26 steps. Example: H = 14 is an orange,
+    (255, 84, 0). H = 14 + 26 = 40 is a yellow, (255, 240, 0). So the table holds this yellow at place 14.
+    """
+    n_steps = round(degrees / 360 * 255)
+    turned = bytes((hue + n_steps) % 255 for hue in range(256))
+    turned = Image.frombytes("L", (256, 1), turned)  # one row, a pixel for each hue
+    full = Image.new("L", (256, 1), 255)  # S and V of pure colours
+    pure = Image.merge("HSV", [turned, full, full]).convert("RGB")
+    return pure.tobytes()

@@ -211,8 +211,9 @@ class VGGBase(nn.Module):
             pool = nn.MaxPool2d(2, ceil_mode=True) if block < 5 else nn.MaxPool2d(3, stride=1, padding=1)
             self.add_module(f"pool{block}", pool)
         fc_channels = 1024 // architecture.divisor
-        # conv6 is fc6, 7 x 7, of which every third row and column is kept: a 3 x 3 kernel. Its numbers were three cells
-        # apart on a grid that pool5 had halved. Our pool5 does not halve it, so here they are six apart: dilation=6.
+        # fc6 looks at a whole map of 7 x 7 cells, so it is a convolution with a 7 x 7 kernel. Every third row and
+        # column of that is kept: 3 x 3 weights, for cells three apart. In VGG, pool5 halves the grid before. Here it
+        # does not, so cells lie twice as close, and the same distance is six of them: dilation=6.
         self.conv6 = Convolution(channels, fc_channels, 3, padding=6, dilation=6, batch_norm=batch_norm)
         self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm=batch_norm)
 
@@ -233,9 +234,10 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        # c5 has 480 channels, or 960 with ImageNet's weights, for which fit_tail() builds the model again. reduced_tail
-        # halves the channels of torchvision's last blocks.
-        is_halved = architecture.sources[1].channels == 480
+        # The table says that c5 has 480 channels. ImageNet's weights have 960: when they are loaded, fit_tail() writes
+        # that into the table's row, and this runs again. reduced_tail halves the channels of torchvision's last blocks.
+        c5 = architecture.base_sources[-1]
+        is_halved = c5.channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features
         init_convolutions(self, LITE_INIT_STD)
 
@@ -302,6 +304,7 @@ class AuxiliaryConvolutions(nn.Module):
             options = {"kernel_size": source.kernel, "stride": source.stride, "padding": source.padding}
             if architecture.is_lite:
                 first = LiteConvolution(channels, reduced, 1)
+                # A separable convolution: depthwise, a kernel for each channel alone, then 1 x 1, which mixes them.
                 depthwise = LiteConvolution(reduced, reduced, **options, groups=reduced)
                 second = nn.Sequential(depthwise, LiteConvolution(reduced, source.channels, 1))
             else:
@@ -634,8 +637,8 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
 def find_best(scores, n):
     """Indices of the n highest scores, and of all others that equal the lowest of these.
 
-    They are in ascending order, and no equal score is left out. So equal scores still rank by prior, then by class.
-    (topk() alone would choose any of them.)
+    The indices are in ascending order. nms() keeps the order of equal scores, so these still rank by prior, then by
+    class. (topk() alone would choose any of the equal scores, in any order.)
     """
     lowest = scores.topk(n).values[-1]
     return (scores >= lowest).nonzero()[:, 0]
@@ -668,7 +671,9 @@ def hide_classes(predicted_scores, hidden):
     if not hidden:
         return predicted_scores
     result = predicted_scores.float().clone()
-    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)  # the probability of this score: their sum
+    # Softmax divides the exp() of a score by the sum of all. The exp() of this new score is the sum of theirs. So the
+    # background gets their probability, and the sum of all stays the same.
+    result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)
     result[:, :, hidden] = -torch.inf
     return result
 
@@ -835,6 +840,9 @@ class MultiBoxLoss(nn.Module):
         objects and only 5 positives. Divided by 5, its loss would outweigh those of other batches. So every 3 of these
         negatives (the ratio) count like one positive, which makes 60 / 3 = 20; the larger number, 20, is the divisor.
         """
+        # On several GPUs, each has a process of its own, with its share of the batch. DistributedDataParallel takes the
+        # mean of the processes' gradients. Say 2 processes have the sums of losses a and b, and 10 positives together.
+        # We want (a + b) / 10, so each divides by 10 / 2 = 5: the mean of a / 5 and b / 5 is (a + b) / 10.
         divisor = sum_over_processes(copy_to(device, n_positives.sum().float()))
         if self.n_negatives_without_objects > 0:
             n_empty_images = (n_positives == 0).sum()  # those without objects
@@ -842,9 +850,6 @@ class MultiBoxLoss(nn.Module):
             n_extra_negatives = sum_over_processes(copy_to(device, (n_empty_images * n_of_each).float()))
             ratio = self.neg_pos_ratio if self.neg_pos_ratio > 0 else 1  # one cannot divide by 0
             divisor = torch.maximum(divisor, n_extra_negatives / ratio)
-        # DistributedDataParallel takes the mean of the processes' gradients. Say 2 processes have the sums of losses a
-        # and b, and 10 positives together. We want (a + b) / 10, so each divides by 10 / 2 = 5: the mean of a / 5 and
-        # b / 5 is (a + b) / 10.
         return divisor.clamp(min=1) / count_processes()
 
 
@@ -863,10 +868,10 @@ def sum_over_processes(count):
 
 def copy_to(device, tensor):
     """A tensor of the CPU, copied to a device; for CUDA without waiting until that is done."""
-    if device.type != "cuda":
-        return tensor.to(device)  # without non_blocking: MPS would read the memory later, when it may be used again
-    # Pinned memory is not used for anything else before the GPU has copied it. So Python need not wait for that.
-    return tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        # Pinned memory is not used for anything else before the GPU has copied it. So Python need not wait for that.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)  # here it has to wait: MPS would copy the memory later, when it may hold something else
 
 
 # --- What is read from files: pretrained bases, checkpoints ---------------------------------------
@@ -882,11 +887,12 @@ def load_pretrained(model, weights):
     architecture = model.architecture
     if architecture.divisor != 1:
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
-    has_weights = BASES[architecture.base][1] is not None  # a base of your own may have none
-    known_weights = BASES[architecture.base][1].__members__ if has_weights else {}  # name -> where to download it
+    _, torchvision_weights = BASES[architecture.base]
+    has_weights = torchvision_weights is not None  # a base of your own may have none
+    known_weights = torchvision_weights.__members__ if has_weights else {}  # name -> where to download it
     state = utils.read_state_dict(weights, known_weights)
-    # Caffe's weights have a mean and std of their own. We recognise them by their name, or, in a file, by the NaN that
-    # torchvision put in place of classifier.0, which is fc6, VGG's first fully connected layer.
+    # IMAGENET1K_FEATURES are Caffe's weights, which have a mean and std of their own. They are without the fully
+    # connected layers, such as classifier.0, in whose place torchvision has put NaN. So NaN there marks such a file.
     is_caffe = weights == "IMAGENET1K_FEATURES"
     if "classifier.0.bias" in state and state["classifier.0.bias"].isnan().any():
         is_caffe = True
@@ -911,17 +917,18 @@ def vgg16_entries(base, state):
 
     Where fc6 and fc7 are missing, conv6 and conv7 of our base get new random weights.
     """
-    # torchvision numbers the layers, and ours have names. Those with weights come in the same order, so own_name_of is
-    # {0: "conv1_1", 2: "conv1_2", 5: "conv2_1", ...}; with batch normalisation, {0: "conv1_1", 1: "conv1_1.norm", ...}.
+    # torchvision numbers the layers, and ours have names: features.2.weight is our conv1_2.weight. Layers with weights
+    # come in the same order, so own_name_of is {0: "conv1_1", 2: "conv1_2", 5: "conv2_1", ...}; with batch
+    # normalisation, {0: "conv1_1", 1: "conv1_1.norm", ...}.
     features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
     numbers = sorted({int(name.split(".")[1]) for name in features})
     own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
-    # zip() stops at the shorter list. Ours is longer: conv6 and conv7, its last ones, are not among the features.
+    own_names = [name for name in own_names if not name.startswith(("conv6", "conv7"))]
     own_name_of = dict(zip(numbers, own_names, strict=False))
     entries = {}
     for name, tensor in features.items():
-        _, number, kind = name.split(".")  # features, 0, weight
-        # A file may have more layers, such as VGG-19's. load_state_dict() refuses it: names or shapes do not fit.
+        _, number, kind = name.split(".")  # features, 2, weight
+        # A layer too many, such as VGG-19 has, keeps its name: load_state_dict() refuses it.
         own_name = own_name_of.get(int(number), f"features.{number}")
         entries[f"{own_name}.{kind}"] = tensor
 
@@ -1052,7 +1059,8 @@ def load_model(path, device="cpu"):
     """
     model = model_from_checkpoint(utils.load_checkpoint(path), path).eval()
     device = torch.device(device)
-    memory_format = utils.fastest_memory_format(device, model)  # depends on batch normalisation, so ask before fusing
+    # How tensors lie in memory, channels first or last. With batch normalisation another one is faster, so ask now.
+    memory_format = utils.fastest_memory_format(device, model)
     fuse_batch_norm(model)
     return model.to(device, memory_format=memory_format)
 

@@ -136,7 +136,7 @@ def main():
 
     settings = {**script_parameters(globals()), "network": model.network}  # a resumed run's network is the checkpoint's
     hint = f"if {save_to} was saved before, --checkpoint={save_to} goes on from there"
-    with ending_cleanly(log, hint):
+    with ending_cleanly(log, hint):  # an error ends the program with a message and the hint
         train(
             model, average, criterion, optimizer, learning_rate, loader, evaluation_loader, progress, log,
             bf16=bf16, compile_model=compile_model, grad_clip=grad_clip, ema_decay=ema_decay, metric=metric,
@@ -163,7 +163,7 @@ def train(
     torch_device = model.mean.device
     use_bf16 = bf16 and utils.has_bf16_units(torch_device)
     memory_format = utils.fastest_memory_format(torch_device, model)
-    parallel_model = wrap_model(model, compile_model)
+    parallel_model = wrap_model(model, compile_model)  # the same weights: the model, compiled, or on several GPUs
     stop_signal = StopSignal()
     progress.start_clock()
     for images, boxes, labels, _ in loader:
@@ -192,9 +192,9 @@ def train(
             evaluate_and_save_best(
                 model, average, optimizer, evaluation_loader, metric, progress, log, save_to, settings
             )
-        if progress.is_time_to_save():  # also after an evaluation, and when it is time to stop; then it must succeed
+        if progress.is_time_to_save():  # also after an evaluation, and at the end: only this last one must succeed
             save(save_to, model, average, optimizer, progress, settings, must_succeed=progress.is_time_to_stop())
-            progress.start_clock()  # anew: evaluating and saving are not training
+            progress.start_clock()  # go on from here: the time of evaluating and saving is not training
         if progress.is_time_to_stop():
             break
     log.finish()
