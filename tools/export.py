@@ -156,7 +156,7 @@ def suppress_in_onnx(boxes_xy, class_scores):
     """
     make = torch.onnx.ops.symbolic  # an operator, its inputs, and what the exporter has to know of its output
     limits = (torch.tensor([top_k]), torch.tensor([max_overlap]), torch.tensor([min_score]))
-    # How many are selected depends on the scores. So it does for candidates, and the exporter asks for no more.
+    # How many are selected is known at run time only. The exporter takes a shape that says so: that of all candidates.
     shape = (class_scores > min_score).nonzero().shape  # (K, 3)
     selected = make("NonMaxSuppression", (boxes_xy, class_scores, *limits), dtype=torch.int64, shape=shape)
     scores = make("GatherND", (class_scores, selected), dtype=torch.float32, shape=shape[:1])  # (K,)
@@ -234,7 +234,7 @@ def check(model, exported, inputs):
     """
     largest = 0.0  # difference of an offset or score
     counts = torch.zeros(3, dtype=torch.int64)
-    for batch in filter(len, (inputs[:1], *inputs[1:].split(4))):  # one image, then the others, if any, in batches
+    for batch in inputs.split(3):  # of four images: three at once, then one alone
         pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
         ours = model(batch)
         theirs = exported(pixels)
