@@ -47,7 +47,6 @@ networks = ()  # those to time; (): all
 compile_model = True  # on a GPU; False: where there is no C compiler
 
 N_PICTURES = 20  # that the data section prepares
-
 PARTS = ("normalise", "forward", "loss", "backward", "optimiser")  # of a training step
 
 # Of detection: the limits of eval.py
@@ -164,8 +163,11 @@ class TorchvisionSSD:
         self.topk_candidates = topk_candidates
 
     def compute_loss(self, locs, scores, boxes, labels):
-        targets = [{"boxes": some, "labels": theirs} for some, theirs in zip(boxes, labels, strict=True)]
-        matched = [self.matcher(box_iou(some, self.anchors)) for some in boxes]
+        targets = []
+        matched = []
+        for image_boxes, image_labels in zip(boxes, labels, strict=True):
+            targets.append({"boxes": image_boxes, "labels": image_labels})
+            matched.append(self.matcher(box_iou(image_boxes, self.anchors)))
         outputs = {"bbox_regression": locs, "cls_logits": scores}
         return sum(SSD.compute_loss(self, targets, outputs, [self.anchors] * len(locs), matched).values())
 
