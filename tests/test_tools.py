@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import ablations
+import benchmark
 import demo
 import gpu_check
 import pytest
@@ -197,6 +198,15 @@ def test_benchmark_says_where_the_time_of_a_training_step_goes(tmp_path):
     shares = re.findall(r"(\w+) (\d+)%", output)
     assert [part for part, _ in shares] == ["normalise", "forward", "loss", "backward", "optimiser"]
     assert sum(int(share) for _, share in shares) == pytest.approx(100, abs=3)  # rounded
+
+
+def test_the_clock_of_the_benchmark_waits_for_any_accelerator(monkeypatch):
+    """For MPS and XPU as well: without it only the launching of their work is timed."""
+    synchronize = Mock()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    benchmark.read_wall_clock()
+    synchronize.assert_called_once_with()
 
 
 def test_gpu_check_needs_a_gpu(monkeypatch):

@@ -151,10 +151,10 @@ def test_stopped_by_ctrl_c(run, monkeypatch, capsys):
     make_clip(Path("clip.mp4"))
     numbers = iter(range(100))
 
-    def annotate(images, *_):
+    def annotate(frames, *_):
         if next(numbers) == 2:
             raise KeyboardInterrupt
-        return images
+        return [image for image, _ in frames]
 
     monkeypatch.setattr(module, "annotate_frames", annotate)
     run(video="clip.mp4", batch_size=4)
@@ -240,7 +240,8 @@ def fake_capture(monkeypatch):
 
 @pytest.mark.parametrize(("video", "source", "target"), [
     ("0", 0, "camera0.mp4"), ("rtsp://host:554/front door?u=x", None, "front door.mp4"),
-    ("rtsp://me:secret@host:554/", None, "host:554.mp4"), ("rtsp:///?a", None, "stream.mp4"),
+    ("rtsp://me:secret@host:554/", None, "host.mp4"), ("rtsp:///?a", None, "stream.mp4"),
+    ("rtsp://192.168.1.20", None, "192.168.1.20.mp4"),
 ])  # fmt: skip
 def test_cameras_and_streams_go_on_until_they_end(run, fake_capture, video, source, target):
     sources = fake_capture(frame_rate=-1.0, positions=[-1.0] * 5)

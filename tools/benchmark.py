@@ -3,7 +3,6 @@
     python tools/benchmark.py                                               or: make benchmark
     python tools/benchmark.py --only=loss,detection --repeats=15
     python tools/benchmark.py --only=network --networks=ssd300_vgg16,ssd300_tiny
-    SSD_TEST_DATA=../shared/data python tools/benchmark.py --only=data      on real photos
 
 Sections: data (JPEG to augmented image), loss and detection (beside torchvision's), network (images a second of each
 network, and where the time of a training step goes).
@@ -21,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,7 +29,6 @@ import numpy as np
 import torch
 import torchvision
 from make_sample import make_sample
-from PIL import Image
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
@@ -47,7 +46,8 @@ batch_size = 0  # images of a training step; 0: 32 on a GPU, 8 on a CPU
 networks = ()  # those to time; (): all
 compile_model = True  # on a GPU; False: where there is no C compiler
 
-N_PHOTOS = 20  # that the data section prepares
+N_PICTURES = 20  # that the data section prepares
+PARTS = ("normalise", "forward", "loss", "backward", "optimiser")  # of a training step
 
 # Of detection: the limits of eval.py
 MIN_SCORE = 0.01
@@ -114,8 +114,8 @@ def compare(case, versions, n_images=1):
 
 def read_wall_clock():
     """Seconds, when a GPU, if there is one, has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 
@@ -123,8 +123,8 @@ def read_wall_clock():
 
 
 def benchmark_data():
-    """Decoding and transform() of photos of 500 x 375 pixels with three objects each."""
-    boxes = torch.tensor([[50.0, 60.0, 200.0, 300.0], [10.0, 10.0, 30.0, 40.0], [300.0, 100.0, 480.0, 370.0]])
+    """Decoding and transform() of generated pictures, about as large as VOC's, with three objects each."""
+    boxes = torch.tensor([[50.0, 60.0, 200.0, 300.0], [10.0, 10.0, 30.0, 40.0], [150.0, 100.0, 310.0, 310.0]])
     labels = torch.tensor([1, 2, 3])
     difficulties = torch.zeros(3, dtype=torch.uint8)
     rng = np.random.default_rng(0)
@@ -133,28 +133,13 @@ def benchmark_data():
         transform(read_image(path), boxes, labels, difficulties, "TRAIN", rng)
 
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_photos(Path(folder))
+        make_sample(folder, N_PICTURES, 0, seed=0)
+        paths = list(Path(folder, "JPEGImages").iterdir())
         versions = {
             "read_image() and transform()": lambda: [prepare(path) for path in paths],
             "read_image() alone": lambda: [read_image(path) for path in paths],
         }
         compare("data: one training image", versions, n_images=len(paths))
-
-
-def write_photos(folder):
-    """JPEGs of VOC's usual size: of real photos where SSD_TEST_DATA is set, else of generated pictures."""
-    source = os.environ.get("SSD_TEST_DATA")
-    if source:
-        photos = Path(source, "indoor", "JPEGImages")
-    else:
-        make_sample(folder / "sample", N_PHOTOS, 0, seed=0)
-        photos = folder / "sample" / "JPEGImages"
-    paths = []
-    for photo in sorted(photos.glob("*.jpg"))[:N_PHOTOS]:
-        path = str(folder / photo.name)
-        Image.open(photo).convert("RGB").resize((500, 375), Image.Resampling.LANCZOS).save(path, quality=92)
-        paths.append(path)
-    return paths
 
 
 # --- torchvision's SSD, on our priors -------------------------------------------------------------
@@ -200,24 +185,16 @@ def benchmark_loss():
     """MultiBoxLoss forward and backward, beside torchvision's matching and loss."""
     priors_cxcy = SSD300.create_prior_boxes()
     locs, scores = trained_like_predictions(32, priors_cxcy)
+    criteria = {"MultiBoxLoss": MultiBoxLoss(priors_cxcy), "torchvision": TorchvisionSSD(priors_cxcy).compute_loss}
     for n_images, fewest, most in ((32, 1, 12), (8, 20, 20), (8, 100, 100)):
+        predictions = (locs[:n_images].requires_grad_(), scores[:n_images].requires_grad_())
         objects = make_up_objects(n_images, fewest, most)
-        some_locs = locs[:n_images].requires_grad_()
-        some_scores = scores[:n_images].requires_grad_()
-        case = f"loss: forward and backward, {n_images} images of {fewest} to {most} objects"
-        compare_losses(case, priors_cxcy, some_locs, some_scores, objects)
+        versions = {name: partial(find_gradients, loss, predictions, objects) for name, loss in criteria.items()}
+        compare(f"loss: forward and backward, {n_images} images of {fewest} to {most} objects", versions)
 
 
-def compare_losses(case, priors_cxcy, locs, scores, objects):
-    ours = MultiBoxLoss(priors_cxcy)
-    theirs = TorchvisionSSD(priors_cxcy).compute_loss
-
-    def run(criterion):
-        locs.grad = None
-        scores.grad = None
-        criterion(locs, scores, *objects).backward()
-
-    compare(case, {"MultiBoxLoss": lambda: run(ours), "torchvision": lambda: run(theirs)})
+def find_gradients(criterion, predictions, objects):
+    return torch.autograd.grad(criterion(*predictions, *objects), predictions)
 
 
 def make_up_objects(n_images, fewest, most):
@@ -258,14 +235,16 @@ def compare_detections(name, priors_cxcy, locs, scores):
         "torchvision uncapped": lambda: uncapped(locs, scores),
     }
     compare(f"detection: {name}", versions)
-    n_lost = 0
-    n_all = 0
-    for all_found, found in zip(uncapped(locs, scores), capped(locs, scores), strict=True):
-        found_boxes = set(map(tuple, found["boxes"].tolist()))
-        n_lost += sum(tuple(box) not in found_boxes for box in all_found["boxes"].tolist())
-        n_all += len(all_found["boxes"])
-    print(f"  {find_share(scores):.1%} of the pairs of prior and class have scores above {MIN_SCORE}")
-    print(f"  torchvision as shipped drops {n_lost / n_all:.0%} of the detections")
+    all_boxes = list_boxes(uncapped(locs, scores))
+    lost = all_boxes - list_boxes(capped(locs, scores))
+    share = (scores.softmax(dim=2)[:, :, 1:] > MIN_SCORE).float().mean()
+    print(f"  {share:.1%} of the pairs of prior and class have scores above {MIN_SCORE}")
+    print(f"  torchvision as shipped drops {len(lost) / len(all_boxes):.0%} of the detections")
+
+
+def list_boxes(found):
+    """The boxes of all images, a set of tuples. found: a dictionary for each image, as torchvision returns it."""
+    return {tuple(box) for image in found for box in image["boxes"].tolist()}
 
 
 def trained_like_predictions(n_images, priors_cxcy):
@@ -291,22 +270,8 @@ def trained_like_predictions(n_images, priors_cxcy):
         likes[torch.arange(n_objects), classes] += 6 * (0.2 + 0.8 * torch.rand(n_objects, generator=generator))
         scores[i] += likes[nearest] * ((overlap / 0.5).clamp(max=1) + 0.4 * (overlap > 0.5))[:, None]
         scores[i, :, 1 + torch.randperm(n_classes - 1, generator=generator)[:2]] += 2
-    # The background's score is raised until the share is right.
-    background = scores[:, :, 0].clone()
-    low, high = -5.0, 20.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        scores[:, :, 0] = background + middle
-        if find_share(scores) > 0.045:
-            low = middle
-        else:
-            high = middle
+    scores[:, :, 0] += 6.99  # the background's: so that the share is the one above
     return locs, scores
-
-
-def find_share(scores):
-    """Which share of the pairs of prior and class has a score above MIN_SCORE."""
-    return float((scores.softmax(dim=2)[:, :, 1:] > MIN_SCORE).float().mean())
 
 
 # --- Networks -------------------------------------------------------------------------------------
@@ -330,15 +295,11 @@ def benchmark_network(name, device):
     print(f"\nnetwork: {name}, batch of {n_images}, {device.type}")
     for task, median in seconds.items():
         print(f"  {task:<30} {n_images / median:9.1f} images a second")
-    parts = network.measure_parts()
+    parts = network.take_step(read_wall_clock)
     shares = [f"{part} {part_seconds / sum(parts.values()):.0%}" for part, part_seconds in parts.items()]
     print(f"  of a training step: {', '.join(shares)}")
     if device.type == "cuda":
         print(f"  GPU memory in use at most: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
-
-
-def do_nothing(_part):
-    pass
 
 
 class TimedNetwork:
@@ -355,8 +316,8 @@ class TimedNetwork:
         self.optimizer = train.make_optimizer(self.model, device)
         self.objects = make_up_objects(n_images, 1, 6)
         size = self.model.input_size
-        pixels = torch.randint(256, (n_images, 3, size, size), dtype=torch.uint8)
-        self.pixels = pixels.pin_memory() if device.type == "cuda" else pixels
+        shape = (n_images, 3, size, size)
+        self.pixels = torch.randint(256, shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
     def normalize(self):
         return self.model.normalize(self.pixels).contiguous(memory_format=self.memory_format)
@@ -372,31 +333,21 @@ class TimedNetwork:
         self.forward(self.normalize())
         self.model.train()
 
-    def take_step(self, end_part=do_nothing):
-        """A training step as in train.py. end_part: called with the name of each part when it is done."""
+    def take_step(self, clock=time.perf_counter):
+        """A training step as in train.py. Returns the seconds of each of its parts by this clock, a dict."""
+        times = [clock()]
         images = self.normalize()
-        end_part("normalise")
+        times.append(clock())
         predicted_locs, predicted_scores = self.forward(images)
-        end_part("forward")
+        times.append(clock())
         loss = self.criterion(predicted_locs, predicted_scores, *self.objects)
-        end_part("loss")
+        times.append(clock())
         self.optimizer.zero_grad()
         loss.backward()
-        end_part("backward")
+        times.append(clock())
         self.optimizer.step()
-        end_part("optimiser")
-
-    def measure_parts(self):
-        """The seconds of each part of a training step, a dict; a GPU is waited for after each part."""
-        ends = {"start": read_wall_clock()}  # when each part ended
-
-        def end_part(name):
-            ends[name] = read_wall_clock()
-
-        self.take_step(end_part)
-        names = list(ends)[1:]
-        seconds = np.diff(list(ends.values()))
-        return dict(zip(names, seconds, strict=True))
+        times.append(clock())
+        return dict(zip(PARTS, np.diff(times), strict=True))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ highest offset of a size, null: any). In an ONNX file these are keys of its meta
     size = exp(offset * size_variance) * prior's size
 """
 
-import functools
 import importlib.util
 import io
 import json
@@ -71,7 +70,6 @@ images = ""  # a file, a folder, or a pattern with * or ?; "": four generated im
 
 TOLERANCE = 1e-3  # how far numbers may be apart, as a part of the number if this is above 1
 MIN_FOUND = 0.99  # objects that have to be the same: an overlap of just max_overlap can go either way
-ONNX_OPSET = 18  # the version of ONNX's operators: the lowest that torch's exporter writes
 
 
 def main():
@@ -98,7 +96,7 @@ def main():
 class Network(nn.Module):
     """The model, normalisation before it and, if the parameter find_objects says so, detection after it.
 
-    suppress: which candidates stay, `suppress_by_nms()` or the same for ONNX.
+    suppress: which candidates stay, `suppress_by_nms()` or `suppress_in_onnx()`.
     """
 
     def __init__(self, model, suppress):
@@ -151,36 +149,25 @@ def suppress_by_nms(boxes_xy, class_scores):
     return torch.zeros_like(class_scores).index_put((image, label, prior), scores * survives)
 
 
-@functools.cache
-def make_onnx_suppress():
-    """`suppress_by_nms()` as one operator, which `export()` translates into ONNX's own NonMaxSuppression."""
-
-    @torch.library.custom_op("ssd300::suppress", mutates_args=())
-    def suppress(boxes_xy: torch.Tensor, class_scores: torch.Tensor) -> torch.Tensor:
-        return suppress_by_nms(boxes_xy, class_scores)
-
-    suppress.register_fake(lambda boxes_xy, class_scores: torch.empty_like(class_scores))
-    return suppress
-
-
-def translate_suppress(boxes_xy, class_scores):
-    """The operator of `make_onnx_suppress()` in ONNX: the scores that NonMaxSuppression selects, all others 0.
+def suppress_in_onnx(boxes_xy, class_scores):
+    """`suppress_by_nms()` in ONNX's own operators: it can be exported, but not run in PyTorch.
 
     Beyond the top_k best of a class, survivors are left out.
     """
-    from onnxscript import opset18 as op  # needed for ONNX only
-
-    limits = [op.Constant(value_ints=[top_k])]
-    limits += [op.Constant(value_floats=[value]) for value in (max_overlap, min_score)]
-    selected = op.NonMaxSuppression(boxes_xy, class_scores, *limits)  # (K, 3): image, class, prior
-    zeros = op.Mul(class_scores, op.Constant(value_float=0.0))
-    return op.ScatterND(zeros, selected, op.GatherND(class_scores, selected))
+    make = torch.onnx.ops.symbolic  # an operator, its inputs, and what the exporter has to know of its output
+    limits = (torch.tensor([top_k]), torch.tensor([max_overlap]), torch.tensor([min_score]))
+    # How many are selected is known at run time only. The exporter takes a shape that says so: that of all candidates.
+    shape = (class_scores > min_score).nonzero().shape  # (K, 3)
+    selected = make("NonMaxSuppression", (boxes_xy, class_scores, *limits), dtype=torch.int64, shape=shape)
+    scores = make("GatherND", (class_scores, selected), dtype=torch.float32, shape=shape[:1])  # (K,)
+    zeros = torch.zeros_like(class_scores)
+    return make("ScatterND", (zeros, selected, scores), dtype=torch.float32, shape=zeros.shape)
 
 
 @torch.no_grad()
 def export(model, suffix):
     """A model, on the CPU, with what belongs to it, as the bytes of a file of one of the formats."""
-    suppress = make_onnx_suppress() if suffix == ".onnx" else suppress_by_nms
+    suppress = suppress_in_onnx if suffix == ".onnx" else suppress_by_nms
     network = Network(model, suppress).eval()
     example = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("n_images")}}
@@ -197,8 +184,7 @@ def export(model, suffix):
         dynamic_shapes=shapes,
         input_names=["images"],
         output_names=["boxes", "labels", "scores"] if find_objects else ["offsets", "scores"],
-        opset_version=ONNX_OPSET,
-        custom_translation_table={torch.ops.ssd300.suppress.default: translate_suppress},
+        opset_version=18,  # the lowest that torch's exporter writes
         dynamo=True,
         verbose=False,
     )
@@ -248,7 +234,7 @@ def check(model, exported, inputs):
     """
     largest = 0.0  # difference of an offset or score
     counts = torch.zeros(3, dtype=torch.int64)
-    for batch in filter(len, (inputs[:1], *inputs[1:].split(4))):  # one image, then the others, if any, in batches
+    for batch in inputs.split(3):  # of four images: three at once, then one alone
         pixels = ((batch * model.std + model.mean) * 255).round().byte()  # undoes normalize()
         ours = model(batch)
         theirs = exported(pixels)

@@ -109,16 +109,16 @@ def place_shapes(rng, size):
             margin = radius * (1 if rng.random() < 0.85 else 0.67)
             center = np.array([rng.uniform(margin, side - margin) for side in size])
             if all(shared(center, radius, *other[1:]) <= MAX_SHARED for other in shapes):
-                shapes.append((pick_class(rng), center, radius))
+                shapes.append((str(rng.choice(CLASSES)), center, radius))
                 break
     if shapes and rng.random() < 0.04:  # one shape that hides most of the last one
         _, center, radius = shapes[-1]
         angle = rng.uniform(0, 2 * math.pi)
         shift = rng.uniform(0.5, 0.7) * radius * np.array([math.cos(angle), math.sin(angle)])
-        shapes.append((pick_class(rng), center + shift, radius * rng.uniform(1.0, 1.2)))
+        shapes.append((str(rng.choice(CLASSES)), center + shift, radius * rng.uniform(1.0, 1.2)))
     if rng.random() < 0.04:  # one that is too small to tell
         center = np.array([rng.uniform(0.1, 0.9) * side for side in size])
-        shapes.append((pick_class(rng), center, rng.uniform(6, 9)))
+        shapes.append((str(rng.choice(CLASSES)), center, rng.uniform(6, 9)))
     return shapes
 
 
@@ -127,10 +127,6 @@ def shared(center_1, radius_1, center_2, radius_2):
     mins = np.maximum(center_1 - radius_1, center_2 - radius_2)
     maxs = np.minimum(center_1 + radius_1, center_2 + radius_2)
     return np.prod(np.maximum(maxs - mins, 0)) / (2 * min(radius_1, radius_2)) ** 2
-
-
-def pick_class(rng):
-    return CLASSES[rng.integers(len(CLASSES))]
 
 
 def pick_hue(rng, name):
@@ -169,16 +165,15 @@ def outline_mask(outline, corner=None, size=None):
 
     outline: (n, 2) float array, corners in pixels of the picture.
     corner, size: the window to draw, in pixels of the picture; by default it just holds the outline.
-    Returns an "L" image that says how much of each pixel is covered, 0 to 255, and the window's upper left
-    corner.
+    Returns an "L" image that says how much of each pixel is covered, 0 to 255, and the window's upper left corner.
     """
     if corner is None:
         corner = tuple(int(v) - 1 for v in np.floor(outline.min(axis=0)))
         size = tuple(int(v) + 2 - c for v, c in zip(np.ceil(outline.max(axis=0)), corner, strict=True))
     canvas = Image.new("L", (size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE))
     # Whole numbers: a difference in the last bit of a cosine between two machines changes no pixel.
-    corners = np.rint((outline - corner) * SUPERSAMPLE).astype(int)
-    ImageDraw.Draw(canvas).polygon([(int(x), int(y)) for x, y in corners], fill=255)
+    corners = np.rint((outline - corner) * SUPERSAMPLE)
+    ImageDraw.Draw(canvas).polygon(corners.flatten().tolist(), fill=255)
     return canvas.reduce(SUPERSAMPLE), corner
 
 
@@ -280,11 +275,11 @@ def draw_grid(rng, image):
     mask = Image.new("L", image.size)
     draw = ImageDraw.Draw(mask)
     step, strength = int(rng.integers(12, 40)), int(rng.integers(25, 70))
-    directions = int(rng.integers(1, 4))  # 1: upright, 2: level, 3: both
-    if directions & 1:
+    directions = ("upright", "level", "both")[rng.integers(3)]
+    if directions != "level":
         for x in range(step // 2, image.size[0], step):
             draw.line([(x, 0), (x, image.size[1])], fill=strength)
-    if directions & 2:
+    if directions != "upright":
         for y in range(step // 2, image.size[1], step):
             draw.line([(0, y), (image.size[0], y)], fill=strength)
     image.paste((255, 255, 255) if rng.random() < 0.5 else (20, 20, 30), (0, 0), mask)
@@ -297,7 +292,7 @@ def draw_curves(rng, image, hue):
         steps = np.linspace(0, 1, 25)[:, None]
         curve = (1 - steps) ** 2 * start + 2 * steps * (1 - steps) * middle + steps**2 * end
         mask = Image.new("L", (image.size[0] * 2, image.size[1] * 2))
-        points = [(int(x), int(y)) for x, y in np.rint(curve * 2)]
+        points = np.rint(curve * 2).flatten().tolist()
         strength, width = int(rng.integers(60, 200)), int(rng.integers(2, 12))
         ImageDraw.Draw(mask).line(points, fill=strength, width=width, joint="curve")
         paint = color(hue + rng.uniform(-0.3, 0.3), rng.uniform(0.1, 0.5), rng.uniform(0.2, 1))

@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -108,11 +109,10 @@ def plan_output(video, folder):
     if is_camera(video):
         return folder / f"camera{video}.mp4"
     if "://" in video:
-        if video.lower().startswith("file:"):  # it could be written over
+        address = urlsplit(video)
+        if address.scheme == "file":  # it could be written over
             raise ValueError(f"{printable(video)}: name a file by its path")
-        address = video.split("://")[1].split("?")[0]
-        address = address.split("@")[-1]  # without user:password
-        return folder / f"{Path(address).stem or 'stream'}.mp4"
+        return folder / f"{Path(address.path).stem or address.hostname or 'stream'}.mp4"
     if not Path(video).is_file():
         raise FileNotFoundError(f"{printable(video)}: there is no such file")
     name = Path(video).name
@@ -124,19 +124,20 @@ def plan_output(video, folder):
     return target
 
 
-def annotate_frames(images, times, first_number, model, rows):
+def annotate_frames(frames, first_number, model, rows):
     """Find the objects in some frames, and draw them.
 
-    images: RGB PIL images. times: theirs, in seconds. first_number: of the first one, from 1 on.
-    Adds the objects to `rows`. Returns annotated copies.
+    frames: list of (RGB PIL image, its time in seconds). first_number: of the first one, from 1 on.
+    Adds the objects to `rows`. Returns annotated copies of the images.
     """
     colors = class_colors(model.label_map)
-    found = find_in_batch(images, model, min_score, max_overlap, top_k, suppress)
+    found = find_in_batch([image for image, _ in frames], model, min_score, max_overlap, top_k, suppress)
     annotated = []
-    for i, (boxes_xy_pixels, names, scores) in enumerate(found):
-        place = {"video": video, "frame": first_number + i, "time": round(times[i], 3)}
-        rows += list_objects(place, boxes_xy_pixels, names, scores)
-        annotated.append(draw_boxes(images[i], boxes_xy_pixels, names, scores, colors))
+    for i, objects in enumerate(found):  # of each frame: boxes, names, scores
+        image, seconds = frames[i]
+        place = {"video": video, "frame": first_number + i, "time": round(seconds, 3)}
+        rows += list_objects(place, *objects)
+        annotated.append(draw_boxes(image, *objects, colors))
     return annotated
 
 
@@ -166,16 +167,14 @@ def annotate_video(video, target, model, rows):
     try:
         frames = read_frames(capture, frame_rate)
         while batch := list(itertools.islice(frames, batch_size)):
-            images = [image for image, _ in batch]
-            times = [seconds for _, seconds in batch]
-            for image in annotate_frames(images, times, n_frames + 1, model, rows):
+            for image in annotate_frames(batch, n_frames + 1, model, rows):
                 writer = writer or open_writer(target, frame_rate, image.size)
                 pixels_bgr = np.asarray(image)[:, :, ::-1].copy()
                 writer.write(pixels_bgr)
                 n_frames += 1
                 if show:
                     show_frame(pixels_bgr)
-            progress.update(len(images))
+            progress.update(len(batch))
         if n_frames == 0:
             raise ValueError(f"{printable(video)}: OpenCV can decode no frame of it")
         if n_frames < n_promised:
@@ -262,7 +261,7 @@ def annotate_gif(video, target, model, rows):
 
     Raises ValueError, naming the file, if a frame is damaged; nothing is written then.
     """
-    images = []
+    frames = []
     durations = []  # in milliseconds
     options = {}
     with open_file(video) as animation:
@@ -270,17 +269,15 @@ def annotate_gif(video, target, model, rows):
             options["loop"] = animation.info["loop"]
         try:
             for frame in ImageSequence.Iterator(animation):
-                images.append(make_upright_rgb(frame, video))
+                frames.append((make_upright_rgb(frame, video), sum(durations) / 1000))
                 durations.append(frame.info.get("duration", 0))
         except (ValueError, MemoryError):  # the former is make_upright_rgb()'s
             raise
         except Exception as error:  # a damaged header: Pillow's readers raise errors of many kinds
             raise ValueError(f"{printable(video)}: damaged, it cannot be decoded ({printable(error)})") from error
     annotated = []
-    for start in tqdm(range(0, len(images), batch_size), unit="batch"):
-        batch = images[start : start + batch_size]
-        times = [sum(durations[: start + i]) / 1000 for i in range(len(batch))]
-        annotated += annotate_frames(batch, times, start + 1, model, rows)
+    for start in tqdm(range(0, len(frames), batch_size), unit="batch"):
+        annotated += annotate_frames(frames[start : start + batch_size], start + 1, model, rows)
     save_image(annotated[0], target, save_all=True, append_images=annotated[1:], duration=durations, **options)
     return len(annotated)
 
