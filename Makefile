@@ -1,4 +1,4 @@
-# Each target is one or two plain commands that can be typed as well; the README shows them.
+# Each target is one or two plain commands that can be typed as well; "Set up" in docs/manual.md shows how.
 # Targets make the virtual environment themselves, in .venv, where they need it.
 
 PYTHON = .venv/bin/python

@@ -823,9 +823,12 @@ def make_yolo_boxes(records, parts, notes):
         if guess:
             add_note(notes, "", "entry_guessed", files[0], f"{len(files)} label lines, the first here: {guess}")
     unusable = notes.get("entry_unusable", [])
-    if unusable and not any(record.objects for record in records):
+    n_used = sum(len(record.objects) for record in records)
+    if len(unusable) > n_used:  # more than half: class names of another data set, for example
         problems = [f"{row['file']}: {row['what']}" for row in unusable]
-        raise_if_any(problems, f"{printable(records[0].source)}: none of the {len(unusable)} label lines can be used:")
+        n_lines = len(unusable) + n_used
+        source = printable(records[0].source)
+        raise_if_any(problems, f"{source}: {len(unusable)} of {n_lines} label lines cannot be used:")
 
 
 def declared_keypoint_numbers(parts):

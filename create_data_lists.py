@@ -94,7 +94,7 @@ NOTES = {
     "and COCO files beside instances_*.json",
     "image_not_found": "Label files without an image: left out",
     "image_guessed": "Images found under another name than the annotation's, or elsewhere: look at the boxes",
-    "image_unused": "Images that no annotation or list names: left out",
+    "image_unused": "Images that are in none of the lists or annotations used: left out",
     "label_file_missing": "Images without a label file: taken to have no objects",
     "image_repeated": "Images listed more than once: kept once, with all their objects",
     "size_differs": "Annotations with another size than the image's: the image's taken; look at the boxes",

@@ -199,7 +199,7 @@ def scale_to_bytes(values):
 # --- 2. The data set ------------------------------------------------------------------------------
 
 SPLITS = ("TRAIN", "VAL", "TEST")
-# What `transform()` may do to a training image, in the order in which Caffe's SSD does it.
+# What `transform()` may do to a training image: colours, zoom out, crop, flip.
 AUGMENTATIONS = ("distort", "zoom_out", "crop", "flip")
 # Boxes, labels and difficulties of an image without objects.
 NO_OBJECTS = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.uint8))
@@ -552,7 +552,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     boundary form, fractional, in [0, 1], of positive area, and their labels and difficulties.
 
     To add a step of your own, write a function like `flip()`, which takes an image and its boxes and returns both
-    changed. Call it where "Your own step" stands below. What is random it draws from rng.
+    changed. Call it where "Your own step" stands below, and add its name to AUGMENTATIONS and to `augment` in train.py.
+    What is random it draws from rng. (tests/test_augmentations.py has all steps in slow, plain code: add yours there.)
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
@@ -564,7 +565,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     steps = augment if split == "TRAIN" else ()
 
     # Draw random numbers for all steps, even for those that are left out. So leaving one out changes nothing for the
-    # others. (The crop may be skipped, because it draws last.)
+    # others. (The crop may be skipped, because it draws last. Only a step of your own draws after it.)
     if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
         colors = draw_colors(rng)
@@ -595,7 +596,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     image = put_on_filler(image, place, size)  # after the colours, so that the filler keeps its own
     if "flip" in steps and is_flipped:
         image, boxes_xy = flip(image, boxes_xy)
-    # Your own step:  if split == "TRAIN": image, boxes_xy = my_step(image, boxes_xy, rng)
+    # Your own step:  if "mine" in steps: image, boxes_xy = my_step(image, boxes_xy, rng)
 
     # A box less than a millionth of the image wide may have no area in float32. Such objects are left out.
     boxes_xy = boxes_xy.astype(np.float32)

@@ -376,6 +376,8 @@ def list_images(images, recursive=False):
     if Path(images).is_dir():
         files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
         reason = f"no image in it ({', '.join(IMAGE_SUFFIXES)})"
+        if not recursive:
+            reason += "; --recursive=True also looks in the folders below it"
     else:
         reason = "no such file, folder, or pattern"
     if not files:

@@ -17,6 +17,7 @@ import importlib.util
 import io
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -54,7 +55,7 @@ min_overlap = 0.5  # overlap from which a detection finds an object; "coco" take
 # Speed
 device = ""  # "cpu", "cuda", "cuda:1", "mps", ...; "": an accelerator where there is one
 batch_size = 32  # images at a time; less needs less memory
-workers = 4  # processes that read images; 0: this process itself
+workers = min(4, os.cpu_count() or 1)  # processes that read images; 0: this process itself
 bf16 = False  # bfloat16 autocast: faster on a GPU, detections differ in the third digit
 
 METRICS = ("11 points", "area", "coco")

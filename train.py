@@ -45,7 +45,7 @@ data_folder = "data"  # where create_data_lists.py wrote its lists
 keep_difficult = True  # also train on objects that are marked as difficult, as the Caffe code does
 augment = ("distort", "zoom_out", "crop", "flip")  # which of these; (): none, to check that a network can overfit
 skip_corrupt = False  # True: leave out images that are missing or damaged, instead of stopping
-workers = 4  # processes that prepare images; 0: the training process itself
+workers = min(4, os.cpu_count() or 1)  # processes that prepare images; 0: the training process itself
 
 # Model
 network = "ssd300_vgg16"  # a row of NETWORKS in model.py, such as "ssd300_tiny"; a checkpoint brings its own

@@ -338,11 +338,21 @@ def test_yolo_lines(tmp_path):
         "0 0.5 0.5 1",
         "dog 1 2 3 4",
         "0.5 1 1 1 1",
+        "0 0.5 0.5 1 1",
     ]
     boxes, notes, unusable = read_lines(tmp_path, *lines, "", "1 0.1 0.2 0.3 0.2 0.3 0.4")
-    assert boxes == [(0, 0, 1, 1), (0.1, 0.2, 0.3, 0.4), (0.1, 0.2, 0.3, 0.4)]  # among outlines, 6 numbers are one
+    around, outlined = (0, 0, 1, 1), (0.1, 0.2, 0.3, 0.4)
+    assert boxes == [around, outlined, around, outlined]  # among outlines, 6 numbers are one
     assert len(unusable) == 4 and "line 3: '7 0.5 0.5 1 1': class 7 is not one of the 2 class names" in unusable[0]
     assert notes.keys() == {"entry_unusable"}
+
+
+def test_most_classes_are_not_among_the_names(tmp_path):
+    """The class names of another data set: nothing is lost quietly."""
+    lines = [f"{label} {BOX}" for label in range(5)]
+    message = r"3 of 5 label lines cannot be used:\n.*a\.txt: line 3: '2 .*': class 2 is not one of the 2 class names"
+    with pytest.raises(ValueError, match=message):
+        read_lines(tmp_path, *lines)
 
 
 @pytest.mark.parametrize(("line", "yaml", "words"), [
@@ -391,7 +401,7 @@ def test_lines_that_may_be_outlines_or_keypoints_are_refused(tmp_path):
 
 def test_label_files_without_a_usable_line_say_why(tmp_path):
     lines = [f"0 {BOX} 3.5", f"0 {BOX} 0.5 0.5", "0 0,5 0,5 0,2 0,4", "0", f"5 {BOX}"]
-    with pytest.raises(ValueError, match="none of the 5 label lines can be used:") as error:
+    with pytest.raises(ValueError, match="5 of 5 label lines cannot be used:") as error:
         read_lines(tmp_path, *lines)
     for words in (
         "line 3: '0 0,5 0,5 0,2 0,4' is not",

@@ -45,7 +45,8 @@ def test_its_cells_are_without_outputs_and_run(sample, tmp_path, monkeypatch, ca
     monkeypatch.syspath_prepend(tmp_path)  # the notebook adds to the path
     namespace = {"__name__": "__main__"}
     shown = [run_cell("".join(cell["source"]), namespace) for cell in CODE_CELLS]
-    photo = Image.open(sample / "JPEGImages" / "test_00001.jpg")
+    photo = Image.open(sample / "JPEGImages" / "test_00004.jpg")
+    assert "<object>" in (sample / "Annotations" / "test_00004.xml").read_text()  # there is something to find
     pictures = [value for value in shown if isinstance(value, Image.Image)]
     assert [picture.size for picture in pictures] == [photo.size, photo.size]
     assert all(picture.tobytes() != photo.convert("RGB").tobytes() for picture in pictures)

@@ -5,7 +5,7 @@
     python tools/ablations.py                                                the generated pictures of `make demo`
     python tools/ablations.py --choices=flip_only,no_crop --seeds=0,1,2      some of the choices, three runs of each
 
-A run of 2,000 iterations takes about half an hour on one CPU core. All runs have the same data, iterations and recipe.
+A run of 2,000 iterations takes 7 to 30 minutes on one CPU core. All runs have the same data, iterations and recipe.
 The run without a change, the baseline, is repeated with several seeds: how far they lie apart is the spread, and a
 choice whose difference is within it has shown nothing. (Of choices that change nothing, one in twenty lies outside all
 the same.)

@@ -36,6 +36,7 @@ Shapes in comments: D detections and M objects, those of all images one after th
 import csv
 import io
 import math
+import os
 import sys
 import textwrap
 from collections import Counter
@@ -82,7 +83,7 @@ output_folder = "analysis"
 
 # The network of `checkpoint` detects as in eval.py, with its default limits
 batch_size = 32
-workers = 4
+workers = min(4, os.cpu_count() or 1)
 device = ""  # such as "cpu"; "": the GPU, if there is one
 
 ERRORS = ("localization", "other_class", "duplicate", "background")
@@ -128,7 +129,8 @@ def main():
     save_figure(draw_sizes(verdicts, dataset), folder / "sizes.png")
     write_worst(verdicts, dataset, folder / "worst.jpg")
     print(f"{total['objects']} objects: {total['right']} found, {total['missed']} missed")
-    print(f"{total['detections']} detections: {', '.join(f'{total[kind]} {kind}' for kind in KINDS)}")
+    counts = ", ".join(f"{total[kind]} {kind}" for kind in KINDS)
+    print(f"{total['detections']} detections, also those with low scores: {counts}")
 
 
 # --- What each detection is -----------------------------------------------------------------------

@@ -103,6 +103,7 @@ def sum_up(out, picture, on_gpu):
     """Say what was learned, whether that is usual, what to look at, and what to try next."""
     with open(REPO / out / "checkpoint_ssd300.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    test_pictures = out / "sample/JPEGImages/test_*.jpg"
     losses = [row["loss"] for row in rows if row["loss"]]
     mean_ap = float([row["mAP"] for row in rows if row["mAP"]][-1])
     n_iterations = int(rows[-1]["iteration"])
@@ -114,7 +115,7 @@ Look at
     {picture}    what the network finds in a test picture, with scores
     {out / "lists" / "data_report.txt"}    what is in the data
     {out / "checkpoint_ssd300.csv"}    loss and mAP as they went
-More pictures: python detect.py --checkpoint={out / "checkpoint_ssd300.pth.tar"} --images={out / "sample/JPEGImages"}
+More pictures: python detect.py --checkpoint={out / "checkpoint_ssd300.pth.tar"} --images="{test_pictures}"
 
 Next, your own photos, with boxes in Pascal VOC's, YOLO's or COCO's format (docs/manual.md, "Your own data"):
     python create_data_lists.py --train_data=my_data --val_fraction=0.2
