@@ -227,7 +227,7 @@ def test_predictions_of_the_scene_are_written(monkeypatch, tmp_path):
     assert 7 < written["n_candidates"] < saved["n_candidates"]
     without_triangle = [values[:3] for values in found]
     monkeypatch.setattr(scene, "predict", lambda *_: (locs, scores, without_triangle))
-    with pytest.raises(ValueError, match=r"\['star', 'circle', 'star'\].*choose another SEED"):
+    with pytest.raises(ValueError, match=r"\['star', 'circle', 'star'\].*train longer"):
         scene.write_predictions(here)
 
 
