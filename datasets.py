@@ -103,7 +103,10 @@ def darkness_warning(image):
 
 
 def open_image_file(path):
-    """The bytes of an image file, and a PIL image of which Pillow has read the header and no pixels yet."""
+    """The bytes of an image file, and a PIL image of which Pillow has read the header and no pixels yet.
+
+    Raises FileNotFoundError, ValueError if the file is at fault, or another OSError if the machine is.
+    """
     try:
         check_image_file(path)
         contents = Path(path).read_bytes()
@@ -111,8 +114,7 @@ def open_image_file(path):
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
     except (OSError, ValueError) as error:
         # A ValueError comes from check_image_file(), or from characters that no file name can have, such as "\0".
-        # The image may be fine if the machine is at fault. Then it stays an OSError, which ends a run. (Images with a
-        # ValueError are left out by the data set, if skip_corrupt says so.)
+        # An OSError ends a run; an image with a ValueError may be left out, if skip_corrupt says so.
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{printable(path)}: the image file cannot be read ({printable(error)})") from None
@@ -324,11 +326,10 @@ class PascalVOCDataset(Dataset):
         boxes_xy_pixels = self.boxes_xy_pixels[objects]  # (M, 4)
         labels = self.labels[objects]  # (M,)
         difficulties = self.difficulties[objects]  # (M,)
-        # transform() ignores `augment` unless the split is "TRAIN". Here `augment` decides, whatever the image's split.
-        treat_as = "TRAIN" if self.augment else "TEST"
         rng = np.random.default_rng((self.seed, epoch, index))
+        # "TRAIN", whatever the split: self.augment decides alone what is done. If it is (), nothing is.
         return transform(
-            image, boxes_xy_pixels, labels, difficulties, treat_as, rng, self.size, self.antialias, self.augment
+            image, boxes_xy_pixels, labels, difficulties, "TRAIN", rng, self.size, self.antialias, self.augment
         )
 
     def image_names(self):
@@ -353,7 +354,8 @@ def stack_images(images):
     """Stack a list of N images (3, S, S) to an (N, 3, S, S) tensor.
 
     torch.stack(images) would give the same tensor, but would reorder all bytes: in memory, transform()'s images have
-    R, G and B of a pixel side by side. Seen as (S, S, 3), they are copied as they lie, in a fifth of the time.
+    R, G and B of a pixel side by side. Seen as (S, S, 3), bytes are copied in the order in which they are, in a fifth
+    of the time.
     """
     stacked = torch.stack([image.permute(1, 2, 0) for image in images])  # (N, S, S, 3)
     stacked = stacked.permute(0, 3, 1, 2)  # (N, 3, S, S), the same memory
@@ -565,7 +567,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     steps = augment if split == "TRAIN" else ()
 
     # Draw random numbers for all steps, even for those that are left out. So leaving one out changes nothing for the
-    # others. (The crop may be skipped, because it draws last. Only a step of your own draws after it.)
+    # others. (draw_crop() below draws after all of these, so it may be skipped. Only a step of your own draws later.)
     if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
         colors = draw_colors(rng)
@@ -682,7 +684,7 @@ def draw_boxes_inside(canvas, n, rng):
 
     # The box must fit into the canvas:  s sqrt(r) <= 1,   so  r <= 1/s^2
     #                                    s / sqrt(r) <= 1, so  r >= s^2
-    # Caffe also wants r in [1/2, 2]. So the lowest r is the larger one of s^2 and 1/2, and the highest is 1 / lowest.
+    # Caffe also wants r in [1/2, 2]. So the lowest r is max(s^2, 1/2), and the highest min(1/s^2, 2) = 1 / lowest.
     lowest_ratios = np.maximum(scales * scales, 0.5)  # 0.5 for s = 0.6, 0.64 for s = 0.8
     highest_ratios = 1 / lowest_ratios  # 2 for s = 0.6, 1.56 for s = 0.8
     ratios = lowest_ratios + (highest_ratios - lowest_ratios) * ratio_draws
@@ -725,8 +727,8 @@ def find_place(source, crop, size):
 def find_place_on_axis(source_min, source_max, crop_min, crop_max, size):
     """Where the place begins and ends along x, or along y.
 
-    Example: a crop from -100 to 500 becomes 300 pixels, so it is scaled by 0.5. A source from 0 to 300 begins 100
-    pixels after the crop does, and ends 400 pixels after that. So its place is from 50 to 200.
+    Example: a crop from -100 to 500 becomes 300 pixels, so it is scaled by 0.5. A source from 0 to 400 begins 100
+    pixels after the beginning of the crop, and ends 500 pixels after it. So its place is from 50 to 250.
     """
     scale = size / (crop_max - crop_min)
     place_min = round((source_min - crop_min) * scale)
@@ -871,18 +873,19 @@ def turn_hue(image, degrees):
     H stands for a pure colour, one whose values go from 0 to 255. Each value of a pixel is
     lowest + (highest - lowest) * pure / 255. So turn the pure colour, and keep the pixel's highest and lowest value.
     (Then S and V stay, too.)
-    Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. Turned by 36 degrees, this is the
-    yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 = 191: it becomes (200, 191, 50).
+    Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. (Exactly it is 85, but Pillow rounds
+    H.) Turned by 36 degrees, this is the yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 =
+    191: it becomes (200, 191, 50).
     """
     hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
     red, green, blue = image.split()
     lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
 
     # 1. Turn: look up each pixel's H in a table of the turned pure colours. Pillow calls such a table a palette.
-    hues.putpalette(make_turned_palette(degrees))  # from now on, the values of `hues` are places in this table
-    turned_pure = hues.convert("RGB")
+    hues.putpalette(make_turned_palette(degrees))  # from now on, a value h of `hues` means colour number h of the table
+    turned_pure = hues.convert("RGB")  # the look-up itself
 
-    # 2. Keep highest and lowest: the formula above, which composite() computes if `pure` is the mask. (Pillow's way
+    # 2. Keep highest and lowest. composite(a, b, mask) is b + (a - b) * mask / 255, the formula above. (Pillow's way
     # back from HSV to RGB would do it all, but takes three times as long.)
     channels = [Image.composite(highest, lowest, pure) for pure in turned_pure.split()]
     return Image.merge("RGB", channels)
@@ -896,7 +899,7 @@ def make_turned_palette(degrees):
     (255, 84, 0). H = 14 + 26 = 40 is a yellow, (255, 240, 0). So the table holds this yellow at place 14.
     """
     n_steps = round(degrees / 360 * 255)
-    turned = bytes((hue + n_steps) % 255 for hue in range(256))
+    turned = bytes((hue + n_steps) % 255 for hue in range(256))  # 255 is the same hue as 0
     turned = Image.frombytes("L", (256, 1), turned)  # one row, a pixel for each hue
     full = Image.new("L", (256, 1), 255)  # S and V of pure colours
     pure = Image.merge("HSV", [turned, full, full]).convert("RGB")

@@ -160,8 +160,8 @@ def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, 
     Raises ValueError if the model knows no class of the data set.
     """
     dataset = test_loader.dataset
+    # For each of the model's labels that of the data set, or 0 if the data set does not have such a class.
     new_labels = match_classes(model.label_map, dataset.label_map)
-    # The model's classes that the data set does not have:
     unknown = [label for label, new_label in enumerate(new_labels.tolist()) if label > 0 and new_label == 0]
     device = model.mean.device
     memory_format = utils.fastest_memory_format(device, model)

@@ -95,7 +95,7 @@ SSD512_SOURCES = (  # the Caffe code's ssd_pascal_512.py
 )
 SSDLITE_SOURCES = (  # torchvision's ssdlite320_mobilenet_v3_large
     SourceMap("c4", 672, 20, FIVE_RATIOS),
-    # torchvision halves the 960 channels of c5, unless ImageNet's weights are loaded: then fit_tail() changes this row.
+    # torchvision halves the 960 channels of c5, unless ImageNet's weights are loaded: see fit_tail().
     SourceMap("c5", 480, 10, FIVE_RATIOS),
     SourceMap("extra1_2", 512, 5, FIVE_RATIOS, reduced_channels=256),
     SourceMap("extra2_2", 256, 3, FIVE_RATIOS, reduced_channels=128),
@@ -212,8 +212,8 @@ class VGGBase(nn.Module):
             self.add_module(f"pool{block}", pool)
         fc_channels = 1024 // architecture.divisor
         # fc6 looks at a whole map of 7 x 7 cells, so it is a convolution with a 7 x 7 kernel. Every third row and
-        # column of that is kept: 3 x 3 weights, for cells three apart. In VGG, pool5 halves the grid before. Here it
-        # does not, so cells lie twice as close, and the same distance is six of them: dilation=6.
+        # column of that is kept (by entries_from_fc_layers()): 3 x 3 weights, for cells three apart. In VGG, pool5
+        # halves the grid before. Here it does not, so the same distance is 2 * 3 = 6 cells: dilation=6.
         self.conv6 = Convolution(channels, fc_channels, 3, padding=6, dilation=6, batch_norm=batch_norm)
         self.conv7 = Convolution(fc_channels, fc_channels, 1, batch_norm=batch_norm)
 
@@ -234,8 +234,8 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        # The table says that c5 has 480 channels. ImageNet's weights have 960: when they are loaded, fit_tail() writes
-        # that into the table's row, and this runs again. reduced_tail halves the channels of torchvision's last blocks.
+        # c5 has 480 channels. ImageNet's weights have 960: before they are loaded, fit_tail() builds the model again,
+        # from a copy of the table's row that says so. reduced_tail halves the channels of torchvision's last blocks.
         c5 = architecture.base_sources[-1]
         is_halved = c5.channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features
@@ -607,7 +607,10 @@ def check_predictions(predicted_locs, predicted_scores, priors_cxcy):
 
 
 def keep_best_of_each_class(class_scores, n):
-    """The scores (P, C - 1) of an image, with 0 in place of all but the n highest of each class: no candidates."""
+    """The scores (P, C - 1) of an image, with 0 in place of all but the n highest of each class.
+
+    0 is never above min_score, so these are no candidates.
+    """
     kept = torch.zeros_like(class_scores)
     for column in range(class_scores.shape[1]):
         scores = class_scores[:, column]  # (P,)
@@ -637,8 +640,8 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
 def find_best(scores, n):
     """Indices of the n highest scores, and of all others that equal the lowest of these.
 
-    The indices are in ascending order. nms() keeps the order of equal scores, so these still rank by prior, then by
-    class. (topk() alone would choose any of the equal scores, in any order.)
+    Of equal scores the first one ranks first, by prior and then by class. So none of them may be left out, as topk()
+    alone would do, and the indices are in ascending order, which nms() keeps for equal scores.
     """
     lowest = scores.topk(n).values[-1]
     return (scores >= lowest).nonzero()[:, 0]
@@ -671,8 +674,8 @@ def hide_classes(predicted_scores, hidden):
     if not hidden:
         return predicted_scores
     result = predicted_scores.float().clone()
-    # Softmax divides the exp() of a score by the sum of all. The exp() of this new score is the sum of theirs. So the
-    # background gets their probability, and the sum of all stays the same.
+    # Softmax divides each exp(score) by their sum. Here exp(new score) = exp(background's) + exp(each hidden one's), so
+    # the sum stays the same, and with it the probability of every other class.
     result[:, :, 0] = result[:, :, [0, *hidden]].logsumexp(dim=2)
     result[:, :, hidden] = -torch.inf
     return result
@@ -731,8 +734,8 @@ def take_pairs(table):
         pairs.append((row, column))
         table[row, :] = CROSSED_OUT
         table[:, column] = CROSSED_OUT
-        # Search again in the rows that had their highest number in this column; the others keep theirs. (The row just
-        # taken is one of them: its highest number is now CROSSED_OUT, and stays so, so it is not taken again.)
+        highest[row] = CROSSED_OUT  # this row is done
+        # Crossing out only lowers numbers. So a row keeps its highest number, unless that was in this column.
         for changed in np.flatnonzero(best_columns == column):
             best_columns[changed] = table[changed].argmax()
             highest[changed] = table[changed, best_columns[changed]]
@@ -840,16 +843,17 @@ class MultiBoxLoss(nn.Module):
         objects and only 5 positives. Divided by 5, its loss would outweigh those of other batches. So every 3 of these
         negatives (the ratio) count like one positive, which makes 60 / 3 = 20; the larger number, 20, is the divisor.
         """
-        # On several GPUs, each has a process of its own, with its share of the batch. DistributedDataParallel takes the
-        # mean of the processes' gradients. Say 2 processes have the sums of losses a and b, and 10 positives together.
-        # We want (a + b) / 10, so each divides by 10 / 2 = 5: the mean of a / 5 and b / 5 is (a + b) / 10.
+        # On several GPUs, each has a process of its own, with its share of the batch. All positives of the batch count.
         divisor = sum_over_processes(copy_to(device, n_positives.sum().float()))
         if self.n_negatives_without_objects > 0:
             n_empty_images = (n_positives == 0).sum()  # those without objects
-            n_of_each = min(self.n_negatives_without_objects, len(self.priors_cxcy))  # no more than there are priors
-            n_extra_negatives = sum_over_processes(copy_to(device, (n_empty_images * n_of_each).float()))
+            n_negatives = n_empty_images * min(self.n_negatives_without_objects, len(self.priors_cxcy))  # P at most
+            n_extra_negatives = sum_over_processes(copy_to(device, n_negatives.float()))
             ratio = self.neg_pos_ratio if self.neg_pos_ratio > 0 else 1  # one cannot divide by 0
             divisor = torch.maximum(divisor, n_extra_negatives / ratio)
+        # DistributedDataParallel takes the mean of the processes' gradients. Say 2 processes have the sums of losses a
+        # and b, and 10 positives together. We want (a + b) / 10, so each divides by 10 / 2 = 5: the mean of a / 5 and
+        # b / 5 is (a + b) / 10.
         return divisor.clamp(min=1) / count_processes()
 
 
@@ -867,11 +871,14 @@ def sum_over_processes(count):
 
 
 def copy_to(device, tensor):
-    """A tensor of the CPU, copied to a device; for CUDA without waiting until that is done."""
+    """A tensor of the CPU, copied to a device; for CUDA without waiting until that is done.
+
+    If Python does not wait, the tensor may be gone, and its memory in use for another one, before it is copied. CUDA
+    takes care of that with pinned memory, which stays until it is copied.
+    """
     if device.type == "cuda":
-        # Pinned memory is not used for anything else before the GPU has copied it. So Python need not wait for that.
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # here it has to wait: MPS would copy the memory later, when it may hold something else
+    return tensor.to(device)
 
 
 # --- What is read from files: pretrained bases, checkpoints ---------------------------------------
@@ -889,7 +896,7 @@ def load_pretrained(model, weights):
         raise ValueError(f"{model.network} has no pretrained weights; --pretrained= starts from random ones")
     _, torchvision_weights = BASES[architecture.base]
     has_weights = torchvision_weights is not None  # a base of your own may have none
-    known_weights = torchvision_weights.__members__ if has_weights else {}  # name -> where to download it
+    known_weights = torchvision_weights.__members__ if has_weights else {}  # an enum: name -> where to download it
     state = utils.read_state_dict(weights, known_weights)
     # IMAGENET1K_FEATURES are Caffe's weights, which have a mean and std of their own. They are without the fully
     # connected layers, such as classifier.0, in whose place torchvision has put NaN. So NaN there marks such a file.
@@ -917,33 +924,38 @@ def vgg16_entries(base, state):
 
     Where fc6 and fc7 are missing, conv6 and conv7 of our base get new random weights.
     """
-    # torchvision numbers the layers, and ours have names: features.2.weight is our conv1_2.weight. Layers with weights
-    # come in the same order, so own_name_of is {0: "conv1_1", 2: "conv1_2", 5: "conv2_1", ...}; with batch
-    # normalisation, {0: "conv1_1", 1: "conv1_1.norm", ...}.
-    features = {name: tensor for name, tensor in state.items() if name.startswith("features.")}
-    numbers = sorted({int(name.split(".")[1]) for name in features})
-    own_names = [name for name, layer in base.named_modules() if hasattr(layer, "weight")]  # convolutions and norms
-    own_names = [name for name in own_names if not name.startswith(("conv6", "conv7"))]
-    own_name_of = dict(zip(numbers, own_names, strict=False))
+    # torchvision numbers all layers: features.0 is our conv1_1, features.1 a ReLU, features.2 conv1_2.
+    number = 0
     entries = {}
-    for name, tensor in features.items():
-        _, number, kind = name.split(".")  # features, 2, weight
-        # A layer too many, such as VGG-19 has, keeps its name: load_state_dict() refuses it.
-        own_name = own_name_of.get(int(number), f"features.{number}")
-        entries[f"{own_name}.{kind}"] = tensor
+    for block, widths in enumerate(VGG_BLOCKS, start=1):
+        for i in range(1, len(widths) + 1):
+            name = f"conv{block}_{i}"
+            entries.update(rename_layer(state, f"features.{number}", name))
+            number += 1
+            if base.conv1_1.norm is not None:
+                entries.update(rename_layer(state, f"features.{number}", f"{name}.norm"))
+                number += 1
+            number += 1  # ReLU
+        number += 1  # pooling
 
-    if has_usable_fc_layers(state):
-        from_fc = entries_from_fc_layers(state)
-    else:
-        from_fc = {}
-        init_convolutions(base.conv6)  # as all layers that SSD adds to VGG
+    if not has_usable_fc_layers(state):
+        init_convolutions(base.conv6)  # in place; as all layers that SSD adds to VGG
         init_convolutions(base.conv7)
-    # load_state_dict() wants an entry for every name. So what VGG-16 does not have for conv6 and conv7, such as their
-    # batch normalisation, stays as it is in our base.
-    for name, tensor in base.state_dict().items():
-        if name.startswith(("conv6.", "conv7.")):
-            entries[name] = from_fc.get(name, tensor)
+    # load_state_dict() wants an entry for every name. So take conv6 and conv7 as they are in our base, perhaps with
+    # batch normalisation, which fc6 and fc7 do not have.
+    entries.update(rename_layer(base.state_dict(), "conv6", "conv6"))
+    entries.update(rename_layer(base.state_dict(), "conv7", "conv7"))
+    if has_usable_fc_layers(state):
+        entries.update(entries_from_fc_layers(state))
     return entries
+
+
+def rename_layer(state, old_name, new_name):
+    """The entries of one layer in a state dict, such as features.2.weight and features.2.bias, under another name."""
+    start = f"{old_name}."
+    return {
+        f"{new_name}.{name.removeprefix(start)}": tensor for name, tensor in state.items() if name.startswith(start)
+    }
 
 
 FC_ENTRIES = ("classifier.0.weight", "classifier.0.bias", "classifier.3.weight", "classifier.3.bias")  # fc6 and fc7
@@ -1059,10 +1071,9 @@ def load_model(path, device="cpu"):
     """
     model = model_from_checkpoint(utils.load_checkpoint(path), path).eval()
     device = torch.device(device)
-    # How tensors lie in memory, channels first or last. With batch normalisation another one is faster, so ask now.
-    memory_format = utils.fastest_memory_format(device, model)
+    model = model.to(device, memory_format=utils.fastest_memory_format(device, model))  # channels first or last
     fuse_batch_norm(model)
-    return model.to(device, memory_format=memory_format)
+    return model
 
 
 @torch.no_grad()

@@ -104,7 +104,7 @@ def main():
     label_map = utils.load_label_map(data_folder)
     model, optimizer, start = start_or_resume(label_map, torch_device)  # start: how far the run was before
     progress = Progress(start, iterations, minutes, log_every, evaluate_every, save_every)
-    if progress.is_complete():
+    if progress.is_complete():  # all iterations are done, or the minutes are over
         end = f"of {iterations}" if start.iteration >= iterations else f"and its {minutes:g} minutes are over"
         print_once(f"nothing to do: {checkpoint} is at iteration {start.iteration} {end}")
         return
@@ -127,7 +127,7 @@ def main():
 
     # What the run says and writes.
     describe_run(model, dataset, evaluation_loader, start)
-    goes_on = is_own_file(checkpoint, save_to)  # this run resumes from the file that it saves to
+    goes_on = is_own_file(checkpoint, save_to)  # False: a new run, or one that resumes from another file
     if RANK == 0 and not goes_on:
         # Delete the best checkpoint of an older run, or it would be taken for this run's. (overwrite is True, or
         # check_parameters() would have ended the program.)
