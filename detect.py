@@ -131,12 +131,15 @@ def find_in_batch(images, model, min_score=None, max_overlap=None, top_k=None, s
     given = {"min_score": min_score, "max_overlap": max_overlap, "top_k": top_k, "suppress": suppress}
     arguments = choose_arguments(given)
     hidden = check_arguments(arguments, model.label_map)
+    was_training = model.training
+    model.eval()  # in training mode, batch normalisation would learn from these images
     with torch.inference_mode():
         predicted_locs, predicted_scores = model(prepare(images, model))  # (N, P, 4), (N, P, C)
         predicted_scores = hide_classes(predicted_scores, hidden)
         all_boxes_xy, all_labels, all_scores = model.detect_objects(
             predicted_locs, predicted_scores, arguments["min_score"], arguments["max_overlap"], int(arguments["top_k"])
         )
+    model.train(was_training)
     class_names = rev_label_map(model.label_map)
     results = []
     for image, boxes_xy, labels, scores in zip(images, all_boxes_xy, all_labels, all_scores, strict=True):
@@ -415,20 +418,32 @@ def plan_outputs(paths, folder):
 
     Raises ValueError, naming the files, if two would get the same one, or an original would be written over.
     """
-    sources = {os.path.realpath(path) for path in paths}
+    sources = {identify_file(path) for path in paths}
     targets = {}
     originals = {}  # by target
     for path in paths:
         name = path.name if path.suffix.lower() in KEPT_SUFFIXES else f"{path.name}.png"
         subfolder = path.parent.relative_to(images) if Path(images).is_dir() else ""
         target = folder / subfolder / name
-        if os.path.realpath(target) in sources:
+        if target.exists() and identify_file(target) in sources:
             raise ValueError(f"{target}: an original would be written over; choose another output_folder")
         if target in originals:
             raise ValueError(f"{originals[target]} and {path} would both be written to {target}; take one at a time")
         originals[target] = path
         targets[path] = target
     return targets
+
+
+def identify_file(path):
+    """Disk and number of a file: the same for all names that it has by links, or because a disk takes A.jpg for a.jpg.
+
+    None for a file that is not there, such as that of a dangling link.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def annotate_files(paths, targets, model):

@@ -1,5 +1,6 @@
 """detect(): images of every kind in, boxes in their pixels out, legible labels, files from the shell."""
 
+import copy
 import csv
 import io
 import json
@@ -17,8 +18,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageOps
 import detect as module
 from datasets import prepare, read_image
 from detect import detect, draw_boxes, find_objects, open_image
-from model import load_model
-from utils import class_colors
+from model import load_model, model_from_checkpoint
+from utils import class_colors, load_checkpoint
 
 COLORS = class_colors(LABEL_MAP)
 
@@ -85,6 +86,18 @@ def test_suppressed_classes_take_no_place_of_others_and_leave_their_scores(tiny_
     assert 0 < len(expected) < len(names)
     _, names, scores = find_objects(image, 0.22, 0.45, len(expected), ("circle",), tiny_model)
     assert "circle" not in names and scores == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_in_training_detects_as_in_evaluation_and_stays_as_it_is(tiny_checkpoint):
+    """Batch normalisation must neither learn from the image nor depend on it."""
+    model = model_from_checkpoint(load_checkpoint(tiny_checkpoint), "tiny")
+    image = Image.effect_noise((60, 40), 50).convert("RGB")
+    _, names, scores = find_objects(image, min_score=0.1, model=model.eval())
+    before = copy.deepcopy(model.state_dict())
+    _, names_in_training, scores_in_training = find_objects(image, min_score=0.1, model=model.train())
+    assert names_in_training == names and len(names) > 1 and scores_in_training == scores
+    assert model.training and model.base.conv1_1.norm.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -375,6 +388,17 @@ def test_a_pattern_that_matches_what_is_in_the_output_folder_is_refused(shell):
     with pytest.raises(ValueError, match=r"a.x\.jpg: an original would be written over"):
         shell(images="*/x.jpg", output_folder="a")
     assert Path("a/x.jpg").read_bytes() == original
+
+
+def test_an_original_under_a_second_name_is_not_written_over(shell):
+    """A hard link, as backups and duplicate finders make them; so does a disk on which IN and in are one folder."""
+    make_files("in/a.jpg")
+    original = Path("in/a.jpg").read_bytes()
+    Path("out").mkdir()
+    os.link("in/a.jpg", "out/a.jpg")
+    with pytest.raises(ValueError, match=r"out.a\.jpg: an original would be written over"):
+        shell()
+    assert Path("in/a.jpg").read_bytes() == original
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
