@@ -102,6 +102,10 @@ def check_metric(metric, min_overlap):
         raise ValueError(f'metric is "{printable(metric)}"; it is "11 points", "area" or "coco"')
     if metric == "coco" and importlib.util.find_spec("pycocotools") is None:
         raise ValueError('the metric "coco" is computed by pycocotools, which is missing: pip install pycocotools')
+    check_min_overlap(min_overlap)
+
+
+def check_min_overlap(min_overlap):
     if not 0 < min_overlap <= 1:
         raise ValueError(f"min_overlap is {min_overlap}; it is more than 0, and 1 at most")
 
@@ -249,11 +253,13 @@ def calculate_mAP(
         "area": the area under the precision-recall curve, made monotonic (VOC2010 and later).
     Returns a dict of class name to average precision, NaN for a class without an object that is not difficult,
     and the mean over the other classes (NaN if there is none).
-    Raises ValueError if lists differ in length, a label is not in the label map, or the metric is unknown.
+    Raises ValueError if lists differ in length, a label is not in the label map, the metric is unknown, or min_overlap
+    is not in (0, 1].
     Source: Everingham et al. 2010, section 4.2; VOCevaldet.m of the development kits of 2007 and 2012.
     """
     if metric not in ("11 points", "area"):
         raise ValueError(f'metric is {metric!r}; it is "11 points" or "area"')
+    check_min_overlap(min_overlap)
     if len(det_boxes) != len(true_boxes):
         raise ValueError(f"{len(det_boxes)} images with detections, but {len(true_boxes)} with objects")
     if label_map is None:
@@ -394,10 +400,10 @@ def join_images(boxes, labels, values, label_map):
     boxes = torch.cat(list(boxes)).cpu().double()
     labels = torch.cat(list(labels)).cpu()
     values = torch.cat(list(values)).cpu().double()
-    n_labels = max(label_map.values()) + 1
-    unknown = labels[(labels <= 0) | (labels >= n_labels)]
+    known = [label for label in label_map.values() if label > 0]
+    unknown = labels[~torch.isin(labels, torch.tensor(known))]
     if len(unknown):
-        raise ValueError(f"the label {unknown[0]} is not in the label map, which has 1 to {n_labels - 1}")
+        raise ValueError(f"the label {unknown[0]} is not in the label map, which has {printable(sorted(known), 200)}")
     return images, boxes, labels, values
 
 
@@ -604,7 +610,7 @@ def read_detections(path, dataset):
 
 
 def is_coco_file(path):
-    return str(path).endswith(".json")
+    return str(path).lower().endswith(".json")
 
 
 def make_coco_text(rows, dataset):
