@@ -96,7 +96,8 @@ def detect(image, min_score=None, max_overlap=None, top_k=None, suppress=None, m
     Returns a new RGB PIL image, upright, of the original's size; the original is never drawn on.
     """
     image = open_image(image)
-    model = model or load_default_model()
+    if model is None:  # (A compiled model has no truth value.)
+        model = load_default_model()
     boxes_xy_pixels, names, scores = find_objects(image, min_score, max_overlap, top_k, suppress, model)
     return draw_boxes(image, boxes_xy_pixels, names, scores, class_colors(model.label_map))
 
@@ -119,7 +120,8 @@ def find_objects(image, min_score=None, max_overlap=None, top_k=None, suppress=N
     or unreadable, or an argument out of range.
     """
     image = open_image(image)
-    model = model or load_default_model()
+    if model is None:  # (A compiled model has no truth value.)
+        model = load_default_model()
     return find_in_batch([image], model, min_score, max_overlap, top_k, suppress)[0]
 
 

@@ -195,8 +195,10 @@ def match_classes(model_label_map, label_map):
 
     Returns new_labels (C,) int64: the class with the label i in the model has new_labels[i] in the data set. This is
     0 for the background and for classes that the data set does not have.
-    Raises ValueError if the model knows no class of the data set.
+    Raises ValueError if the model knows no class of the data set, or has no label map.
     """
+    if not model_label_map:
+        raise ValueError("this model has no label_map; load_model() reads it from the checkpoint")
     names = sorted(model_label_map, key=model_label_map.get)  # by label
     new_labels = torch.tensor([label_map.get(name, 0) for name in names])
     if not new_labels.any():

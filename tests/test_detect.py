@@ -211,6 +211,14 @@ def test_the_model_is_loaded_once_and_again_if_the_checkpoint_changes(tmp_path, 
         assert len(loaded) == n_loaded and loaded[-1] == name
 
 
+def test_a_compiled_model(tiny_model):
+    """torch.compile()'s modules have a __len__() that fails, so they are neither true nor false."""
+    compiled = torch.compile(tiny_model, backend="eager")
+    image = Image.effect_noise((60, 40), 50).convert("RGB")
+    assert find_objects(image, min_score=0.2, model=compiled)[1] == find_objects(image, 0.2, model=tiny_model)[1]
+    assert detect(image, model=compiled).size == (60, 40)
+
+
 def test_missing_checkpoint(monkeypatch):
     monkeypatch.setattr(module, "checkpoint", "nowhere.pth.tar")
     message = (
