@@ -54,6 +54,7 @@ recursive = False  # True: the folders in a folder as well
 output_folder = "detections"  # made where it is missing; files of an earlier run are written over
 write_boxes_to = ""  # a .csv or .json file: image, class, score and box in pixels of each object; "": none
 batch_size = 4  # images that the network sees at once; fewer where they are large
+font_file = ""  # a font for the labels, such as DejaVuSans.ttf; "": Pillow's own, which has the letters of English only
 
 # Detection: the defaults of detect() and find_objects(), too
 min_score = 0.2  # lowest score of an object that is shown, in [0, 1]; evaluation takes 0.01
@@ -72,6 +73,7 @@ def main():
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
     if write_boxes_to:
         check_boxes_file(write_boxes_to)
+    load_font(MIN_TEXT_SIZE)  # an error now, not after the first detection
     paths = list_images(images, recursive)
     others = sorted(set(list_files(images, recursive)) - set(paths))
     targets = plan_outputs(paths, Path(output_folder))
@@ -321,10 +323,20 @@ def fit_text(text, name, size, text_size):
     return name[:n_letters], font
 
 
-@functools.lru_cache(maxsize=32)
 def load_font(size):
-    """Pillow's own font: there is no file to look for."""
-    return ImageFont.load_default(size)
+    """The font of `font_file`, or else Pillow's own, for which there is no file to look for."""
+    return load_font_once(font_file, size)
+
+
+@functools.lru_cache(maxsize=32)
+def load_font_once(path, size):
+    """Load a font, and keep it. ValueError if the file is not one."""
+    if not path:
+        return ImageFont.load_default(size)
+    try:
+        return ImageFont.truetype(path, size)
+    except OSError as error:
+        raise ValueError(f"font_file is {path!r}, which cannot be read as a font ({printable(error)})") from error
 
 
 def measure_label(text, font):
@@ -501,12 +513,19 @@ def save_image(image, target, **options):
 
 
 def print_notes(paths, others, rows, model):
-    """Say which files were left out, and what to try if nothing was found. others: those files."""
+    """Say which files were left out, which names cannot be read, and what to try if nothing was found.
+
+    others: the files that were left out.
+    """
     if others:
         names = printable(", ".join(path.name for path in others))
         print(f"{len(others)} other files, not named like images that can be read: {names}")
     if any(path.suffix.lower() == ".gif" for path in paths):
         print("of a GIF only the first frame is annotated; tools/video.py --video=FILE takes all of them")
+    unreadable = sorted({row["class"] for row in rows if not row["class"].isascii()})
+    if unreadable and not font_file:
+        names = printable(", ".join(unreadable))
+        print(f"Pillow's font lacks letters of these names, and draws squares; --font_file=FILE takes another: {names}")
     if not rows:
         names = printable(", ".join(list_classes(model.label_map)))
         print(

@@ -859,9 +859,10 @@ def check_objects(boxes, labels, n_classes):
         if not ((image_labels > 0) & (image_labels < n_classes)).all():
             known = f"they go from 1 to {n_classes - 1}; 0 is the background"
             raise ValueError(f"image {i} of the batch: its labels are {image_labels.tolist()}, but {known}")
-        has_area = (boxes_xy[:, :2] < boxes_xy[:, 2:]).all(dim=1)  # (n,); False for NaN
+        sizes = boxes_xy[:, 2:] - boxes_xy[:, :2]  # (n, 2)
+        has_area = ((sizes > 0) & sizes.isfinite()).all(dim=1)  # (n,); False for NaN
         if not has_area.all():
-            raise ValueError(f"image {i} of the batch: the box {boxes_xy[~has_area][0].tolist()} has no area")
+            raise ValueError(f"image {i} of the batch: the box {boxes_xy[~has_area][0].tolist()} has no finite area")
 
 
 def count_processes():

@@ -8,6 +8,7 @@ import os
 import random
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -335,6 +336,22 @@ def test_labels_without_scores_and_of_odd_names(drawn_labels):
     longest, *others = sorted(label[1] for label in drawn_labels)
     assert others == ["red\\x1b[31m", "two lines"] and 10 < len(longest) < 40
     assert len({plate[1] for plate, *_ in drawn_labels}) == 3  # none lies on another
+
+
+def test_letters_that_pillows_own_font_lacks(shell, monkeypatch, capsys):
+    """They are all drawn as the same box, but with a font that has them."""
+    make_files("in/a.jpg")
+    for i, name in enumerate(("ж", "ф")):
+        monkeypatch.setattr(FakeModel, "label_map", {"background": 0, name: 1})
+        shell(images="in/a.jpg", output_folder=f"own{i}", font_file="")
+        assert f"--font_file=FILE takes another: {name}" in capsys.readouterr().out
+        font_file = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+        shell(images="in/a.jpg", output_folder=f"with{i}", font_file=str(font_file))
+        assert "font" not in capsys.readouterr().out
+    assert Path("own0/a.jpg").read_bytes() == Path("own1/a.jpg").read_bytes()
+    assert Path("with0/a.jpg").read_bytes() != Path("with1/a.jpg").read_bytes()
+    with pytest.raises(ValueError, match=r"font_file is 'in/a\.jpg', which cannot be read as a font"):
+        shell(font_file="in/a.jpg")
 
 
 # --- Files in, files out --------------------------------------------------------------------------
