@@ -35,6 +35,7 @@ from datasets import IMAGE_FORMATS, check_image_file, check_image_size, pil_to_r
 from model import hide_classes, load_model
 from utils import (
     IMAGE_SUFFIXES,
+    check_label_map,
     choose_device,
     class_colors,
     exit_with_message,
@@ -181,6 +182,7 @@ def check_arguments(arguments, label_map):
         raise ValueError(f"top_k is {top_k}; it is a number of objects, 1 or more")
     if not label_map:
         raise ValueError("this model has no label_map; load_model() reads it from the checkpoint")
+    check_label_map(label_map)
     names = arguments["suppress"]
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]

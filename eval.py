@@ -199,6 +199,7 @@ def match_classes(model_label_map, label_map):
     """
     if not model_label_map:
         raise ValueError("this model has no label_map; load_model() reads it from the checkpoint")
+    utils.check_label_map(model_label_map)
     names = sorted(model_label_map, key=model_label_map.get)  # by label
     new_labels = torch.tensor([label_map.get(name, 0) for name in names])
     if not new_labels.any():

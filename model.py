@@ -497,9 +497,11 @@ class SSD300(nn.Module):
         """Predict the classes of another label map. Classes that have the same name in both, background among them,
         keep their weights in the class heads; those of the others start at random.
 
-        Raises ValueError if this model has no label map, which says what classes its heads know."""
+        Raises ValueError if this model has no label map, which says what its heads know, or the new one is not one.
+        """
         if not self.label_map:
             raise ValueError("this model has no label_map; set it to that of the classes which its weights know")
+        utils.check_label_map(label_map)
         old_heads = self.pred_convs
         old_label_map = self.label_map
         self.label_map = label_map

@@ -193,8 +193,8 @@ def load_label_map(data_folder):
 
 
 def check_label_map(label_map):
-    """ValueError if a dict of name to label is no label map as `make_label_map()` makes them, in whatever order."""
-    labels = list(label_map.values())
+    """ValueError for what is no label map as `make_label_map()` makes them, in whatever order."""
+    labels = list(label_map.values()) if isinstance(label_map, dict) else []
     are_numbers = all(type(label) is int for label in labels)
     if not are_numbers or sorted(labels) != list(range(max(len(labels), 2))) or label_map.get("background") != 0:
         raise ValueError('not a label map ("background": 0 and one class or more, numbered from 1 on without gaps)')

@@ -113,6 +113,14 @@ def test_arguments_out_of_range(arguments, message):
         detect(Image.new("RGB", (9, 9)), model=FakeModel(), **arguments)
 
 
+def test_a_model_whose_label_map_is_none():
+    for label_map, message in ((None, "this model has no label_map"), ({0: "background", 1: "cat"}, "not a label map")):
+        model = FakeModel()
+        model.label_map = label_map
+        with pytest.raises(ValueError, match=message):
+            detect(Image.new("RGB", (9, 9)), model=model)
+
+
 # --- Images of every kind -------------------------------------------------------------------------
 
 

@@ -499,9 +499,10 @@ def test_classes_are_matched_by_name(lists, tiny_checkpoint, capsys):
     model.label_map = make_label_map(["cat", "dog"])
     with pytest.raises(ValueError, match=r"knows none of .*: it knows cat, dog; the data set has circle, rect"):
         evaluation.evaluate(loader, model)
-    model.label_map = None
-    with pytest.raises(ValueError, match="this model has no label_map"):
-        evaluation.evaluate(loader, model)
+    for label_map, message in ((None, "this model has no label_map"), ({0: "background", 1: "cat"}, "not a label map")):
+        model.label_map = label_map
+        with pytest.raises(ValueError, match=message):
+            evaluation.evaluate(loader, model)
 
 
 def test_classes_that_one_side_lacks_are_named(lists, tiny_checkpoint, tmp_path, run_main, capsys):

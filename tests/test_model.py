@@ -419,7 +419,7 @@ def test_mobilenet_takes_over_the_full_tail(tmp_path):
         torch.testing.assert_close(ssd.eval().base(images)[1], whole.eval().features(images), rtol=1e-4, atol=1e-4)
     ssd.label_map = LABEL_MAP  # such a model is saved, loaded and fine-tuned like any other
     save_checkpoint(model_state(ssd), tmp_path / "c.pth.tar")
-    tuned = model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c", {str(i): i for i in range(5)})
+    tuned = model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c", utils.make_label_map(["a", "b", "c", "d"]))
     for loaded in (model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c"), tuned):
         assert torch.equal(loaded.base.features[-1][0].weight, ssd.base.features[-1][0].weight)
         assert loaded(images)[1].shape == (1, 3234, loaded.n_classes)
@@ -546,6 +546,9 @@ def test_new_classes_on_the_device_and_of_the_type_of_the_others(network):
     with pytest.raises(ValueError, match="has no label_map"):
         model.change_classes({"background": 0, "cow": 1})
     model.label_map = LABEL_MAP
+    for wrong in ({}, ["background", "cow"], {0: "background", 1: "cow"}, {"background": 0, "cow": 2}):
+        with pytest.raises(ValueError, match="not a label map"):
+            model.change_classes(wrong)
     model.double().change_classes({"background": 0, "cow": 1})
     _, scores = model(torch.zeros(1, 3, model.input_size, model.input_size, dtype=torch.float64))
     assert scores.shape[2] == 2 and scores.dtype == torch.float64
