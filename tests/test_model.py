@@ -419,7 +419,7 @@ def test_mobilenet_takes_over_the_full_tail(tmp_path):
         torch.testing.assert_close(ssd.eval().base(images)[1], whole.eval().features(images), rtol=1e-4, atol=1e-4)
     ssd.label_map = LABEL_MAP  # such a model is saved, loaded and fine-tuned like any other
     save_checkpoint(model_state(ssd), tmp_path / "c.pth.tar")
-    tuned = model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c", utils.make_label_map("a b c d".split()))
+    tuned = model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c", utils.make_label_map([*"abcd"]))
     for loaded in (model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c"), tuned):
         assert torch.equal(loaded.base.features[-1][0].weight, ssd.base.features[-1][0].weight)
         assert loaded(images)[1].shape == (1, 3234, loaded.n_classes)
