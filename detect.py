@@ -35,6 +35,7 @@ from datasets import IMAGE_FORMATS, check_image_file, check_image_size, pil_to_r
 from model import hide_classes, load_model
 from utils import (
     IMAGE_SUFFIXES,
+    check_label_map,
     choose_device,
     class_colors,
     exit_with_message,
@@ -54,6 +55,7 @@ recursive = False  # True: the folders in a folder as well
 output_folder = "detections"  # made where it is missing; files of an earlier run are written over
 write_boxes_to = ""  # a .csv or .json file: image, class, score and box in pixels of each object; "": none
 batch_size = 4  # images that the network sees at once; fewer where they are large
+font_file = ""  # a font for the labels, such as DejaVuSans.ttf; "": Pillow's own, which has the letters of English only
 
 # Detection: the defaults of detect() and find_objects(), too
 min_score = 0.2  # lowest score of an object that is shown, in [0, 1]; evaluation takes 0.01
@@ -72,6 +74,7 @@ def main():
         raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
     if write_boxes_to:
         check_boxes_file(write_boxes_to)
+    load_font(MIN_TEXT_SIZE)  # an error now, not after the first detection
     paths = list_images(images, recursive)
     others = sorted(set(list_files(images, recursive)) - set(paths))
     targets = plan_outputs(paths, Path(output_folder))
@@ -96,7 +99,8 @@ def detect(image, min_score=None, max_overlap=None, top_k=None, suppress=None, m
     Returns a new RGB PIL image, upright, of the original's size; the original is never drawn on.
     """
     image = open_image(image)
-    model = model or load_default_model()
+    if model is None:  # (A compiled model has no truth value.)
+        model = load_default_model()
     boxes_xy_pixels, names, scores = find_objects(image, min_score, max_overlap, top_k, suppress, model)
     return draw_boxes(image, boxes_xy_pixels, names, scores, class_colors(model.label_map))
 
@@ -119,7 +123,8 @@ def find_objects(image, min_score=None, max_overlap=None, top_k=None, suppress=N
     or unreadable, or an argument out of range.
     """
     image = open_image(image)
-    model = model or load_default_model()
+    if model is None:  # (A compiled model has no truth value.)
+        model = load_default_model()
     return find_in_batch([image], model, min_score, max_overlap, top_k, suppress)[0]
 
 
@@ -131,12 +136,15 @@ def find_in_batch(images, model, min_score=None, max_overlap=None, top_k=None, s
     given = {"min_score": min_score, "max_overlap": max_overlap, "top_k": top_k, "suppress": suppress}
     arguments = choose_arguments(given)
     hidden = check_arguments(arguments, model.label_map)
+    was_training = model.training
+    model.eval()  # in training mode, batch normalisation would learn from these images
     with torch.inference_mode():
         predicted_locs, predicted_scores = model(prepare(images, model))  # (N, P, 4), (N, P, C)
         predicted_scores = hide_classes(predicted_scores, hidden)
         all_boxes_xy, all_labels, all_scores = model.detect_objects(
             predicted_locs, predicted_scores, arguments["min_score"], arguments["max_overlap"], int(arguments["top_k"])
         )
+    model.train(was_training)
     class_names = rev_label_map(model.label_map)
     results = []
     for image, boxes_xy, labels, scores in zip(images, all_boxes_xy, all_labels, all_scores, strict=True):
@@ -174,6 +182,7 @@ def check_arguments(arguments, label_map):
         raise ValueError(f"top_k is {top_k}; it is a number of objects, 1 or more")
     if not label_map:
         raise ValueError("this model has no label_map; load_model() reads it from the checkpoint")
+    check_label_map(label_map)
     names = arguments["suppress"]
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]
@@ -316,10 +325,20 @@ def fit_text(text, name, size, text_size):
     return name[:n_letters], font
 
 
-@functools.lru_cache(maxsize=32)
 def load_font(size):
-    """Pillow's own font: there is no file to look for."""
-    return ImageFont.load_default(size)
+    """The font of `font_file`, or else Pillow's own, for which there is no file to look for."""
+    return load_font_once(font_file, size)
+
+
+@functools.lru_cache(maxsize=32)
+def load_font_once(path, size):
+    """Load a font, and keep it. ValueError if the file is not one."""
+    if not path:
+        return ImageFont.load_default(size)
+    try:
+        return ImageFont.truetype(path, size)
+    except OSError as error:
+        raise ValueError(f"font_file is {path!r}, which cannot be read as a font ({printable(error)})") from error
 
 
 def measure_label(text, font):
@@ -417,20 +436,32 @@ def plan_outputs(paths, folder):
 
     Raises ValueError, naming the files, if two would get the same one, or an original would be written over.
     """
-    sources = {os.path.realpath(path) for path in paths}
+    sources = {identify_file(path) for path in paths}
     targets = {}
     originals = {}  # by target
     for path in paths:
         name = path.name if path.suffix.lower() in KEPT_SUFFIXES else f"{path.name}.png"
         subfolder = path.parent.relative_to(images) if Path(images).is_dir() else ""
         target = folder / subfolder / name
-        if os.path.realpath(target) in sources:
+        if target.exists() and identify_file(target) in sources:
             raise ValueError(f"{target}: an original would be written over; choose another output_folder")
         if target in originals:
             raise ValueError(f"{originals[target]} and {path} would both be written to {target}; take one at a time")
         originals[target] = path
         targets[path] = target
     return targets
+
+
+def identify_file(path):
+    """Disk and number of a file: the same for all names that it has by links, or because a disk takes A.jpg for a.jpg.
+
+    None for a file that is not there, such as that of a dangling link.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def annotate_files(paths, targets, model):
@@ -486,12 +517,19 @@ def save_image(image, target, **options):
 
 
 def print_notes(paths, others, rows, model):
-    """Say which files were left out, and what to try if nothing was found. others: those files."""
+    """Say which files were left out, which names cannot be read, and what to try if nothing was found.
+
+    others: the files that were left out.
+    """
     if others:
         names = printable(", ".join(path.name for path in others))
         print(f"{len(others)} other files, not named like images that can be read: {names}")
     if any(path.suffix.lower() == ".gif" for path in paths):
         print("of a GIF only the first frame is annotated; tools/video.py --video=FILE takes all of them")
+    unreadable = sorted({row["class"] for row in rows if not row["class"].isascii()})
+    if unreadable and not font_file:
+        names = printable(", ".join(unreadable))
+        print(f"Pillow's font lacks letters of these names, and draws squares; --font_file=FILE takes another: {names}")
     if not rows:
         names = printable(", ".join(list_classes(model.label_map)))
         print(

@@ -103,6 +103,10 @@ def check_metric(metric, min_overlap):
         raise ValueError(f'metric is "{printable(metric)}"; it is "11 points", "area" or "coco"')
     if metric == "coco" and importlib.util.find_spec("pycocotools") is None:
         raise ValueError('the metric "coco" is computed by pycocotools, which is missing: pip install pycocotools')
+    check_min_overlap(min_overlap)
+
+
+def check_min_overlap(min_overlap):
     if not 0 < min_overlap <= 1:
         raise ValueError(f"min_overlap is {min_overlap}; it is more than 0, and 1 at most")
 
@@ -193,8 +197,11 @@ def match_classes(model_label_map, label_map):
 
     Returns new_labels (C,) int64: the class with the label i in the model has new_labels[i] in the data set. This is
     0 for the background and for classes that the data set does not have.
-    Raises ValueError if the model knows no class of the data set.
+    Raises ValueError if the model knows no class of the data set, or has no label map.
     """
+    if not model_label_map:
+        raise ValueError("this model has no label_map; load_model() reads it from the checkpoint")
+    utils.check_label_map(model_label_map)
     names = sorted(model_label_map, key=model_label_map.get)  # by label
     new_labels = torch.tensor([label_map.get(name, 0) for name in names])
     if not new_labels.any():
@@ -251,11 +258,13 @@ def calculate_mAP(
         "area": the area under the precision-recall curve, made monotonic (VOC2010 and later).
     Returns a dict of class name to average precision, NaN for a class without an object that is not difficult,
     and the mean over the other classes (NaN if there is none).
-    Raises ValueError if lists differ in length, a label is not in the label map, or the metric is unknown.
+    Raises ValueError if lists differ in length, a label is not in the label map, the metric is unknown, or min_overlap
+    is not in (0, 1].
     Source: Everingham et al. 2010, section 4.2; VOCevaldet.m of the development kits of 2007 and 2012.
     """
     if metric not in ("11 points", "area"):
         raise ValueError(f'metric is {metric!r}; it is "11 points" or "area"')
+    check_min_overlap(min_overlap)
     if len(det_boxes) != len(true_boxes):
         raise ValueError(f"{len(det_boxes)} images with detections, but {len(true_boxes)} with objects")
     if label_map is None:
@@ -399,10 +408,10 @@ def join_images(boxes, labels, values, label_map):
     boxes = torch.cat(list(boxes)).cpu().double()
     labels = torch.cat(list(labels)).cpu()
     values = torch.cat(list(values)).cpu().double()
-    n_labels = max(label_map.values()) + 1
-    unknown = labels[(labels <= 0) | (labels >= n_labels)]
+    known = [label for label in label_map.values() if label > 0]
+    unknown = labels[~torch.isin(labels, torch.tensor(known))]
     if len(unknown):
-        raise ValueError(f"the label {unknown[0]} is not in the label map, which has 1 to {n_labels - 1}")
+        raise ValueError(f"the label {unknown[0]} is not in the label map, which has {printable(sorted(known), 200)}")
     return images, boxes, labels, values
 
 
@@ -609,7 +618,7 @@ def read_detections(path, dataset):
 
 
 def is_coco_file(path):
-    return str(path).endswith(".json")
+    return str(path).lower().endswith(".json")
 
 
 def make_coco_text(rows, dataset):

@@ -428,7 +428,9 @@ class SSD300(nn.Module):
         source_maps = list(self.base(images))  # conv4_3, conv7
         aux_maps = self.aux_convs(source_maps[-1])  # conv8_2, conv9_2, conv10_2, conv11_2
         if self.rescale_factors is not None:
-            source_maps[0] = l2_normalize(source_maps[0]) * self.rescale_factors
+            conv4_3 = source_maps[0]
+            rescaled = l2_normalize(conv4_3) * self.rescale_factors  # float32
+            source_maps[0] = rescaled.to(conv4_3.dtype)  # in half precision, the convolutions want the type of weights
         return self.pred_convs(source_maps + aux_maps)
 
     @staticmethod
@@ -456,11 +458,13 @@ class SSD300(nn.Module):
         return torch.tensor(priors)  # (P, 4)
 
     def normalize(self, images):
-        """Turn bytes, (N, 3, S, S) uint8, RGB, on any device, into the network's input: float32, on its own device."""
+        """Turn bytes, (N, 3, S, S) uint8, RGB, on any device, into the network's input: on its own device, and float32,
+        or what `model.half()` or `model.to(torch.bfloat16)` made of the network."""
         device = self.mean.device
         images = images.to(device, non_blocking=device.type == "cuda")  # first, because bytes are smaller than floats
         images = images.to(torch.float32)
-        return (images - 255 * self.mean) / (255 * self.std)  # (images / 255 - mean) / std
+        images = (images - 255 * self.mean) / (255 * self.std)  # (images / 255 - mean) / std
+        return images.to(self.mean.dtype)
 
     def detect_objects(self, predicted_locs, predicted_scores, min_score, max_overlap, top_k, max_candidates=None):
         """Turn this model's predictions for a batch into objects: see the function `detect_objects()`."""
@@ -499,12 +503,19 @@ class SSD300(nn.Module):
 
     def change_classes(self, label_map):
         """Predict the classes of another label map. Classes that have the same name in both, background among them,
-        keep their weights in the class heads; those of the others start at random."""
+        keep their weights in the class heads; those of the others start at random.
+
+        Raises ValueError if this model has no label map, which says what its heads know, or the new one is not one.
+        """
+        if not self.label_map:
+            raise ValueError("this model has no label_map; set it to that of the classes which its weights know")
+        utils.check_label_map(label_map)
         old_heads = self.pred_convs
         old_label_map = self.label_map
         self.label_map = label_map
         self.n_classes = len(label_map)
         self.pred_convs = PredictionConvolutions(self.n_classes, self.architecture)
+        self.pred_convs.to(self.mean)  # the device and the type of the other layers
         for name, old_head in old_heads.named_children():
             if name.startswith("loc_"):
                 self.pred_convs.add_module(name, old_head)
@@ -566,6 +577,8 @@ def detect_objects(predicted_locs, predicted_scores, priors_cxcy, min_score, max
     Raises ValueError for shapes and limits that make no sense.
     """
     check_predictions(predicted_locs, predicted_scores, priors_cxcy)
+    if not 0 <= min_score <= 1:  # NaN, or 50 for 50 percent, would find nothing
+        raise ValueError(f"min_score is {min_score}; it must lie between 0 and 1")
     if not (max_overlap >= 0 and top_k >= 1 and (max_candidates is None or max_candidates >= 1)):
         values = f"max_overlap is {max_overlap}, top_k is {top_k}, max_candidates is {max_candidates}"
         raise ValueError(f"{values}: they must be at least 0, 1 and 1")
@@ -782,7 +795,9 @@ class MultiBoxLoss(nn.Module):
         predicted_locs: (N, P, 4), gcxgcy form; predicted_scores: (N, P, C), before the softmax; any float type.
         boxes: list of N tensors (n_objects, 4) float32, boundary form, fractional, of positive area.
         labels: list of N tensors (n_objects,) int64 in [1, C). Both lists on the CPU, or they are copied there.
+        Raises ValueError, saying which image it is, for objects that are not so.
         """
+        check_objects(boxes, labels, n_classes=predicted_scores.shape[-1])
         # What the network should have said: the label of each prior, (N, P); which of the N * P priors have an object,
         # (T,); and the offsets of these objects, (T, 4).
         true_labels, positive_indices, true_locs = self.make_targets(boxes, labels)  # on the CPU
@@ -855,6 +870,25 @@ class MultiBoxLoss(nn.Module):
         # and b, and 10 positives together. We want (a + b) / 10, so each divides by 10 / 2 = 5: the mean of a / 5 and
         # b / 5 is (a + b) / 10.
         return divisor.clamp(min=1) / count_processes()
+
+
+def check_objects(boxes, labels, n_classes):
+    """ValueError for objects of a batch that would make the loss infinite, NaN, or wrong without a sign of it.
+
+    boxes, labels: lists of N tensors, as the loss takes them.
+    """
+    for i, (boxes_xy, image_labels) in enumerate(zip(boxes, labels, strict=True)):
+        n_objects = len(image_labels)
+        if boxes_xy.shape != (n_objects, 4) or image_labels.shape != (n_objects,) or image_labels.dtype != torch.int64:
+            shapes = f"{tuple(boxes_xy.shape)} and {tuple(image_labels.shape)} {image_labels.dtype}"
+            raise ValueError(f"image {i} of the batch: boxes and labels are {shapes}, not (n, 4) and (n,) torch.int64")
+        if not ((image_labels > 0) & (image_labels < n_classes)).all():
+            known = f"they go from 1 to {n_classes - 1}; 0 is the background"
+            raise ValueError(f"image {i} of the batch: its labels are {image_labels.tolist()}, but {known}")
+        sizes = boxes_xy[:, 2:] - boxes_xy[:, :2]  # (n, 2)
+        has_area = ((sizes > 0) & sizes.isfinite()).all(dim=1)  # (n,); False for NaN
+        if not has_area.all():
+            raise ValueError(f"image {i} of the batch: the box {boxes_xy[~has_area][0].tolist()} has no finite area")
 
 
 def count_processes():
@@ -1034,6 +1068,7 @@ def model_from_checkpoint(saved, name, label_map=None):
         state = saved["model"]
         saved_label_map = saved["label_map"]
         check_number_of_classes(state, len(saved_label_map))
+        utils.check_label_map(saved_label_map)
         model = SSD300(len(saved_label_map), saved.get("network", "ssd300_vgg16"))
         set_mean_and_std(model, saved["mean"], saved["std"])
         fit_tail(model, state)  # SSDLite alone: rebuilds the model if the weights have more channels in c5

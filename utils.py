@@ -185,14 +185,19 @@ def load_label_map(data_folder):
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it")
     label_map = read_json(path, dict)
-    labels = list(label_map.values())
+    try:
+        check_label_map(label_map)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; run create_data_lists.py again") from None
+    return dict(sorted(label_map.items(), key=lambda item: item[1]))
+
+
+def check_label_map(label_map):
+    """ValueError for what is no label map as `make_label_map()` makes them, in whatever order."""
+    labels = list(label_map.values()) if isinstance(label_map, dict) else []
     are_numbers = all(type(label) is int for label in labels)
     if not are_numbers or sorted(labels) != list(range(max(len(labels), 2))) or label_map.get("background") != 0:
-        raise ValueError(
-            f'{path}: not a label map ("background": 0 and one class or more, numbered from 1 on without gaps); '
-            "run create_data_lists.py again"
-        )
-    return dict(sorted(label_map.items(), key=lambda item: item[1]))
+        raise ValueError('not a label map ("background": 0 and one class or more, numbered from 1 on without gaps)')
 
 
 def class_colors(label_map):
@@ -283,6 +288,9 @@ def write_files(folder, texts, trial=False):
     """
     try:
         os.makedirs(folder, exist_ok=True)
+        for name in texts:
+            if Path(folder, name).is_dir():  # it would be found too late: when others are replaced already
+                raise IsADirectoryError(f"{name} is a folder")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as unfinished:
             for name, text in texts.items():
                 write_file(Path(unfinished, name), text)

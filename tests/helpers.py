@@ -92,12 +92,18 @@ class FakeModel:
     """Stands in for SSD300: finds the same objects in every image, and remembers what it was given."""
 
     label_map, network, input_size, antialias = LABEL_MAP, "ssd300_vgg16", 300, True
-    mean = torch.zeros(1, 3, 1, 1)
+    mean, training = torch.zeros(1, 3, 1, 1), False
 
     def __init__(self, boxes_xy=((0.1, 0.2, 0.5, 0.6),), labels=(1,), scores=(0.9,)):
         self.boxes_xy = torch.tensor(boxes_xy, dtype=torch.float32).reshape(-1, 4)
         self.labels, self.scores = torch.tensor(labels, dtype=torch.int64), torch.tensor(scores)
         self.batches, self.arguments = [], []
+
+    def eval(self):
+        self.train(False)
+
+    def train(self, mode):
+        self.training = mode
 
     def normalize(self, images):
         self.batches.append(images)

@@ -1,5 +1,6 @@
 """detect(): images of every kind in, boxes in their pixels out, legible labels, files from the shell."""
 
+import copy
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import random
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -17,8 +19,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageOps
 import detect as module
 from datasets import prepare, read_image
 from detect import detect, draw_boxes, find_objects, open_image
-from model import load_model
-from utils import class_colors
+from model import load_model, model_from_checkpoint
+from utils import class_colors, load_checkpoint
 
 COLORS = class_colors(LABEL_MAP)
 
@@ -87,6 +89,18 @@ def test_suppressed_classes_take_no_place_of_others_and_leave_their_scores(tiny_
     assert "circle" not in names and scores == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_model_in_training_detects_as_in_evaluation_and_stays_as_it_is(tiny_checkpoint):
+    """Batch normalisation must neither learn from the image nor depend on it."""
+    model = model_from_checkpoint(load_checkpoint(tiny_checkpoint), "tiny")
+    image = Image.effect_noise((60, 40), 50).convert("RGB")
+    _, names, scores = find_objects(image, min_score=0.1, model=model.eval())
+    before = copy.deepcopy(model.state_dict())
+    _, names_in_training, scores_in_training = find_objects(image, min_score=0.1, model=model.train())
+    assert names_in_training == names and len(names) > 1 and scores_in_training == scores
+    assert model.training and model.base.conv1_1.norm.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"min_score": 1.5}, "min_score is 1.5"), ({"min_score": float("nan")}, "min_score is nan"),
     ({"max_overlap": -0.1}, "max_overlap is -0.1"), ({"top_k": 0}, "top_k is 0"),
@@ -97,6 +111,14 @@ def test_suppressed_classes_take_no_place_of_others_and_leave_their_scores(tiny_
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         detect(Image.new("RGB", (9, 9)), model=FakeModel(), **arguments)
+
+
+def test_a_model_whose_label_map_is_none():
+    for label_map, message in ((None, "this model has no label_map"), ({0: "background", 1: "cat"}, "not a label map")):
+        model = FakeModel()
+        model.label_map = label_map
+        with pytest.raises(ValueError, match=message):
+            detect(Image.new("RGB", (9, 9)), model=model)
 
 
 # --- Images of every kind -------------------------------------------------------------------------
@@ -196,6 +218,14 @@ def test_the_model_is_loaded_once_and_again_if_the_checkpoint_changes(tmp_path, 
         find_objects(image)
         detect(image, model=FakeModel())
         assert len(loaded) == n_loaded and loaded[-1] == name
+
+
+def test_a_compiled_model(tiny_model):
+    """torch.compile()'s modules have a __len__() that fails, so they are neither true nor false."""
+    compiled = torch.compile(tiny_model, backend="eager")
+    image = Image.effect_noise((60, 40), 50).convert("RGB")
+    assert find_objects(image, min_score=0.2, model=compiled)[1] == find_objects(image, 0.2, model=tiny_model)[1]
+    assert detect(image, model=compiled).size == (60, 40)
 
 
 def test_missing_checkpoint(monkeypatch):
@@ -316,6 +346,22 @@ def test_labels_without_scores_and_of_odd_names(drawn_labels):
     assert len({plate[1] for plate, *_ in drawn_labels}) == 3  # none lies on another
 
 
+def test_letters_that_pillows_own_font_lacks(shell, monkeypatch, capsys):
+    """They are all drawn as the same box, but with a font that has them."""
+    make_files("in/a.jpg")
+    for i, name in enumerate(("ж", "ф")):
+        monkeypatch.setattr(FakeModel, "label_map", {"background": 0, name: 1})
+        shell(images="in/a.jpg", output_folder=f"own{i}", font_file="")
+        assert f"--font_file=FILE takes another: {name}" in capsys.readouterr().out
+        font_file = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+        shell(images="in/a.jpg", output_folder=f"with{i}", font_file=str(font_file))
+        assert "font" not in capsys.readouterr().out
+    assert Path("own0/a.jpg").read_bytes() == Path("own1/a.jpg").read_bytes()
+    assert Path("with0/a.jpg").read_bytes() != Path("with1/a.jpg").read_bytes()
+    with pytest.raises(ValueError, match=r"font_file is 'in/a\.jpg', which cannot be read as a font"):
+        shell(font_file="in/a.jpg")
+
+
 # --- Files in, files out --------------------------------------------------------------------------
 
 
@@ -375,6 +421,17 @@ def test_a_pattern_that_matches_what_is_in_the_output_folder_is_refused(shell):
     with pytest.raises(ValueError, match=r"a.x\.jpg: an original would be written over"):
         shell(images="*/x.jpg", output_folder="a")
     assert Path("a/x.jpg").read_bytes() == original
+
+
+def test_an_original_under_a_second_name_is_not_written_over(shell):
+    """A hard link, as backups and duplicate finders make them; so does a disk on which IN and in are one folder."""
+    make_files("in/a.jpg")
+    original = Path("in/a.jpg").read_bytes()
+    Path("out").mkdir()
+    os.link("in/a.jpg", "out/a.jpg")
+    with pytest.raises(ValueError, match=r"out.a\.jpg: an original would be written over"):
+        shell()
+    assert Path("in/a.jpg").read_bytes() == original
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

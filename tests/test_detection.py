@@ -184,7 +184,8 @@ def test_suppression_looks_at_twice_as_many_until_enough_survive(monkeypatch, fi
     ((2, 8, 4), (1, 8, 3), {}, r"shapes \(\(2, 8, 4\), \(1, 8, 3\)\) are not"),
     ((2, 8, 4), (2, 8), {}, r"shapes \(\(2, 8, 4\), \(2, 8\)\)"), ((2, 8, 4), (2, 8, 1), {}, "C of 2 or more"),
     *(((2, 8, 4), (2, 8, 3), {name: value}, f"{name} is {value}")
-      for name, value in (("top_k", 0), ("max_candidates", 0), ("max_overlap", -0.1))),
+      for name, value in (("min_score", float("nan")), ("min_score", 50), ("top_k", 0), ("max_candidates", 0),
+                          ("max_overlap", -0.1))),
 ])  # fmt: skip
 def test_arguments_that_make_no_sense(locs, scores, parameters, message):
     parameters = {"min_score": 0.1, "max_overlap": 0.45, "top_k": 10} | parameters

@@ -127,6 +127,8 @@ def test_lists_of_different_lengths():
     *((image([], [(A, i, 0)]), {}, f"the label {i} is not in the label map") for i in (0, 3, -1)),
     (cats([A], A), {"metric": "12 points"}, '"11 points" or "area"'),
     (cats([A], A, scores=[math.nan]), {}, "not a number"),
+    (cats([A], A), {"label_map": {"background": 0, "cat": 7}}, r"label 1 is not in the label map, which has \[7\]"),
+    *((cats([A], A), {"min_overlap": value}, f"min_overlap is {value}") for value in (0, 50, math.nan)),
 ])  # fmt: skip
 def test_what_cannot_be_scored(one, parameters, message):
     with pytest.raises(ValueError, match=message):
@@ -313,7 +315,7 @@ def test_coco_files_have_ids_and_sides(tmp_path, two_images):
             write_detections(tmp_path / "found.json", two_images)
 
 
-@pytest.mark.parametrize("target", ["new/folder", "new/found.json"])
+@pytest.mark.parametrize("target", ["new/folder", "new/found.json", "new/FOUND.JSON"])
 def test_detections_come_back_as_they_were_written(tmp_path, target):
     generator, counts = torch.Generator().manual_seed(0), [3, 0, 50, 1]
     dataset = make_dataset(tmp_path, ["000001.jpg", "no objects.png", "a name with spaces.jpg", "2008_000003.jpg"])
@@ -357,6 +359,11 @@ def test_a_trial_leaves_nothing_and_names_what_cannot_be_written(tmp_path, two_i
     write_detections(tmp_path / "found", two_images)
     write_detections(tmp_path / "found.json", two_images)
     assert list((tmp_path / "found").iterdir()) == [] and not (tmp_path / "found.json").exists()
+    (tmp_path / "folder.json").mkdir()
+    write(tmp_path / "other/comp4_det_test_dog.txt/file", "")
+    for name in ("folder.json", "other"):
+        with pytest.raises(OSError, match=r"cannot be written to .*: (folder\.json|.*_dog\.txt) is a folder"):
+            write_detections(tmp_path / name, two_images)
     for path in ("/dev/null/found.json", "/dev/null"):
         with pytest.raises(OSError, match=r"(found\.json|cat\.txt, .*dog\.txt) cannot be written to /dev/null"):
             write_detections(path, two_images)
@@ -492,6 +499,10 @@ def test_classes_are_matched_by_name(lists, tiny_checkpoint, capsys):
     model.label_map = make_label_map(["cat", "dog"])
     with pytest.raises(ValueError, match=r"knows none of .*: it knows cat, dog; the data set has circle, rect"):
         evaluation.evaluate(loader, model)
+    for label_map, message in ((None, "this model has no label_map"), ({0: "background", 1: "cat"}, "not a label map")):
+        model.label_map = label_map
+        with pytest.raises(ValueError, match=message):
+            evaluation.evaluate(loader, model)
 
 
 def test_classes_that_one_side_lacks_are_named(lists, tiny_checkpoint, tmp_path, run_main, capsys):

@@ -179,6 +179,20 @@ def test_loss_is_finite_at_the_smallest_and_largest_boxes_and_computed_in_float3
         torch.testing.assert_close(result, value.to(result.dtype))
 
 
+@pytest.mark.parametrize("boxes_xy, labels, message", [
+    *(([[0.1, 0.1, 0.5, 0.5]], labels, r"image 1 .* go from 1 to 4") for labels in ([0], [5], [-1], [-100])),
+    ([[0.1, 0.1, 0.5, 0.5]], [1, 2], r"are \(1, 4\) and \(2,\)"), ([], [], r"are \(0,\) and \(0,\) torch.float32"),
+    ([[0.1, 0.1, 0.5, 0.5]], [1.0], "torch.float32, not"), ([[0.1, 0.1, 0.5, 0.5, 1]], [1], r"are \(1, 5\)"),
+    *(([[0.1, 0.1, x_max, 0.5]], [1], "image 1 .* has no finite area") for x_max in (0.1, 0.0, math.nan, math.inf)),
+])  # fmt: skip
+def test_objects_that_would_spoil_the_loss_are_named(boxes_xy, labels, message):
+    locs, scores, boxes, all_labels = random_batch([2, 1], 5, PRIORS_CXCY, 5)
+    with pytest.raises(ValueError, match=message):
+        MultiBoxLoss(PRIORS_CXCY)(
+            locs, scores, [boxes[0], torch.tensor(boxes_xy)], [all_labels[0], torch.tensor(labels)]
+        )
+
+
 @pytest.mark.parametrize("neg_pos_ratio", [3, 0])
 def test_batches_weigh_alike_whatever_share_of_their_images_has_objects(neg_pos_ratio):
     criterion = MultiBoxLoss(PRIORS_CXCY, neg_pos_ratio=neg_pos_ratio, n_negatives_without_objects=50)

@@ -419,7 +419,7 @@ def test_mobilenet_takes_over_the_full_tail(tmp_path):
         torch.testing.assert_close(ssd.eval().base(images)[1], whole.eval().features(images), rtol=1e-4, atol=1e-4)
     ssd.label_map = LABEL_MAP  # such a model is saved, loaded and fine-tuned like any other
     save_checkpoint(model_state(ssd), tmp_path / "c.pth.tar")
-    tuned = model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c", {str(i): i for i in range(5)})
+    tuned = model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c", utils.make_label_map([*"abcd"]))
     for loaded in (model_from_checkpoint(load_checkpoint(tmp_path / "c.pth.tar"), "c"), tuned):
         assert torch.equal(loaded.base.features[-1][0].weight, ssd.base.features[-1][0].weight)
         assert loaded(images)[1].shape == (1, 3234, loaded.n_classes)
@@ -486,6 +486,9 @@ def test_a_checkpoint_carries_all_that_detection_needs(tiny, removed, tmp_path):
 @pytest.mark.parametrize("name, value, message", [
     ("network", "ssd999", "'ssd999'.*ssd300_vgg16"), ("network", "ssd512_vgg16", "conv12_2"),
     ("label_map", {"background": 0, "cat": 1}, r"pred_convs\.cl_conv4_3"), ("label_map", 3, ""),
+    *(("label_map", value, "not a label map") for value in (
+        {0: "background", 1: "cat", 2: "dog"}, {"background": 1, "cat": 2, "dog": 3}, {"background": 0, "a": 1, "b": 5}
+    )),
     ("label_map", None, "does not fit"), ("label_map", dict.fromkeys(map(str, range(7)), 1), "map has 7 classes"),
     *(("base.conv6.bias", value, r"base\.conv6\.bias") for value in (None, torch.zeros(3))),
     ("base.conv8.bias", torch.zeros(3), r"base\.conv8\.bias"),
@@ -535,3 +538,31 @@ def test_fine_tuning_keeps_the_rows_of_classes_of_the_same_name(network, names):
     assert n_rows == 12 * sum(name in LABEL_MAP for name in label_map)  # weight and bias of six heads
     images = torch.randn(1, 3, after.input_size, after.input_size)
     assert after(images)[1].shape == (1, len(after.priors_cxcy), len(label_map))
+
+
+@pytest.mark.parametrize("network", ["ssd300_tiny", LITE])
+def test_new_classes_on_the_device_and_of_the_type_of_the_others(network):
+    model = SSD300(3, network)
+    with pytest.raises(ValueError, match="has no label_map"):
+        model.change_classes({"background": 0, "cow": 1})
+    model.label_map = LABEL_MAP
+    for wrong in ({}, ["background", "cow"], {0: "background", 1: "cow"}, {"background": 0, "cow": 2}):
+        with pytest.raises(ValueError, match="not a label map"):
+            model.change_classes(wrong)
+    model.double().change_classes({"background": 0, "cow": 1})
+    _, scores = model(torch.zeros(1, 3, model.input_size, model.input_size, dtype=torch.float64))
+    assert scores.shape[2] == 2 and scores.dtype == torch.float64
+    model.to("meta").change_classes(LABEL_MAP)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_without_autocast(tiny, dtype):
+    tiny.eval()
+    images = torch.randint(256, (1, 3, 300, 300), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = tiny(tiny.normalize(images))
+        found = tiny.to(dtype)(tiny.normalize(images))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.05 * theirs.abs().max().item())
