@@ -113,8 +113,8 @@ def open_image_file(path):
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image; if it moved, make new data lists") from None
     except (OSError, ValueError) as error:
-        # A ValueError comes from check_image_file(), or from characters that no file name can have, such as "\0".
-        # An OSError ends a run; an image with a ValueError may be left out, if skip_corrupt says so.
+        # If the machine is at fault, it stays an OSError, which ends a run. All else becomes a ValueError: what
+        # check_image_file() refuses, no permission, "\0" in a name. Such an image may be left out (skip_corrupt).
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             raise OSError(error.errno, f"{path}: {error.strerror}") from None
         raise ValueError(f"{printable(path)}: the image file cannot be read ({printable(error)})") from None
@@ -567,7 +567,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     steps = augment if split == "TRAIN" else ()
 
     # Draw random numbers for all steps, even for those that are left out. So leaving one out changes nothing for the
-    # others. (draw_crop() below draws after all of these, so it may be skipped. Only a step of your own draws later.)
+    # others. (draw_crop() below may be skipped, since it draws after all of these.)
     if split == "TRAIN":
         rng = np.random.default_rng() if rng is None else rng
         colors = draw_colors(rng)
@@ -576,7 +576,7 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
 
     # Zoom out and crop: find which part of the photo is shown, and where. (Without these two steps, canvas, crop and
     # source are the whole photo, and its place is the whole image.)
-    if "zoom_out" not in steps:
+    if "zoom_out" not in steps:  # nor for VAL and TEST
         canvas = photo
     crop = canvas
     if "crop" in steps:
@@ -598,7 +598,8 @@ def transform(image, boxes, labels, difficulties, split, rng=None, size=300, ant
     image = put_on_filler(image, place, size)  # after the colours, so that the filler keeps its own
     if "flip" in steps and is_flipped:
         image, boxes_xy = flip(image, boxes_xy)
-    # Your own step:  if "mine" in steps: image, boxes_xy = my_step(image, boxes_xy, rng)
+    # Your own step, which may draw what it needs:
+    # if "mine" in steps: image, boxes_xy = my_step(image, boxes_xy, rng)
 
     # A box less than a millionth of the image wide may have no area in float32. Such objects are left out.
     boxes_xy = boxes_xy.astype(np.float32)
@@ -650,13 +651,14 @@ def draw_crop(canvas, photo, boxes, rng):
     n_tries = len(MIN_OVERLAPS) * CROP_TRIES  # 300, all at once, which is faster than one after another
     crops = draw_boxes_inside(canvas, n_tries, rng)  # (300, 4): 50 for the first sampler, 50 for the second, ...
     if len(boxes) > 0:
-        shows_enough = find_centers_inside(boxes, crops).any(axis=0)  # (300,) bool: the centre of some object
+        # (300,) bool: whether a crop shows the centre of some object
+        shows_enough = find_centers_inside(boxes, crops).any(axis=0)
         overlaps = find_jaccard_overlap(torch.from_numpy(boxes), torch.from_numpy(crops))  # (n, 300)
         best_overlaps = overlaps.amax(dim=0).numpy()  # (300,): with the object that a crop overlaps most
     else:
         _, _, photo_width, photo_height = photo
         x_mins, y_mins, x_maxs, y_maxs = crops.T  # (300,) each
-        # (300,) bool: any of the photo
+        # (300,) bool: whether a crop shows any of the photo
         shows_enough = (x_mins < photo_width) & (x_maxs > 0) & (y_mins < photo_height) & (y_maxs > 0)
         best_overlaps = np.ones(n_tries)  # without objects, every minimum counts as reached
 
@@ -870,12 +872,12 @@ def multiply_saturation(image, saturation):
 def turn_hue(image, degrees):
     """Turn H of a PIL image in HSV.
 
-    H stands for a pure colour, one whose values go from 0 to 255. Each value of a pixel is
+    H stands for a pure colour, one whose lowest value is 0 and whose highest is 255. Each value of a pixel is
     lowest + (highest - lowest) * pure / 255. So turn the pure colour, and keep the pixel's highest and lowest value.
     (Then S and V stay, too.)
-    Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. (Exactly it is 85, but Pillow rounds
-    H.) Turned by 36 degrees, this is the yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 =
-    191: it becomes (200, 191, 50).
+    Example: the pixel (200, 100, 50) has the pure colour (255, 84, 0), an orange. Turned by 36 degrees, this is the
+    yellow (255, 240, 0). Of its 240 the pixel gets 50 + (200 - 50) * 240 / 255 = 191: it becomes (200, 191, 50). (By the
+    formula, 84 would be 85; Pillow rounds H.)
     """
     hues, _, highest = image.convert("HSV").split()  # V is the highest of R, G and B
     red, green, blue = image.split()
@@ -885,8 +887,8 @@ def turn_hue(image, degrees):
     hues.putpalette(make_turned_palette(degrees))  # from now on, a value h of `hues` means colour number h of the table
     turned_pure = hues.convert("RGB")  # the look-up itself
 
-    # 2. Keep highest and lowest. composite(a, b, mask) is b + (a - b) * mask / 255, the formula above. (Pillow's way
-    # back from HSV to RGB would do it all, but takes three times as long.)
+    # 2. Keep highest and lowest. composite(highest, lowest, pure) computes lowest + (highest - lowest) * pure / 255 for
+    # each pixel. (Pillow's way back from HSV to RGB would do it all, but takes three times as long.)
     channels = [Image.composite(highest, lowest, pure) for pure in turned_pure.split()]
     return Image.merge("RGB", channels)
 

@@ -164,7 +164,7 @@ def detect_all(test_loader, model, min_score=0.01, max_overlap=0.45, top_k=200, 
     Raises ValueError if the model knows no class of the data set.
     """
     dataset = test_loader.dataset
-    # For each of the model's labels that of the data set, or 0 if the data set does not have such a class.
+    # new_labels[i] is the data set's label of the class that the model calls i; 0 if the data set does not have it.
     new_labels = match_classes(model.label_map, dataset.label_map)
     unknown = [label for label, new_label in enumerate(new_labels.tolist()) if label > 0 and new_label == 0]
     device = model.mean.device

@@ -234,8 +234,8 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        # c5 has 480 channels. ImageNet's weights have 960: before they are loaded, fit_tail() builds the model again,
-        # from a copy of the table's row that says so. reduced_tail halves the channels of torchvision's last blocks.
+        # In the table, c5 has 480 channels, as in torchvision's detector (reduced_tail). ImageNet's weights have 960. When
+        # they are to be loaded, fit_tail() builds the model again, from a row in which c5 has 960.
         c5 = architecture.base_sources[-1]
         is_halved = c5.channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features
@@ -517,16 +517,17 @@ class SSD300(nn.Module):
         self.pred_convs = PredictionConvolutions(self.n_classes, self.architecture)
         self.pred_convs.to(self.mean)  # the device and the type of the other layers
         for name, old_head in old_heads.named_children():
-            if name.startswith("loc_"):
-                self.pred_convs.add_module(name, old_head)
+            if name.startswith("loc_"):  # offsets know no classes: the old head replaces the new one
+                setattr(self.pred_convs, name, old_head)
                 continue
             new_head = getattr(self.pred_convs, name)
-            old_conv = old_head
-            new_conv = new_head
             if self.architecture.is_lite:  # a head is two layers: depthwise, which knows no classes, then 1 x 1
                 new_head[0] = old_head[0]
                 old_conv = old_head[1]
                 new_conv = new_head[1]
+            else:
+                old_conv = old_head
+                new_conv = new_head
             copy_classes(old_conv.weight, new_conv.weight, old_label_map, label_map)
             copy_classes(old_conv.bias, new_conv.bias, old_label_map, label_map)
 
@@ -653,8 +654,8 @@ def suppress(boxes_xy, labels, scores, max_overlap, top_k):
 def find_best(scores, n):
     """Indices of the n highest scores, and of all others that equal the lowest of these.
 
-    Of equal scores the first one ranks first, by prior and then by class. So none of them may be left out, as topk()
-    alone would do, and the indices are in ascending order, which nms() keeps for equal scores.
+    Example: of the scores 0.5, 0.9, 0.5 and n = 2, all three. topk() alone might leave out the first 0.5, which ranks
+    before the other, and may suppress it. The indices are in ascending order, which nms() keeps for equal scores.
     """
     lowest = scores.topk(n).values[-1]
     return (scores >= lowest).nonzero()[:, 0]
@@ -747,8 +748,8 @@ def take_pairs(table):
         pairs.append((row, column))
         table[row, :] = CROSSED_OUT
         table[:, column] = CROSSED_OUT
-        highest[row] = CROSSED_OUT  # this row is done
-        # Crossing out only lowers numbers. So a row keeps its highest number, unless that was in this column.
+        # Crossing out only lowers numbers. So a row keeps its highest number, unless that was in this column. Such rows
+        # are searched again, also the one just taken, which from now on has nothing higher than CROSSED_OUT.
         for changed in np.flatnonzero(best_columns == column):
             best_columns[changed] = table[changed].argmax()
             highest[changed] = table[changed, best_columns[changed]]
@@ -855,15 +856,15 @@ class MultiBoxLoss(nn.Module):
 
         n_positives: (N, 1) int64, of each image, on the CPU.
         With n_negatives_without_objects (0 by default), a batch may have, for example, 60 negatives of images without
-        objects and only 5 positives. Divided by 5, its loss would outweigh those of other batches. So every 3 of these
-        negatives (the ratio) count like one positive, which makes 60 / 3 = 20; the larger number, 20, is the divisor.
+        objects and only 5 positives. Divided by 5, its loss would outweigh those of other batches. So the divisor is at
+        least the number of these negatives divided by the ratio: max(5, 60 / 3) = 20.
         """
         # On several GPUs, each has a process of its own, with its share of the batch. All positives of the batch count.
         divisor = sum_over_processes(copy_to(device, n_positives.sum().float()))
         if self.n_negatives_without_objects > 0:
             n_empty_images = (n_positives == 0).sum()  # those without objects
-            n_negatives = n_empty_images * min(self.n_negatives_without_objects, len(self.priors_cxcy))  # P at most
-            n_extra_negatives = sum_over_processes(copy_to(device, n_negatives.float()))
+            n_of_each = min(self.n_negatives_without_objects, len(self.priors_cxcy))  # no more than there are priors
+            n_extra_negatives = sum_over_processes(copy_to(device, (n_empty_images * n_of_each).float()))
             ratio = self.neg_pos_ratio if self.neg_pos_ratio > 0 else 1  # one cannot divide by 0
             divisor = torch.maximum(divisor, n_extra_negatives / ratio)
         # DistributedDataParallel takes the mean of the processes' gradients. Say 2 processes have the sums of losses a
@@ -907,8 +908,8 @@ def sum_over_processes(count):
 def copy_to(device, tensor):
     """A tensor of the CPU, copied to a device; for CUDA without waiting until that is done.
 
-    If Python does not wait, the tensor may be gone, and its memory in use for another one, before it is copied. CUDA
-    takes care of that with pinned memory, which stays until it is copied.
+    If Python does not wait, the tensor may be gone, and its memory in use for another one, before it is copied. PyTorch
+    prevents that for pinned memory: it gives it to no other tensor before the copy is done.
     """
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -977,8 +978,8 @@ def vgg16_entries(base, state):
         init_convolutions(base.conv7)
     # load_state_dict() wants an entry for every name. So take conv6 and conv7 as they are in our base, perhaps with
     # batch normalisation, which fc6 and fc7 do not have.
-    entries.update(rename_layer(base.state_dict(), "conv6", "conv6"))
-    entries.update(rename_layer(base.state_dict(), "conv7", "conv7"))
+    for layer in ("conv6", "conv7"):
+        entries.update(rename_layer(base.state_dict(), layer, layer))  # the same name: this only picks them out
     if has_usable_fc_layers(state):
         entries.update(entries_from_fc_layers(state))
     return entries

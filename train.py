@@ -192,9 +192,9 @@ def train(
             evaluate_and_save_best(
                 model, average, optimizer, evaluation_loader, metric, progress, log, save_to, settings
             )
-        if progress.is_time_to_save():  # also after an evaluation, and at the end: only this last one must succeed
+        if progress.is_time_to_save():  # also after an evaluation, and at the end. (Only the last one must succeed.)
             save(save_to, model, average, optimizer, progress, settings, must_succeed=progress.is_time_to_stop())
-            progress.start_clock()  # go on from here: the time of evaluating and saving is not training
+            progress.start_clock()  # on from here: the time since count_iteration() was not spent on training
         if progress.is_time_to_stop():
             break
     log.finish()
