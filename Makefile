@@ -1,4 +1,4 @@
-# Each target is one or two plain commands that can be typed as well; "Set up" in docs/manual.md shows how.
+# Each target is one or two plain commands, which can be typed as well.
 # Targets make the virtual environment themselves, in .venv, where they need it.
 
 PYTHON = .venv/bin/python

@@ -771,13 +771,18 @@ def read_label_file(path, class_names, labels, note):
             continue
         try:
             objects.append(parse_yolo_line(line, class_names, labels))
+        except LookupError as error:
+            note("class_unnamed", path, f"line {i}: {error}")
         except ValueError as error:
             note("entry_unusable", path, f"line {i}: {error}")
     return objects
 
 
 def parse_yolo_line(line, class_names, labels):
-    """The object of a line, a class and numbers, which stand in the place of its box."""
+    """The object of a line, a class and numbers, which stand in the place of its box.
+
+    Raises ValueError for what is no such line, LookupError for a class without a name.
+    """
     shown = printable(line, 60)
     fields = line.split(",") if "," in line else line.split()
     try:
@@ -787,7 +792,7 @@ def parse_yolo_line(line, class_names, labels):
     label = numbers[0]
     labels.add(label)
     if label not in class_names:
-        raise ValueError(f"{shown!r}: class {label:g} is not one of the {len(class_names)} class names")
+        raise LookupError(f"{shown!r}: class {label:g} is not one of the {len(class_names)} class names")
     return Annotated(class_names[label], tuple(numbers[1:]))
 
 
@@ -822,13 +827,10 @@ def make_yolo_boxes(records, parts, notes):
     for guess, files in guesses.items():
         if guess:
             add_note(notes, "", "entry_guessed", files[0], f"{len(files)} label lines, the first here: {guess}")
-    unusable = notes.get("entry_unusable", [])
-    n_used = sum(len(record.objects) for record in records)
-    if len(unusable) > n_used:  # more than half: class names of another data set, for example
+    unusable = [*notes.get("entry_unusable", []), *notes.get("class_unnamed", [])]
+    if unusable and not any(record.objects for record in records):
         problems = [f"{row['file']}: {row['what']}" for row in unusable]
-        n_lines = len(unusable) + n_used
-        source = printable(records[0].source)
-        raise_if_any(problems, f"{source}: {len(unusable)} of {n_lines} label lines cannot be used:")
+        raise_if_any(problems, f"{printable(records[0].source)}: none of the {len(unusable)} label lines can be used:")
 
 
 def declared_keypoint_numbers(parts):

@@ -85,6 +85,7 @@ SIZES = {"0-16": (0, 16), "16-32": (16, 32), "32-64": (32, 64), "64-128": (64, 1
 NOTES = {
     "image_corrupt": "Images that are missing or damaged: left out, as told",
     "entry_unusable": "Entries of annotation files that cannot be used: left out",
+    "class_unnamed": "Label lines of a class that has no name: left out",
     "entry_guessed": "Entries of annotation files that could be meant in several ways: look at the boxes",
     "classes_from_1": "Label files whose classes count from 1, not from 0: look at the classes",
     "yaml_path_missing": "Images of a data.yaml that are not there: left out, or the folders beside it taken",
@@ -209,6 +210,8 @@ def create_data_lists(
             check_conventions([record for record in every_record if record.source == source])
     for record in every_record:
         mend_objects(record, keep_crowds, notes)
+    if not skip_unknown:
+        check_class_names(splits, notes)
     label_map = number_classes(every_record, class_names, skip_unknown, notes)
     compare_splits(splits, label_map, notes)
 
@@ -466,6 +469,17 @@ def clip_box(box, size, first_pixel):
         return "box_outside", None
     is_clipped = any(abs(new - old) > 0.1 for new, old in zip(clipped, box, strict=True))
     return ("box_clipped" if is_clipped else None), clipped
+
+
+def check_class_names(splits, notes):
+    """ValueError if most label lines of a split have a class without a name: the names are those of other data."""
+    for split, records in splits.items():
+        files = {record.file for record in records}
+        unnamed = [f"{row['file']}: {row['what']}" for row in notes["class_unnamed"] if row["file"] in files]
+        n_lines = len(unnamed) + sum(len(record.objects) for record in records)
+        if len(unnamed) > n_lines / 2:
+            hint = "Name all classes, in data.yaml, classes.txt or class_names; or leave these out: --skip_unknown=True"
+            raise_if_any(unnamed, f"{len(unnamed)} of {n_lines} label lines of {split} have no class name. {hint}:")
 
 
 def number_classes(records, class_names, skip_unknown, notes):

@@ -396,7 +396,7 @@ def list_images(images, recursive=False):
         files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
         reason = f"no image in it ({', '.join(IMAGE_SUFFIXES)})"
         if not recursive:
-            reason += "; --recursive=True also looks in the folders below it"
+            reason += "; folders below it were not looked into (detect.py does, with --recursive=True)"
     else:
         reason = "no such file, folder, or pattern"
     if not files:

@@ -17,7 +17,6 @@ import importlib.util
 import io
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -55,7 +54,7 @@ min_overlap = 0.5  # overlap from which a detection finds an object; "coco" take
 # Speed
 device = ""  # "cpu", "cuda", "cuda:1", "mps", ...; "": an accelerator where there is one
 batch_size = 32  # images at a time; less needs less memory
-workers = min(4, os.cpu_count() or 1)  # processes that read images; 0: this process itself
+workers = min(4, utils.count_cores())  # processes that read images; 0: this process itself
 bf16 = False  # bfloat16 autocast: faster on a GPU, detections differ in the third digit
 
 METRICS = ("11 points", "area", "coco")
@@ -234,8 +233,8 @@ def score(detections, dataset, metric="11 points", min_overlap=0.5):
     return average_precisions, {"mean": mean}
 
 
-# 0.1 * 3 is 0.30000000000000004, so a recall of just 3/10 does not reach the fourth point. That is on purpose, for the
-# same numbers as VOC's development kit has in its Python ports. (0.1 * 6 and 0.1 * 7 come out too high as well.)
+# 0.1 * 3 is 0.30000000000000004, so a recall of just 3/10 does not reach the fourth point. (0.1 * 6 and 0.1 * 7 are too
+# high as well.) That is on purpose: so the numbers equal those of the Python ports of VOC's development kit.
 RECALL_POINTS = tuple(0.1 * i for i in range(11))
 
 
@@ -328,9 +327,10 @@ def calculate_average_precision(
 
 
 def find_best_objects(det_images, det_boxes, true_images, true_boxes):
-    """For each detection of a class, the object in its image that it overlaps most, the first if there are several.
+    """For each detection, the object in its image that it overlaps most, the first if there are several.
 
     det_images (D,), det_boxes (D, 4), true_images (M,), true_boxes (M, 4): as in `calculate_average_precision()`.
+    (tools/analyze.py asks for all classes at once: there a number stands for a class in an image.)
     Returns the numbers of the objects, (D,) int64, and the overlaps, (D,); in an image without objects -1 and 0.
     """
     best_objects = torch.full((len(det_images),), -1)

@@ -234,8 +234,8 @@ class MobileNetBase(nn.Module):
 
     def __init__(self, architecture):
         super().__init__()
-        # In the table, c5 has 480 channels, as in torchvision's detector (reduced_tail). ImageNet's weights have 960. When
-        # they are to be loaded, fit_tail() builds the model again, from a row in which c5 has 960.
+        # In the table, c5 has 480 channels, as in torchvision's detector (reduced_tail). ImageNet's weights have 960.
+        # When they are to be loaded, fit_tail() builds the model again, from a row in which c5 has 960.
         c5 = architecture.base_sources[-1]
         is_halved = c5.channels == 480
         self.features = torchvision.models.mobilenet_v3_large(norm_layer=LiteNorm, reduced_tail=is_halved).features

@@ -45,7 +45,7 @@ data_folder = "data"  # where create_data_lists.py wrote its lists
 keep_difficult = True  # also train on objects that are marked as difficult, as the Caffe code does
 augment = ("distort", "zoom_out", "crop", "flip")  # which of these; (): none, to check that a network can overfit
 skip_corrupt = False  # True: leave out images that are missing or damaged, instead of stopping
-workers = min(4, os.cpu_count() or 1)  # processes that prepare images; 0: the training process itself
+workers = min(4, utils.count_cores())  # processes that prepare images; 0: the training process itself
 
 # Model
 network = "ssd300_vgg16"  # a row of NETWORKS in model.py, such as "ssd300_tiny"; a checkpoint brings its own
@@ -129,8 +129,8 @@ def main():
     describe_run(model, dataset, evaluation_loader, start)
     goes_on = is_own_file(checkpoint, save_to)  # False: a new run, or one that resumes from another file
     if RANK == 0 and not goes_on:
-        # Delete the best checkpoint of an older run, or it would be taken for this run's. (overwrite is True, or
-        # check_parameters() would have ended the program.)
+        # Delete the best checkpoint of an older run, or it would be taken for this run's. (If there is one, then
+        # overwrite is True: check_parameters() has looked.)
         Path(best_path(save_to)).unlink(missing_ok=True)
     log = TrainingLog(log_path(save_to), goes_on, dataset, batches, progress)
 
@@ -170,7 +170,7 @@ def train(
         # One step.
         rate = learning_rate.at(progress.iteration, progress.seconds)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_factor"]  # of SGD: 1 for weights, 2 for biases (see make_optimizer())
+            group["lr"] = rate * group["lr_factor"]  # 1; for biases, bias_lr_factor (SGD)
         images = model.normalize(images).contiguous(memory_format=memory_format)  # (N, 3, 300, 300)
         with torch.autocast(torch_device.type, torch.bfloat16, enabled=use_bf16):
             predicted_locs, predicted_scores = parallel_model(images)  # (N, 8732, 4), (N, 8732, C)
@@ -228,8 +228,11 @@ def set_parameters(arguments):
         is_best = Path(checkpoint).resolve() == Path(best_path(new_file)).resolve()
         if is_best and not overwrite:
             check_last(Path(new_file), saved)
-        # These are this call's own. (The device does not change the steps, and another machine has others.)
-        own = {"save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite, "device": device}
+        # These are this call's own. (Device and workers do not change the steps, and another machine has others.)
+        own = {
+            "save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite, "device": device,
+            "workers": workers,
+        }  # fmt: skip
         settings = {**settings, **own}
         for note in utils.restore_parameters(globals(), settings, given):
             print_once(f"note: {note}")
@@ -288,8 +291,8 @@ def check_files(save_to, checkpoint, overwrite):
     files = [save_to, best_path(save_to), log_path(save_to)]
     for path in files:
         if Path(path).exists() and not is_own_file(checkpoint, save_to) and not overwrite:
-            goes_on = f"--checkpoint={save_to} goes on with its run, " if Path(save_to).exists() else ""
-            advice = f"{goes_on}--overwrite=True replaces it, --save_to names another file"
+            to_resume = f"--checkpoint={save_to} goes on with its run, " if Path(save_to).exists() else ""
+            advice = f"{to_resume}--overwrite=True replaces it, --save_to names another file"
             raise ValueError(f"{path} is there already: {advice}")
 
 
@@ -743,7 +746,7 @@ def evaluate_and_log(model, loader, metric, progress, log):
 def save(path, model, average, optimizer, progress, settings, must_succeed=False):
     """Save all that a resumed run needs. Returns whether it worked: a disk may be full, or the file locked.
 
-    must_succeed: that is an error then; else a warning, and the run goes on.
+    must_succeed: whether a failure is an error; else it is a warning, and the run goes on.
     """
     if RANK > 0:
         return True

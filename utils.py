@@ -491,6 +491,11 @@ def has_bf16_units(device):
     return False  # MPS: depends on chip and system; float32 works on all
 
 
+def count_cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fastest_memory_format(device, model):
     """The memory format in which a device (torch.device) trains a model (nn.Module) fastest.
 

@@ -327,19 +327,18 @@ def test_a_crop_shows_its_boxes_where_they_are(tmp_path):
     picture = Image.new("RGB", (900, 900), "black")
     picture.paste("red", (300, 300, 400, 360))
     picture.save(tmp_path / "a.png")
-    true_box, box = [400, 345, 500, 420], [300, 300, 420, 360]
+    true_box, box = [360, 315, 460, 390], [300, 300, 420, 360]  # overlap 0.225
     dataset = make_dataset(tmp_path, [(true_box, CAT, 0)], paths=[str(tmp_path / "a.png")], size=(900, 900))
     verdict = analyze.diagnose(make_detections([(box, CAT, 0.5)]), dataset)[0]
-    verdict["kind"] = "localization"
     axis, pixels = draw_case(verdict, dataset)
     drawn = {patch.get_edgecolor()[0] > 0.5: patch.get_bbox().extents.tolist() for patch in axis.patches}
     assert drawn == {True: box, False: true_box}  # red is the detection, green the object
     # The boxes together have their middle in the middle of the crop, and half of its width.
     left, right, lower, upper = axis.images[0].get_extent()
-    assert (left + right, lower + upper) == (800, 720) and right - left == 400
-    rows, columns = np.nonzero(pixels[..., 0] > 128)  # the red pixels, from 0 to 360 and from 0 to 480
-    assert [columns.min(), columns.max() + 1] == pytest.approx([480 / 4, 480 / 2], abs=1)
-    assert [rows.min(), rows.max() + 1] == pytest.approx([360 * 3 / 10, 360 / 2], abs=1)
+    assert (left, right, upper, lower) == (220, 540, 225, 465)
+    rows, columns = np.nonzero(pixels[..., 0] > 128)  # the red pixels: 320 x 240 pixels have become 480 x 360
+    assert [columns.min(), columns.max() + 1] == pytest.approx([80 * 1.5, 180 * 1.5], abs=1)
+    assert [rows.min(), rows.max() + 1] == pytest.approx([75 * 1.5, 135 * 1.5], abs=1)
 
 
 def test_worst_cases_at_the_edge_of_an_image(tmp_path):

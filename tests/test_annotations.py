@@ -343,16 +343,10 @@ def test_yolo_lines(tmp_path):
     boxes, notes, unusable = read_lines(tmp_path, *lines, "", "1 0.1 0.2 0.3 0.2 0.3 0.4")
     around, outlined = (0, 0, 1, 1), (0.1, 0.2, 0.3, 0.4)
     assert boxes == [around, outlined, around, outlined]  # among outlines, 6 numbers are one
-    assert len(unusable) == 4 and "line 3: '7 0.5 0.5 1 1': class 7 is not one of the 2 class names" in unusable[0]
-    assert notes.keys() == {"entry_unusable"}
-
-
-def test_most_classes_are_not_among_the_names(tmp_path):
-    """The class names of another data set: nothing is lost quietly."""
-    lines = [f"{label} {BOX}" for label in range(5)]
-    message = r"3 of 5 label lines cannot be used:\n.*a\.txt: line 3: '2 .*': class 2 is not one of the 2 class names"
-    with pytest.raises(ValueError, match=message):
-        read_lines(tmp_path, *lines)
+    assert len(unusable) == 2 and "line 5: 'dog 1 2 3 4' is not" in unusable[0] and "'0.5 0.5 1': 3 num" in unusable[1]
+    unnamed, _ = notes["class_unnamed"]  # the other class is 0.5
+    assert unnamed["what"] == "line 3: '7 0.5 0.5 1 1': class 7 is not one of the 2 class names"
+    assert notes.keys() == {"entry_unusable", "class_unnamed"}
 
 
 @pytest.mark.parametrize(("line", "yaml", "words"), [
@@ -401,7 +395,7 @@ def test_lines_that_may_be_outlines_or_keypoints_are_refused(tmp_path):
 
 def test_label_files_without_a_usable_line_say_why(tmp_path):
     lines = [f"0 {BOX} 3.5", f"0 {BOX} 0.5 0.5", "0 0,5 0,5 0,2 0,4", "0", f"5 {BOX}"]
-    with pytest.raises(ValueError, match="5 of 5 label lines cannot be used:") as error:
+    with pytest.raises(ValueError, match="none of the 5 label lines can be used:") as error:
         read_lines(tmp_path, *lines)
     for words in (
         "line 3: '0 0,5 0,5 0,2 0,4' is not",
@@ -414,8 +408,8 @@ def test_label_files_without_a_usable_line_say_why(tmp_path):
 
 
 def test_classes_that_count_from_1_are_noted(tmp_path):
-    _, notes, unusable = read_lines(tmp_path, f"1 {BOX}", f"2 {BOX}")
-    assert notes["classes_from_1"][0]["what"] == "labels 1 to 2, names 0 to 1" and len(unusable) == 1
+    _, notes, _ = read_lines(tmp_path, f"1 {BOX}", f"2 {BOX}")
+    assert notes["classes_from_1"][0]["what"] == "labels 1 to 2, names 0 to 1" and len(notes["class_unnamed"]) == 1
     assert "classes_from_1" not in read_lines(tmp_path, f"0 {BOX}", f"2 {BOX}")[1]
 
 

@@ -415,6 +415,29 @@ def test_pixels_in_yolo_files_are_called_out(tmp_path):
         make_lists(tmp_path / "mine")
 
 
+def write_yolo_splits(folder, **labels_of):
+    """A folder in YOLO's layout with two class names; for each split the classes of its objects, one in an image."""
+    write(folder / "data.yaml", "names: [cat, dog]\n")
+    for split, labels in labels_of.items():
+        for i, label in enumerate(labels):
+            write_image(folder / split / "images" / f"{i}.jpg")
+            write(folder / split / "labels" / f"{i}.txt", f"{label} 0.5 0.5 0.2 0.4")
+
+
+def test_a_split_whose_classes_have_no_names_is_refused(tmp_path):
+    """Its names may be those of another data set. A few such lines are left out, with a note."""
+    write_yolo_splits(tmp_path / "few", train=(0, 1, 1, 7), test=(0, 1))
+    assert kinds(make_lists(tmp_path / "few")[0]) == {"class_unnamed": 1}
+    write_yolo_splits(tmp_path / "most", train=(0, 1, 1, 0), test=(0, 5, 7))
+    message = r"2 of 3 label lines of TEST have no class name.*--skip_unknown=True:\n.*1\.txt: line 1: '5 .*class 5"
+    with pytest.raises(ValueError, match=message):
+        make_lists(tmp_path / "most")
+    assert kinds(make_lists(tmp_path / "most", skip_unknown=True)[0])["class_unnamed"] == 2
+    write_yolo_splits(tmp_path / "unused", train=(0, 1), valid=(0, 1), test=(5, 6, 7))
+    report, _ = make_lists(tmp_path / "unused")  # valid is TEST
+    assert "test: not used" in report["sources"][0] and kinds(report)["class_unnamed"] == 3
+
+
 # --- Three splits ---------------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_tables_quotes_and_lines_of_links_are_the_code_s(page):
-    assert make_figures.update_page(PAGES[page]) == PAGES[page], "run `make figures`"
+    assert make_figures.update_page(PAGES[page]) == PAGES[page], "run `make figures FIGURES=--pages_only=True`"
 
 
 def test_every_table_of_the_scene_is_shown():
@@ -117,7 +117,7 @@ def test_code_is_quoted_between_marks():
 @pytest.mark.parametrize(("file", "name", "quoted"), QUOTES, ids=[name for _, name, _ in QUOTES])
 def test_quoted_code_is_the_code(file, name, quoted):
     """Line by line in the file, in this order, without the docstring."""
-    assert make_figures.source_of(file, name) == quoted, "run `make figures`"
+    assert make_figures.source_of(file, name) == quoted, "run `make figures FIGURES=--pages_only=True`"
     lines = (REPO / file).read_text(encoding="utf-8").splitlines()
     defined = make_figures.find_definition(file, name).lineno
     own = [line.strip() for line in lines[defined - 3 : defined + 80]]
@@ -225,6 +225,9 @@ def test_predictions_of_the_scene_are_written(monkeypatch, tmp_path):
     written = json.loads(scene.SCENE_FILE.read_text())
     assert written == {**saved, "n_candidates": written["n_candidates"]}
     assert 7 < written["n_candidates"] < saved["n_candidates"]
+    monkeypatch.setattr(scene, "PRIORS", [1, *scene.PRIORS[1:]])
+    with pytest.raises(ValueError, match="prior A is not one of the candidates"):
+        scene.write_predictions(here)
     without_triangle = [values[:3] for values in found]
     monkeypatch.setattr(scene, "predict", lambda *_: (locs, scores, without_triangle))
     with pytest.raises(ValueError, match=r"\['star', 'circle', 'star'\].*train longer"):

@@ -72,7 +72,7 @@ def test_benchmark_beside_torchvision(tmp_path):
     assert [name for name, _, _ in rows] == losses * 3 + detections * 2
     assert all(ratio == "1.00" for name, _, ratio in rows if not name.startswith("torchvision"))
     assert all(float(milliseconds) > 0 for _, milliseconds, _ in rows)
-    assert "drops 13% of the detections" in output
+    assert "drops 13% of the boxes" in output
 
 
 def test_benchmark_of_data(tmp_path):

@@ -128,6 +128,8 @@ def main():
     names = choose()
     folder = Path(output_folder).resolve()
     lists = Path(data_folder).resolve()
+    if not (lists / "label_map.json").is_file():
+        raise FileNotFoundError(f"{lists}: no data lists; `make demo` makes demo/lists, create_data_lists.py others")
     wanted = [("baseline", str(seed)) for seed in baseline_seeds]
     wanted += [(name, str(seed)) for seed in seeds for name in names]
     settings = {"data_folder": lists, "output_folder": folder, "iterations": iterations, "network": network}

@@ -36,7 +36,6 @@ Shapes in comments: D detections and M objects, those of all images one after th
 import csv
 import io
 import math
-import os
 import sys
 import textwrap
 from collections import Counter
@@ -83,7 +82,7 @@ output_folder = "analysis"
 
 # The network of `checkpoint` detects as in eval.py, with its default limits
 batch_size = 32
-workers = min(4, os.cpu_count() or 1)
+workers = min(4, utils.count_cores())
 device = ""  # such as "cpu"; "": the GPU, if there is one
 
 ERRORS = ("localization", "other_class", "duplicate", "background")
@@ -117,6 +116,7 @@ def main():
         detections = read_detections(read_detections_from, dataset)
     else:
         model = load_model(checkpoint, utils.choose_device(device))
+        print("looking for objects with a score above 0.01, up to 200 in an image, as eval.py does")
         detections = detect_all(make_test_loader(data_folder, batch_size, workers, model, split=split), model)
     average_precisions, _ = score(detections, dataset)
     verdicts = diagnose(detections, dataset)
@@ -129,13 +129,12 @@ def main():
     save_figure(draw_sizes(verdicts, dataset), folder / "sizes.png")
     write_worst(verdicts, dataset, folder / "worst.jpg")
     print(f"{total['objects']} objects: {total['right']} found, {total['missed']} missed")
-    counts = ", ".join(f"{total[kind]} {kind}" for kind in KINDS)
-    print(f"{total['detections']} detections, also those with low scores: {counts}")
+    print(f"{total['detections']} detections: {', '.join(f'{total[kind]} {kind}' for kind in KINDS)}")
 
 
 # --- What each detection is -----------------------------------------------------------------------
 
-# A row of the table of verdicts: one detection.
+# A row of the table of verdicts: one detection. (For worst.jpg, list_missed_objects() makes some of the kind "missed".)
 VERDICT = np.dtype([
     ("image", int),  # the number of its image
     ("box_xy_pixels", float, 4),
@@ -143,7 +142,7 @@ VERDICT = np.dtype([
     ("score", float),
     ("kind", "U12"),  # out of KINDS
     ("object", int),  # the number of the object that the kind speaks of, 0 to M - 1; -1 for background
-    ("overlap", float),  # with that object
+    ("overlap", float),  # with that object; 0 for background
 ])  # fmt: skip
 
 
@@ -186,7 +185,9 @@ def diagnose(detections, dataset):
     is_about_other = kinds == "other_class"
     objects = np.where(is_about_other, objects, own_objects)
     overlaps = np.where(is_about_other, overlaps, own_overlaps)
-    objects[kinds == "background"] = -1
+    is_background = kinds == "background"
+    objects[is_background] = -1
+    overlaps[is_background] = 0
     return np.rec.fromarrays([images, boxes_xy, labels, scores, kinds, objects, overlaps], dtype=VERDICT)
 
 

@@ -239,7 +239,7 @@ def compare_detections(name, priors_cxcy, locs, scores):
     lost = all_boxes - list_boxes(capped(locs, scores))
     share = (scores.softmax(dim=2)[:, :, 1:] > MIN_SCORE).float().mean()
     print(f"  {share:.1%} of the pairs of prior and class have scores above {MIN_SCORE}")
-    print(f"  torchvision as shipped drops {len(lost) / len(all_boxes):.0%} of the detections")
+    print(f"  torchvision as shipped drops {len(lost) / len(all_boxes):.0%} of the boxes that are detected")
 
 
 def list_boxes(found):

@@ -172,10 +172,16 @@ def draw_overlaps(here):
         for axis in axes[k:-1]:  # in the last one, the whole table counts again
             axis.plot([-0.5, n_priors - 0.5], [item, item], color=RED, linewidth=1.2)
             axis.plot([prior, prior], [-0.5, n_objects - 0.5], color=RED, linewidth=1.2)
+    takers = []
+    others = []
     for prior, item in enumerate(here.matched):
-        if item != BACKGROUND and (item, prior) not in here.step_1:
+        if item == BACKGROUND:
+            others.append(PRIOR_NAMES[prior])
+        elif (item, prior) not in here.step_1:
             mark_cell(axes[-1], prior, item, BLUE)
-    axes[-1].set_xlabel("step 2: B has 0.5 or more; D, F and H do not")
+            takers.append(PRIOR_NAMES[prior])
+    others = f"{', '.join(others[:-1])} and {others[-1]}"
+    axes[-1].set_xlabel(f"step 2: {', '.join(takers)} has 0.5 or more; {others} do not")
     return figure
 
 

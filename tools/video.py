@@ -22,7 +22,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -109,10 +108,11 @@ def plan_output(video, folder):
     if is_camera(video):
         return folder / f"camera{video}.mp4"
     if "://" in video:
-        address = urlsplit(video)
-        if address.scheme == "file":  # it could be written over
+        scheme, _, address = video.partition("://")
+        if scheme.lower() == "file":  # it could be written over
             raise ValueError(f"{printable(video)}: name a file by its path")
-        return folder / f"{Path(address.path).stem or address.hostname or 'stream'}.mp4"
+        host, _, path = address.split("?")[0].split("@")[-1].partition("/")  # without user:password
+        return folder / f"{Path(path).stem or host.replace(':', '_') or 'stream'}.mp4"
     if not Path(video).is_file():
         raise FileNotFoundError(f"{printable(video)}: there is no such file")
     name = Path(video).name
