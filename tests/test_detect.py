@@ -478,7 +478,7 @@ def test_boxes_as_files(shell):
 
 
 @pytest.mark.parametrize(("parameters", "message"), [
-    ({"images": "none"}, "images='none': there is no image in it"),
+    ({"images": "none"}, r"images='none': there is no image in it.*\(detect\.py does, with --recursive=True\)"),
     ({"images": "nowhere"}, "images='nowhere': there is no such file"), ({"batch_size": 0}, "batch_size is 0"),
     ({"images": "*.gif"}, "no such file, folder, or pattern"), ({"suppress": "cat,horse"}, "'horse'"),
     ({"output_folder": "b/../a"}, r"x\.jpg: an original would be written over"),

@@ -91,6 +91,8 @@ def test_ablations_in_short(tmp_path, lists):
     lines = [line for line in output.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[-1] for line in lines] == ["the paper |", "74.3 |", " |", "71.6 |"]
     assert lines[3].startswith("| square priors only |")
+    spread = ablations.find_spread([float(row["mAP"]) for row in rows[:2]], 1)
+    assert f"The spread, of 2 baselines: ±{spread:.3f} for a choice" in output
 
 
 def test_spread_of_the_baselines_by_hand():
@@ -117,10 +119,11 @@ def test_rows_within_the_spread_say_nothing_else():
         ({"choices": ("no_l2_norm",), "network": "ssd300_resnet50"}, "ssd300_resnet50 has no L2 norm"),
         ({"baseline_seeds": (1, 1)}, "two seeds"),
         ({"network": "ssd"}, "'ssd'"),
+        ({"data_folder": "nowhere"}, "nowhere: no data lists; `make demo`"),
     ],
 )
 def test_ablations_that_cannot_be_made(run_main, parameters, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         run_main(ablations, **parameters)
 
 
