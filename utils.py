@@ -306,14 +306,15 @@ CHECKPOINT_FORMAT = "ssd300/1"  # written into every checkpoint: how load_checkp
 
 
 def save_checkpoint(checkpoint, path):
-    """Write a checkpoint, whole or not at all: see `write_file()`.
+    """Write a checkpoint, whole or not at all: see `write_file()`. A link stays one: the file behind it is replaced.
 
     checkpoint: dict of tensors, state dicts, numbers, strings and containers of these; nothing else could
     be read back with `weights_only=True`.
     Raises OSError, naming the file, if the folder is missing or the disk full; the old file is untouched.
     """
     try:
-        write_file(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, file))
+        target = os.path.realpath(path)  # a link may lead to a larger disk
+        write_file(target, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **checkpoint}, file))
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         raise OSError(f"{path}: could not write the checkpoint, the one before it is unchanged: {error}") from error
 

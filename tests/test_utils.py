@@ -218,6 +218,17 @@ def test_another_programs_file_is_named(tmp_path, contents):
         utils.load_checkpoint(path)
 
 
+def test_a_link_to_a_checkpoint_stays_one(tmp_path):
+    """Such as one to a larger disk."""
+    (tmp_path / "large").mkdir()
+    target, link = tmp_path / "large" / "c.pth.tar", tmp_path / "c.pth.tar"
+    link.symlink_to(target)
+    for value in (1, 2):
+        utils.save_checkpoint({**CONTENTS, "iteration": value}, link)
+        assert link.is_symlink() and utils.load_checkpoint(target)["iteration"] == value
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["c.pth.tar", "large", "c.pth.tar"]
+
+
 def test_the_old_checkpoint_survives_a_full_disk(tmp_path):
     """A limit on the size of files stands for the disk: the write breaks off in the middle."""
     path, limits = tmp_path / "c.pth.tar", resource.getrlimit(resource.RLIMIT_FSIZE)
