@@ -157,6 +157,8 @@ def test_the_scene_tells_what_the_text_says():
     _, entropies, counts, loc_losses = scene.losses(here)
     of = dict(zip(scene.PRIOR_NAMES, range(8), strict=True))
     assert bool(counts[of["D"]]) and bool(counts[of["F"]]) and not bool(counts[of["H"]])
+    n_apart = int((here.all_overlaps.amax(dim=0) == 0).sum())
+    assert f"no object at all, like {n_apart} of the 8732 priors" in WORDS
     assert float(entropies[of["F"]]) > 0.1 > 1000 * float(entropies[of["H"]])  # F is really hard
     ace = float(loc_losses[[of["A"], of["C"], of["E"]]].sum() / loc_losses.sum())
     assert 0.4 < ace < 0.6 and "about half of the localisation loss" in WORDS

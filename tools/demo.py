@@ -127,14 +127,14 @@ Next, your own photos, with boxes in Pascal VOC's, YOLO's or COCO's format (docs
 def judge(mean_ap, n_iterations, on_gpu):
     """Whether the demo's mAP is what one expects, and what to type if it is not."""
     if mean_ap >= USUAL_MAP:
-        return f"({USUAL_MAP} and more is usual.)"
+        return f"({USUAL_MAP} or more is usual.)"
     if on_gpu:
         way_out = f"Train longer: python tools/demo.py --gpu_iterations={2 * gpu_iterations}"
     elif n_iterations < iterations:
         way_out = f"The clock ended the training after {n_iterations} of {iterations} iterations: leave out --minutes."
     else:
         way_out = f"Train longer: python tools/demo.py --iterations={2 * iterations}"
-    return f"({USUAL_MAP} and more is usual. {way_out})"
+    return f"({USUAL_MAP} or more is usual. {way_out})"
 
 
 if __name__ == "__main__":
