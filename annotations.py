@@ -496,7 +496,10 @@ def read_coco(part, source, note):
     guesses = Counter()  # what was guessed, to how often
 
     names = by_id(content, "categories", read_category, path, note)  # id as text: (id, name)
-    category_ids = {name: category_id for category_id, name in names.values()}
+    # Of several categories with one name, the id of the one that has most objects.
+    counts = Counter(str(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict))
+    by_count = sorted(names.values(), key=lambda named: counts[str(named[0])])
+    category_ids = {name: category_id for category_id, name in by_count}
     make_record = functools.partial(make_coco_record, folders, files, source, category_ids)
     records = by_id(content, "images", make_record, path, note)
     convert(content, "annotations", lambda entry: add_coco_object(entry, records, names, guesses), path, note)

@@ -563,19 +563,22 @@ def write_lists(output_folder, splits, report):
     label_map = report["label_map"]
     texts = {"label_map.json": json.dumps(label_map)}
     texts["data_report.txt"] = "\n".join([*report["sources"], "", data_report_text(report, 100)])
-    category_ids = {}
+    category_ids = {}  # by split: the files of two splits may have different ones
     for split, records in splits.items():
         entries = []
+        ids_by_name = {}
         for record in records:
             rows = record.objects
             entry = {"boxes": [row.box for row in rows], "labels": [label_map[row.name] for row in rows]}
             entry |= {"difficulties": [row.difficulty for row in rows], "size": record.size}
             entry.update(image_id=record.image_id, areas=[row.area for row in rows] if record.form == "COCO" else None)
             entries.append({key: value for key, value in entry.items() if value is not None})
-            category_ids |= record.category_ids or {}  # of TEST, the last split, if they differ
+            ids_by_name |= record.category_ids or {}
         texts[f"{split}_images.json"] = json.dumps([record.image for record in records])
         texts[f"{split}_objects.json"] = json.dumps(entries)
-    texts["category_ids.json"] = json.dumps({name: category_ids[name] for name in label_map if name in category_ids})
+        if ids_by_name:
+            category_ids[split] = {name: ids_by_name[name] for name in label_map if name in ids_by_name}
+    texts["category_ids.json"] = json.dumps(category_ids)
     utils.write_files(output_folder, texts)
     if "VAL" not in splits:
         for name in ("VAL_images.json", "VAL_objects.json"):  # of an earlier run

@@ -24,6 +24,7 @@ import glob
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -80,9 +81,15 @@ def main():
     targets = plan_outputs(paths, Path(output_folder))
     model = load_default_model()
     check_arguments(choose_arguments({}), model.label_map)
-    rows, errors = annotate_files(paths, targets, model)
-    if write_boxes_to:
-        write_boxes(write_boxes_to, rows)
+    rows = []  # all objects, as rows for write_boxes()
+    errors = []  # what is wrong with files that could not be read
+    is_done = False
+    try:
+        annotate_files(paths, targets, model, rows, errors)
+        is_done = True
+    finally:  # what was found before an error, or Ctrl-C, is written, too
+        if write_boxes_to and (rows or is_done):
+            write_boxes(write_boxes_to, rows)
     print(f"{len(paths) - len(errors)} of {len(paths)} images annotated, in {output_folder}; {len(rows)} objects")
     print_notes(paths, others, rows, model)
     if errors:
@@ -464,22 +471,19 @@ def identify_file(path):
     return status.st_dev, status.st_ino
 
 
-def annotate_files(paths, targets, model):
+def annotate_files(paths, targets, model, rows, errors):
     """Find the objects of image files, and write annotated copies.
 
     targets: the files to write, as `plan_outputs()` returns them.
-    Returns all objects, as rows for `write_boxes()`, and what is wrong with files that could not be read, a list.
+    Adds all objects to `rows`, and what is wrong with files that could not be read to `errors`.
     Raises OSError for a file that cannot be written.
     """
     colors = class_colors(model.label_map)
-    rows = []
-    errors = []
     for batch in read_batches(tqdm(paths, unit="image", disable=len(paths) == 1), errors):
         found = find_in_batch([image for _, image in batch], model)
         for (path, image), (boxes_xy_pixels, names, scores) in zip(batch, found, strict=True):
             save_image(draw_boxes(image, boxes_xy_pixels, names, scores, colors), targets[path])
             rows += list_objects({"image": str(path)}, boxes_xy_pixels, names, scores)
-    return rows, errors
 
 
 def read_batches(paths, errors):
@@ -576,5 +580,6 @@ def write_boxes(path, rows, place=("image",)):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was found so far is kept
     with exit_with_message():
         main()

@@ -58,11 +58,18 @@ workers = min(4, utils.count_cores())  # processes that read images; 0: this pro
 bf16 = False  # bfloat16 autocast: faster on a GPU, detections differ in the third digit
 
 METRICS = ("11 points", "area", "coco")
+OF_NETWORKS = ("min_score", "max_overlap", "top_k", "max_candidates", "bf16")  # parameters that read detections ignore
 
 
-def main():
-    """Get detections, from a network or from files, score them, and write and print the results."""
+def main(given=()):
+    """Get detections, from a network or from files, score them, and write and print the results.
+
+    given: names of the parameters that are set on the command line.
+    """
     check_metric(metric, min_overlap)
+    ignored = [name for name in OF_NETWORKS if name in given]
+    if read_detections_from and ignored:
+        raise ValueError(f"--{ignored[0]} is for a network; detections that are read are scored as they are")
     if read_detections_from:
         dataset = PascalVOCDataset(data_folder, split, keep_difficult=True, augment=())
     else:
@@ -572,7 +579,7 @@ def write_results(path, dataset, parameters, average_precisions=None, summary=No
         "images": len(dataset),
         **none_for_nan(summary or {}),
         "average_precisions": none_for_nan(average_precisions or {}),
-        "parameters": parameters,
+        "parameters": {name: value for name, value in parameters.items() if not (is_read and name in OF_NETWORKS)},
     }
     is_trial = summary is None
     utils.write_files(path.parent, {path.name: json.dumps(results, indent=1) + "\n"}, is_trial)
@@ -747,7 +754,8 @@ def coco_image_ids(dataset):
 def read_category_ids(dataset):
     """A dict of label to category id: COCO's, or else the label."""
     path = dataset.data_folder / "category_ids.json"
-    ids_by_name = utils.read_json(path, dict) if path.exists() else {}
+    ids = utils.read_json(path, dict) if path.exists() else {}  # by split; in lists of earlier versions, of all splits
+    ids_by_name = ids[dataset.split] if isinstance(ids.get(dataset.split), dict) else ids
     ids_by_name = ids_by_name or dataset.label_map  # an empty file: a data set that is not COCO's
     category_ids = {label: ids_by_name.get(name) for name, label in dataset.label_map.items() if label > 0}
     if None in category_ids.values() or len(set(category_ids.values())) < len(category_ids):
@@ -756,6 +764,6 @@ def read_category_ids(dataset):
 
 
 if __name__ == "__main__":
-    utils.override_parameters(globals(), sys.argv[1:])
+    given = utils.override_parameters(globals(), sys.argv[1:])
     with utils.exit_with_message():
-        main()
+        main(given)

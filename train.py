@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import statistics
 import sys
@@ -228,6 +229,10 @@ def set_parameters(arguments):
         is_best = Path(checkpoint).resolve() == Path(best_path(new_file)).resolve()
         if is_best and not overwrite:
             check_last(Path(new_file), saved)
+        old_metric = settings.get("metric", metric)
+        if "metric" in given and metric != old_metric and Path(best_path(new_file)).exists() and not overwrite:
+            found = f"{best_path(new_file)} is the best by the metric {old_metric}; one that is chosen by {metric}"
+            raise ValueError(f"{found} would replace it: name another file with --save_to, or say --overwrite=True")
         # These are this call's own. (Device and workers do not change the steps, and another machine has others.)
         own = {
             "save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite, "device": device,
@@ -786,10 +791,14 @@ def describe_end(progress):
         raise SystemExit(128 + progress.stopped_by)
     print_once(f"done after iteration {iteration}, {datetime.timedelta(seconds=round(progress.seconds))} of training")
     print_once(f"saved    {save_to}, the log in {log_path(save_to)}")
+    best = save_to
     if progress.best_map >= 0 and Path(best_path(save_to)).exists():
-        print_once(f"         {best_path(save_to)}, the best so far, mAP {progress.best_map:.4f}")
-    print_once(f"next     python eval.py --data_folder={data_folder} --checkpoint={save_to}")
-    print_once(f"         python detect.py --checkpoint={save_to} --images=YOUR_PHOTOS")
+        best = best_path(save_to)
+        print_once(f"         {best}, the best so far, mAP {progress.best_map:.4f}")
+    print_once(
+        f"next     python eval.py --data_folder={shlex.quote(str(data_folder))} --checkpoint={shlex.quote(best)}"
+    )
+    print_once(f"         python detect.py --checkpoint={shlex.quote(best)} --images=YOUR_PHOTOS")
 
 
 # --- The log --------------------------------------------------------------------------------------

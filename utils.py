@@ -183,7 +183,8 @@ def load_label_map(data_folder):
     """
     path = os.path.join(data_folder, "label_map.json")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file; create_data_lists.py writes it")
+        place = "" if os.path.isabs(path) else f" in {os.getcwd()}"
+        raise FileNotFoundError(f"{path}: no such file{place}; create_data_lists.py writes it")
     label_map = read_json(path, dict)
     try:
         check_label_map(label_map)
@@ -403,7 +404,7 @@ def exit_with_message(hint=""):
     """End a script whose input, or machine, is at fault with `error: ` and what is wrong, in place of a traceback.
 
     hint: what to do next, as a last line. Of an error from a data loader's process this shows what was said
-    there. Errors of other kinds pass.
+    there. Errors of other kinds pass. Ctrl-C ends the script without a traceback, too, with the status 130.
     """
     # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps just as the
     # inner one begins to handle another. (The outer one lets the inner one's SystemExit pass.)
@@ -416,6 +417,8 @@ def exit_on_error(hint):
     """What `exit_with_message()` does, for one error."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (FloatingPointError, OSError, EOFError, ValueError, RuntimeError, MemoryError) as error:
         stop_watching_workers()  # a worker's death would raise another error here
         advice = advice_for(error)
@@ -448,7 +451,7 @@ def advice_for(error):
             "the processes that prepare images ran out of shared memory. Enlarge /dev/shm (docker run --shm-size=8g), "
             "or take fewer --workers (0 needs none)"
         )
-    if "No space left" in text:
+    if "No space left" in text or "unexpected pos" in text:  # the latter is torch's, from writing a checkpoint
         return "the disk is full; free some space, or write to another disk"
     # The last two: a process died while it handed over a batch.
     is_cut_off = isinstance(error, (EOFError, ConnectionResetError, ConnectionRefusedError))

@@ -328,7 +328,8 @@ def test_coco_lists_carry_ids_and_areas_and_leave_crowds_out_of_train(tmp_path):
     test = shutil.copy(train, tmp_path / "test.json")
     report, files = make_lists(train, test_data=test)
     assert files["label_map"] == {"background": 0, "cup": 1, "fork": 2}
-    assert files["category_ids"] == {"cup": 3, "fork": 44}
+    ids = {"cup": 3, "fork": 44}
+    assert files["category_ids"] == {"TRAIN": ids, "TEST": ids}
     assert files["TRAIN_images"] == [str(tmp_path / name) for name in ("0.png", "1.png")]
     boxes = [[0, 0, 100, 80], [10.5, 20, 40.5, 60], [50, 20, 51, 21]]
     shared = {"size": [100, 80], "image_id": 7}
@@ -352,7 +353,21 @@ def test_ids_of_two_coco_files_that_clash_are_left_out_of_test(tmp_path):
     report, files = make_lists(three, tmp_path / "lists", test_data=[one, two])
     assert kinds(report)["ids_left_out"] == 1 and len(files["TEST_objects"]) == 4
     assert [row.get("image_id") for row in files["TEST_objects"]] == [None] * 4
-    assert files["category_ids"] == {"cup": 3, "fork": 44}
+
+
+def test_each_split_has_the_category_ids_of_its_own_files(tmp_path):
+    train, val, test = (write_coco(tmp_path / name, [[10, 10, 20, 20]] * 2) for name in ("train", "val", "test"))
+    content = json.loads(val.read_text())
+    for category in content["categories"]:
+        category["id"] = {3: 44, 44: 3}[category["id"]]  # exchanged
+    for annotation in content["annotations"]:
+        annotation["category_id"] = {3: 44, 44: 3}[annotation["category_id"]]
+    # Of two categories with one name, the id of the one that has objects.
+    content["categories"].append({"id": 99, "name": "cup"})
+    write(val, json.dumps(content))
+    _, files = make_lists(train, tmp_path / "lists", val_data=val, test_data=test)
+    ids = {"cup": 3, "fork": 44}
+    assert files["category_ids"] == {"TRAIN": ids, "VAL": {"cup": 44, "fork": 3}, "TEST": ids}
 
 
 def test_two_files_on_the_same_photos_are_divided_alike(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import matplotlib
 import numpy as np
@@ -475,6 +476,20 @@ def test_boxes_as_files(shell):
     found = json.loads(Path("found.json").read_text())
     assert [row["image"] for row in found] == [row["image"] for row in rows]
     assert (found[1]["class"], found[1]["box"]) == ("cat", [6.0, 8.0, 30.0, 24.0])
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
+def test_what_was_found_before_an_error_is_written(shell, monkeypatch, error):
+    make_files("in/a.jpg", "in/b.jpg")
+    save_image = Mock(side_effect=[None, error])
+    monkeypatch.setattr(module, "save_image", save_image)
+    with pytest.raises(type(error)):
+        shell(images="in", write_boxes_to="found.json", batch_size=1)
+    assert [row["image"] for row in json.loads(Path("found.json").read_text())] == ["in/a.jpg"]
+    save_image.side_effect = error
+    with pytest.raises(type(error)):  # nothing was found: an earlier list stays
+        shell(images="in", write_boxes_to="found.json")
+    assert Path("found.json").read_text().count("in/a.jpg") == 1
 
 
 @pytest.mark.parametrize(("parameters", "message"), [

@@ -308,9 +308,13 @@ def test_coco_files_have_ids_and_sides(tmp_path, two_images):
             {"image_id": cat_image, "category_id": cat, "bbox": [0.5, 0, 0.5, 1], "score": 0.125},
         ]
         two_images.image_ids = [139, "b"]  # those of a COCO file
-        write(tmp_path / "lists/category_ids.json", {"dog": 18, "cat": 17})
+        ids = {"TEST": {"dog": 18, "cat": 17}, "VAL": {"dog": 1, "cat": 2}}
+        write(tmp_path / "lists/category_ids.json", ids)
+    write(tmp_path / "lists/category_ids.json", ids["TEST"])  # in lists of earlier versions: for all splits
+    write_detections(tmp_path / "again.json", two_images, found)
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "found.json").read_text()
     for wrong in ({"dog": 18, "cat": 18}, {"dog": 18}):
-        write(tmp_path / "lists/category_ids.json", wrong)
+        write(tmp_path / "lists/category_ids.json", {"TEST": wrong})
         with pytest.raises(ValueError, match="two classes have one of COCO's ids, or a class has none"):
             write_detections(tmp_path / "found.json", two_images)
 
@@ -560,6 +564,9 @@ def test_results_as_a_file(lists, tiny_checkpoint, tmp_path, run_main, metric):
     run_main(evaluation, **settings, read_detections_from=str(tmp_path / "found.json"))
     again = json.loads(path.read_text())
     assert (again["checkpoint"], again["detections"]) == (None, str(tmp_path / "found.json"))
+    assert results["parameters"]["min_score"] == 0.01 and "min_score" not in again["parameters"]
+    with pytest.raises(ValueError, match="--min_score is for a network"):
+        evaluation.main(given={"min_score"})
     assert again["average_precisions"] == pytest.approx(results["average_precisions"])
 
 

@@ -169,7 +169,7 @@ def test_evaluation_changes_no_step_and_keeps_the_best(run, unbroken):
 def test_a_run_that_is_killed_while_it_evaluates_does_those_iterations_again(run, run_with, monkeypatch):
     evaluate = Mock(side_effect=[({}, 0.2), KeyboardInterrupt])  # as a kill: nothing can be saved any more
     monkeypatch.setattr(train, "evaluate", evaluate)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         run(iterations=6, evaluate_every=3, save_every=0)
     assert load_checkpoint("last.pth.tar")["iteration"] == 3
     evaluate.side_effect = [({}, 0.1)]
@@ -421,7 +421,11 @@ def test_it_evaluates_on_val_where_it_exists(run, lists, tmp_path, capsys, monke
 def test_the_best_by_another_metric_is_not_compared(run, run_with, monkeypatch):
     monkeypatch.setattr(train, "evaluate", Mock(side_effect=[({}, 0.5), ({}, 0.25)]))
     run(iterations=1, evaluate_every=1)
-    saved = run_with("--checkpoint=last.pth.tar", "--iterations=2", "--metric=area")
+    resume = ("--checkpoint=last.pth.tar", "--iterations=2", "--metric=area")
+    with pytest.raises(ValueError, match=r"best_last\.pth\.tar is the best by the metric 11 points.*--overwrite=True"):
+        run_with(*resume)
+    assert load_checkpoint("best_last.pth.tar")["iteration"] == 1
+    saved = run_with(*resume, "--overwrite=True")
     assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
 
 

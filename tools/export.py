@@ -168,7 +168,7 @@ def suppress_in_onnx(boxes_xy, class_scores):
 def export(model, suffix):
     """A model, on the CPU, with what belongs to it, as the bytes of a file of one of the formats."""
     suppress = suppress_in_onnx if suffix == ".onnx" else suppress_by_nms
-    network = Network(model, suppress).eval()
+    network = Network(model, suppress).eval().requires_grad_(False)
     example = torch.zeros(2, 3, model.input_size, model.input_size, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("n_images")}}
     metadata = {name: json.dumps(value) for name, value in describe(model).items()}

@@ -19,6 +19,7 @@ Any parameter below can be overridden on the command line with --name=value.
 import importlib.util
 import itertools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -284,5 +285,6 @@ def annotate_gif(video, target, model, rows):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was found so far is kept
     with exit_with_message():
         main()
