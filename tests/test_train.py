@@ -198,6 +198,16 @@ def test_averaged_weights_are_evaluated_and_saved(run, keep_all, monkeypatch):
         assert torch.equal(saved["model"][name], evaluated[0][name])
 
 
+def test_a_moving_average_by_hand():
+    average, model = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)
+    for iteration, share in ((0, 1 / 10), (1, 2 / 11), (10_000, 0.9)):
+        torch.nn.init.zeros_(average.weight)  # the model's is 1
+        model.running_mean += 5
+        train.update_average(average, model, 0.9, iteration)
+        assert average.weight.item() == pytest.approx(1 - share)
+        assert torch.equal(average.running_mean, model.running_mean)
+
+
 def test_a_run_goes_on_in_its_own_files_with_its_own_settings(run_with, run, lists, tmp_path, capsys):
     run(save_to="other.pth.tar", iterations=1)
     others = read_files(tmp_path)
@@ -529,7 +539,7 @@ def test_training_can_overfit(run):
 
 
 def test_learning_rate_schedules():
-    steps = {0: 1e-4, 4: 5e-4, 9: 1e-3, 79_999: 1e-3, 80_000: 1e-4, 99_999: 1e-4, 100_000: 1e-5}
+    steps = {0: 1e-4, 4: 5e-4, 9: 1e-3, 10: 1e-3, 79_999: 1e-3, 80_000: 1e-4, 99_999: 1e-4, 100_000: 1e-5}
     cosine = {0: 1e-4, 30_000: 1e-3 * (0.5 + 0.5**1.5), 60_000: 5e-4, 120_000: 0}
     for schedule, expected in (("steps", steps), ("cosine", cosine)):
         learning_rate = train.LearningRate(1e-3, 10, schedule, (80_000, 100_000), 0.1, 120_000, minutes=0.0)
@@ -538,6 +548,8 @@ def test_learning_rate_schedules():
     by_the_clock = learning_rate._replace(minutes=10.0)
     for iteration, seconds in ((20, 300.0), (60_000, 60.0)):  # half of the time is used, or of the iterations
         assert by_the_clock.at(iteration, seconds) == pytest.approx(5e-4)
+    assert by_the_clock.at(20, 700.0) == 0  # the last step ends a little late
+    assert by_the_clock.at(4, 300.0) == pytest.approx(5 / 10 * 5e-4)  # the warm-up is by steps alone
 
 
 @pytest.mark.parametrize(("iteration", "parameters", "stopped_by", "expected"), [
