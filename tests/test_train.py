@@ -293,6 +293,30 @@ def test_an_optimizer_resumes_in_the_memory_format_of_its_machine(run, lists, mo
         run(optimizer_name=other, checkpoint="last.pth.tar")
 
 
+def test_a_training_state_that_cannot_be_right_is_refused(run, unbroken):
+    saved = load_checkpoint(unbroken / "last.pth.tar")
+    weights = {**saved["model"], "rescale_factors": torch.full((1, 64, 1, 1), torch.nan)}
+    momenta = {**saved["optimizer"]["state"], 0: {"momentum_buffer": torch.zeros(3)}}
+    for wrong in (
+        {"iteration": -1}, {"iteration": 2.0}, {"best_map": 1}, {"best_map": None}, {"seconds": 1},
+        {"training_model": weights}, {"optimizer": {**saved["optimizer"], "state": momenta}},
+    ):  # fmt: skip
+        save_checkpoint({**saved, **wrong}, "last.pth.tar")
+        with pytest.raises(ValueError, match=r"^last\.pth\.tar: its training state cannot be .*--finetune_from=last"):
+            run(checkpoint="last.pth.tar")
+
+
+def test_random_numbers_go_on_where_they_were(run, lists, monkeypatch):
+    """As a network with dropout wants them."""
+    saved = run(iterations=1)
+    torch.manual_seed(9)
+    saved["rng"]["cpu"] = torch.get_rng_state()
+    save_checkpoint(saved, "last.pth.tar")
+    monkeypatch.setattr(train, "checkpoint", "last.pth.tar")
+    train.start_or_resume(load_label_map(lists), CPU)
+    assert torch.equal(torch.get_rng_state(), saved["rng"]["cpu"])
+
+
 @pytest.mark.parametrize("network, last", [("ssd300_tiny", "conv4_3"), (LITE, "features")])
 def test_a_frozen_base_stays_until_a_run_goes_on_without(run, run_with, monkeypatch, network, last):
     """Frozen layers have no momentum in the checkpoint; fused SGD, which a GPU takes, makes it only if all lack it."""
@@ -440,6 +464,14 @@ def test_the_best_of_another_file_is_not_compared(run, run_with, monkeypatch):
     run(iterations=1, evaluate_every=1)
     saved = run_with("--checkpoint=last.pth.tar", "--iterations=2", "--save_to=new.pth.tar")
     assert saved["best_map"] == 0.25 and load_checkpoint("best_new.pth.tar")["iteration"] == 2
+
+
+def test_a_best_file_that_is_gone_is_not_compared(run, run_with, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", Mock(side_effect=[({}, 0.5), ({}, 0.25)]))
+    run(iterations=1, evaluate_every=1)
+    Path("best_last.pth.tar").unlink()
+    saved = run_with("--checkpoint=last.pth.tar", "--iterations=2")
+    assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
 
 
 def test_a_run_does_not_replace_what_it_starts_from(run, run_with, lists, monkeypatch):
