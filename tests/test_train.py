@@ -198,6 +198,14 @@ def test_averaged_weights_are_evaluated_and_saved(run, keep_all, monkeypatch):
         assert torch.equal(saved["model"][name], evaluated[0][name])
 
 
+def test_the_gradient_is_clipped(run):
+    torch.manual_seed(0)
+    first = SSD300(5, "ssd300_tiny")
+    saved = run(iterations=1, grad_clip=1e-9, weight_decay=0.0)
+    for name, parameter in first.named_parameters():
+        torch.testing.assert_close(saved["model"][name], parameter.detach(), rtol=0, atol=1e-12)
+
+
 def test_a_moving_average_by_hand():
     average, model = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)
     for iteration, share in ((0, 1 / 10), (1, 2 / 11), (10_000, 0.9)):
@@ -261,6 +269,7 @@ def test_old_settings_that_are_gone_are_named(run, run_with, capsys):
 def test_a_run_by_the_clock(run, run_with, capsys, monkeypatch):
     """It ends in time, with the rate at its end, and a resumed one goes on where the clock was."""
     monkeypatch.setattr(train, "time", Mock(perf_counter=Mock(side_effect=itertools.count())))  # a look takes a second
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: ({}, train.time.perf_counter() / 1000))
     saved = run(minutes=0.1, iterations=100_000, schedule="cosine", warmup=0, save_every=0, evaluate_every=4)
     assert saved["seconds"] == saved["iteration"] == 6  # evaluations do not count
     rates = [float(row["lr"]) for row in read_log("last.csv") if row["lr"]]
@@ -433,13 +442,14 @@ def test_a_run_says_what_it_does(run, capsys):
 
 @pytest.mark.parametrize("has_val", [True, False])
 def test_it_evaluates_on_val_where_it_exists(run, lists, tmp_path, capsys, monkeypatch, has_val):
-    evaluate = Mock(side_effect=[({"star": math.nan, "circle": 0.5}, 0.25), ({"circle": 0.5}, 0.125)])
+    others = [({"circle": 0.5}, mean_ap) for mean_ap in (0.125, 0.25)]  # the second one is as good as the first
+    evaluate = Mock(side_effect=[({"star": math.nan, "circle": 0.5}, 0.25), *others])
     monkeypatch.setattr(train, "evaluate", evaluate)
     changed = {}
     if has_val:
         for kind in ("images", "objects"):
             changed[f"VAL_{kind}"] = json.loads((lists / f"TEST_{kind}.json").read_text())[:3]
-    saved = run(with_lists(lists, tmp_path, **changed), iterations=2, evaluate_every=1, metric="area")
+    saved = run(with_lists(lists, tmp_path, **changed), iterations=3, evaluate_every=1, metric="area")
     for call in evaluate.call_args_list:
         loader, model = call.args
         assert loader.dataset.split == ("VAL" if has_val else "TEST") and len(loader.dataset) == (3 if has_val else 4)
@@ -449,7 +459,7 @@ def test_it_evaluates_on_val_where_it_exists(run, lists, tmp_path, capsys, monke
     assert output.count("its score there then flatters") == (not has_val)
     assert "best_last.pth.tar, the best so far, mAP 0.2500" in output
     rows = [(row["mAP"], row["circle"], row["star"]) for row in read_log("last.csv") if row["mAP"]]
-    assert rows == [("0.250000", "0.500000", ""), ("0.125000", "0.500000", "")]
+    assert rows == [(mean_ap, "0.500000", "") for mean_ap in ("0.250000", "0.125000", "0.250000")]
 
 
 def test_the_best_by_another_metric_is_not_compared(run, run_with, monkeypatch):
@@ -471,6 +481,20 @@ def test_a_best_file_that_is_gone_is_not_compared(run, run_with, monkeypatch):
     run(iterations=1, evaluate_every=1)
     Path("best_last.pth.tar").unlink()
     saved = run_with("--checkpoint=last.pth.tar", "--iterations=2")
+    assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
+
+
+def test_a_best_that_could_not_be_saved_has_not_to_be_beaten(run, monkeypatch):
+    errors = [OSError("No space left")]
+
+    def save_all_but_one(state, path):
+        if path.startswith("best_") and errors:
+            raise errors.pop()
+        save_checkpoint(state, path)
+
+    monkeypatch.setattr(train.utils, "save_checkpoint", save_all_but_one)
+    monkeypatch.setattr(train, "evaluate", Mock(side_effect=[({}, 0.5), ({}, 0.25)]))
+    saved = run(iterations=2, evaluate_every=1)
     assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
 
 
