@@ -199,11 +199,20 @@ def test_averaged_weights_are_evaluated_and_saved(run, keep_all, monkeypatch):
 
 
 def test_the_gradient_is_clipped(run):
-    torch.manual_seed(0)
+    torch.manual_seed(7)
     first = SSD300(5, "ssd300_tiny")
-    saved = run(iterations=1, grad_clip=1e-9, weight_decay=0.0)
+    saved = run(iterations=1, grad_clip=1e-9, weight_decay=0.0, seed=7)
     for name, parameter in first.named_parameters():
         torch.testing.assert_close(saved["model"][name], parameter.detach(), rtol=0, atol=1e-12)
+
+
+def test_biases_learn_at_a_rate_of_their_own(run):
+    torch.manual_seed(0)
+    first = SSD300(5, "ssd300_tiny")
+    saved = run(iterations=1, bias_lr_factor=0.0)["model"]
+    for name, head in first.pred_convs.named_children():
+        assert torch.equal(saved[f"pred_convs.{name}.bias"], head.bias), name
+    assert not torch.equal(saved["pred_convs.cl_conv4_3.weight"], first.pred_convs.cl_conv4_3.weight)
 
 
 def test_a_moving_average_by_hand():
@@ -383,12 +392,14 @@ def test_a_new_run_replaces_no_earlier_one(run):
 
 
 def test_resuming_with_other_classes_names_both(run, lists, unbroken, tmp_path, capsys):
-    label_map = {"background": 0, **{f"class {i}\x1b[31m": i for i in range(1, 5)}}
+    label_map = {"background": 0, **{f"class {i}\x1b[31m": i for i in range(1, 6)}}
     other, checkpoint = with_lists(lists, tmp_path, label_map=label_map), unbroken / "last.pth.tar"
     with pytest.raises(ValueError, match=rf"circle.*class 1.*--finetune_from={checkpoint}") as caught:
         run(other, checkpoint=checkpoint)
-    for data, heads in ((other, "the class heads start anew for class 1"), (lists, "the class heads included")):
-        run(data, finetune_from=checkpoint, iterations=1, overwrite=True)
+    cases = (other, "the class heads start anew for class 1", 6), (lists, "the class heads included", 5)
+    for data, heads, n_classes in cases:
+        saved = run(data, finetune_from=checkpoint, iterations=1, overwrite=True)
+        assert len(saved["model"]["pred_convs.cl_conv11_2.bias"]) == 4 * n_classes
         output = capsys.readouterr().out
         assert f"5 classes; {heads}" in output and "\x1b" not in output + str(caught.value)
 
@@ -482,6 +493,12 @@ def test_a_best_file_that_is_gone_is_not_compared(run, run_with, monkeypatch):
     Path("best_last.pth.tar").unlink()
     saved = run_with("--checkpoint=last.pth.tar", "--iterations=2")
     assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
+
+
+def test_a_run_goes_on_from_its_best_if_that_is_its_last(run, run_with, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", Mock(return_value=({}, 0.5)))
+    run(iterations=1, evaluate_every=1)
+    assert run_with("--checkpoint=best_last.pth.tar", "--iterations=2")["iteration"] == 2
 
 
 def test_a_best_that_could_not_be_saved_has_not_to_be_beaten(run, monkeypatch):
