@@ -1,5 +1,6 @@
 """create_data_lists.py: what is mended, refused and reported on the way from records to lists."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -404,8 +405,9 @@ def test_an_image_that_another_source_names_is_guessed_for_none(tmp_path):
 
 @pytest.mark.parametrize(("boxes", "words"), [
     ([[10 * i, 5 * i, 10 * i + 15, 5 * i + 20] for i in range(1, 8)], "look like corners"),
-    ([[0.1 * i, 0.1, 0.2, 0.3] for i in range(1, 8)], "look like fractions"),
-    ([[100 * i, 10, 150, 90] for i in range(1, 8)], "boxes of images of another size"),
+    ([[0.1 * i, 0.1, 0.2, 0.3] for i in range(1, 8)] + [[0, 0, 1, 1]], "look like fractions"),
+    # The last one could be corners.
+    ([[100 * i, 10, 150, 90] for i in range(1, 8)] + [[10, 10, 50, 60]], "boxes of images of another size"),
 ])  # fmt: skip
 def test_wrong_conventions_are_called_out(tmp_path, boxes, words):
     path = write_coco(tmp_path, boxes)
@@ -414,6 +416,26 @@ def test_wrong_conventions_are_called_out(tmp_path, boxes, words):
     if "another size" not in words:
         make_lists(path, trust_boxes=True, seed=3)
     make_lists(write_coco(tmp_path, [[5 * i, 5 * i, 40, 30] for i in range(8)]))
+
+
+@pytest.mark.parametrize(("n_sound", "is_refused"), [(15, True), (16, False)])
+def test_conventions_are_doubted_for_a_quarter_of_the_boxes_or_images(tmp_path, n_sound, is_refused):
+    sound = [[5, 5, 40, 30]] * n_sound
+    far_off = write_coco(tmp_path / "boxes", [[100, 10, 150, 90]] * 5 + sound)
+    content = json.loads(write_coco(tmp_path / "sizes", sound[:5] + sound).read_text())
+    for image in content["images"][:5]:
+        image["width"] = 50
+    resized = write(tmp_path / "sizes" / "a.json", content)
+    for path, words in ((far_off, "5 of 20 boxes are inverted"), (resized, "5 of 20 images have another size")):
+        with pytest.raises(ValueError, match=words) if is_refused else contextlib.nullcontext():
+            make_lists(path, path.parent / "lists")
+
+
+def test_corners_are_suspected_for_a_tenth_of_the_boxes(tmp_path):
+    sound, beyond = [[5, 5, 40, 30]], [[50, 10, 60, 70]]  # all could be corners
+    make_lists(write_coco(tmp_path / "few", beyond * 3 + sound * 28))
+    with pytest.raises(ValueError, match="3 of 30 boxes reach beyond their images: they look like corners"):
+        make_lists(write_coco(tmp_path / "many", beyond * 3 + sound * 27))
 
 
 def test_pixels_in_yolo_files_are_called_out(tmp_path):

@@ -80,7 +80,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(folder):
     dataset = PascalVOCDataset(folder, "TRAIN", keep_difficult=True, seed=5)
     first = dataset[1, 4]
     assert not any(same(dataset[key], first) for key in ((0, 0), (9, 4), (0, 6)))
-    assert same(dataset[4], dataset[0, 4]) and same(dataset[-3], dataset[4])
+    assert same(dataset[4], dataset[0, 4]) and same(dataset[-3], dataset[4]) and same(dataset[-N_IMAGES], dataset[0])
     torch.manual_seed(0)
     np.random.seed(0)
     assert same(dataset[1, 4], first) and same(dataset[np.int64(1), np.int64(4)], first)
@@ -99,6 +99,8 @@ def test_items_of_another_size(folder):
     dataset = PascalVOCDataset(folder, "TEST", size=32, antialias=False, skip_corrupt=True)
     images, boxes, *_ = dataset.collate_fn([dataset[index] for index in (0, 1, 6)])
     assert images.shape == (3, 3, 32, 32) and len(boxes[2]) == 0 and (images[2] == BLANK).all()
+    dataset[6][0].zero_()  # an item is not shared
+    assert (dataset[6][0] == BLANK).all()
     image = read_image(folder / "image 1.jpg")
     assert torch.equal(images[1], datasets.transform(image, *NO_OBJECTS, "TEST", size=32, antialias=False)[0])
 
@@ -289,3 +291,11 @@ def test_photos_with_an_orientation_are_read_as_stored_but_tiff_files_as_shown(t
         image, orientation = image.transpose(Image.Transpose[name]) if name else image, 1
     assert datasets.stored_size_and_orientation(path) == (image.size, orientation)
     assert np.abs(read_image(path).permute(1, 2, 0).numpy() - np.asarray(image).astype(int)).max() < 9
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_there_is_not_counts_as_none(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 40)).save(tmp_path / "photo.jpg", exif=exif)
+    assert datasets.stored_size_and_orientation(tmp_path / "photo.jpg") == ((64, 40), 1)

@@ -6,7 +6,7 @@ from benchmark import trained_like_predictions
 from oracles import plain_detect_objects
 
 import model as module
-from model import SSD300, detect_objects
+from model import SSD300, detect_objects, hide_classes
 from utils import cxcy_to_gcxgcy, xy_to_cxcy
 
 PRIORS_CXCY = SSD300.create_prior_boxes()
@@ -42,10 +42,11 @@ SHARES = [[0.5, 0.3, 0.2], [0.4, 0.1, 0.5], [0.2, 0.2, 0.6], [0.2, 0.7, 0.1], [0
     (CHAIN, [[0.5 + i / 1000, 0.5 - i / 1000] for i in range(100)], {}, [(i, 1) for i in range(0, 100, 2)]),
     # Classes do not suppress each other, and one prior may show several.
     (ROW[:1] * 2, [[0.1, 0.5, 0.4], [0.2, 0.2, 0.6]], {}, [(1, 2), (0, 1)]),
+    ([[-3.0, -3.0, -1.0, -1.0]] * 2, [[0.1, 0.5, 0.4], [0.2, 0.2, 0.6]], {}, [(1, 2), (0, 1)]),
     # An overlap equal to the limit does not suppress; a score equal to the limit is not a candidate.
     (HALVES, ONE_CLASS[:2], {"max_overlap": 0.5}, [(0, 1), (1, 1)]),
     (HALVES, ONE_CLASS[:2], {"max_overlap": 0.499}, [(0, 1)]),
-    (APART[:2], [[0.25] * 4] * 2, {"min_score": 0.25}, []),
+    (APART[:2], [[0.25] * 4] * 2, {"min_score": 0.25}, []), (APART[:1], ONE_CLASS[:1], {"min_score": 1.0}, []),
     (APART[:2], [[0.25] * 4] * 2, {"min_score": 0.2499}, [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]),
     # The best of all classes; equal scores rank by prior, then by class.
     (APART, SHARES, {"top_k": 3}, [(3, 1), (2, 2), (1, 2)]),
@@ -162,6 +163,17 @@ def test_model_detects_with_its_own_priors():
     locs, scores = random_predictions(1, len(PRIORS_CXCY), 4, seed=6)
     results = SSD300(4, "ssd300_tiny").detect_objects(locs, scores, min_score=0.1, max_overlap=0.45, top_k=30)
     assert_same(results, detect_objects(locs, scores, PRIORS_CXCY, 0.1, 0.45, 30))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_background_gets_the_probability_of_hidden_classes(dtype):
+    scores = random_predictions(2, 50, 5, seed=7)[1].to(dtype)
+    before = scores.clone()
+    shares = hide_classes(scores, [4, 2]).softmax(dim=2)
+    expected = before.float().softmax(dim=2)
+    assert torch.equal(scores, before) and shares[:, :, [2, 4]].max() == 0
+    torch.testing.assert_close(shares[:, :, [1, 3]], expected[:, :, [1, 3]])
+    torch.testing.assert_close(shares[:, :, 0], expected[:, :, [0, 2, 4]].sum(dim=2))
 
 
 @pytest.mark.parametrize("first_candidates", [1, 5])

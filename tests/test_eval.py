@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from create_data_lists import create_data_lists
 from datasets import PascalVOCDataset
 from eval import calculate_coco, calculate_mAP, make_test_loader, read_detections, write_detections
 from model import load_model
-from utils import load_checkpoint, make_label_map, save_checkpoint, voc_labels
+from utils import load_checkpoint, make_label_map, save_checkpoint, script_parameters, voc_labels
 
 LABEL_MAP = make_label_map(["cat", "dog"])
 CAT, DOG, DIFFICULT = 1, 2, 1
@@ -71,7 +72,7 @@ CASES = {
     "unless it is not near enough": ([cats([A_80, A], A)], {"min_overlap": 0.9}, 0.5),
     # [2, 0, 12, 10] overlaps A by 80 / 120 and the other object by 70 / 130, both above 0.5.
     "most overlapped object, taken or not": ([cats([A, [2, 0, 12, 10]], A, [5, 0, 15, 10])], {}, 6 / 11),
-    "overlap of just min_overlap": ([cats([A_50], A)], {}, 1),
+    "overlap of just min_overlap": ([cats([A_50], A)], {}, 1), "the same box": ([cats([A], A)], {"min_overlap": 1}, 1),
     "overlap below it": ([cats([A_50], A)], {"min_overlap": 0.5001}, 0),
     "first of equal objects": ([cats([A, A], A, A)], {}, 6 / 11), "nothing found": ([cats([], A), cats([], B)], {}, 0),
     "nothing found, area": ([cats([], A), cats([], B)], AREA, 0),
@@ -267,6 +268,15 @@ def test_coco_numbers_are_those_of_pycocotools(tmp_path, string_ids):
     assert sum(average_precisions.values()) / 2 == pytest.approx(twelve["AP"])
 
 
+def test_coco_numbers_without_objects_are_not_known(tmp_path):
+    pytest.importorskip("pycocotools")
+    dataset = make_dataset(tmp_path, ["a.jpg"], [[(A, 1, 0), (B, 2, 0)]], make_label_map(["dog", "cat", "bird"]))
+    average_precisions, twelve = calculate_coco(*detections_of([(A, 1, 0.9)]), dataset)
+    assert average_precisions == pytest.approx({"dog": 1, "cat": 0, "bird": math.nan}, nan_ok=True)
+    assert [twelve["AP"], twelve["AR small"]] == pytest.approx([0.5, 0.5])
+    assert math.isnan(twelve["AP large"]) and math.isnan(twelve["AR medium"])
+
+
 def test_coco_numbers_of_real_detections(voc07_test, tmp_path):
     names, objects, folder = voc07_test
     names, objects = names[:300], [part[:300] for part in objects]
@@ -362,7 +372,8 @@ def test_image_names_that_vocs_files_cannot_hold(tmp_path, paths, message):
 def test_a_trial_leaves_nothing_and_names_what_cannot_be_written(tmp_path, two_images):
     write_detections(tmp_path / "found", two_images)
     write_detections(tmp_path / "found.json", two_images)
-    assert list((tmp_path / "found").iterdir()) == [] and not (tmp_path / "found.json").exists()
+    evaluation.write_results(tmp_path / "results.json", two_images, script_parameters(vars(evaluation)))
+    assert list((tmp_path / "found").iterdir()) == [] and not list(tmp_path.glob("*.json"))
     (tmp_path / "folder.json").mkdir()
     write(tmp_path / "other/comp4_det_test_dog.txt/file", "")
     for name in ("folder.json", "other"):
@@ -428,6 +439,7 @@ def test_faulty_entry_is_named(tmp_path, two_images, change):
 def test_loader_takes_its_batch_size_and_images_as_the_model_wants_them(lists):
     loader = make_test_loader(lists, 3, 0, SimpleNamespace(input_size=512, antialias=False, mean=torch.zeros(1)))
     assert loader.batch_size == 3 and loader.dataset.antialias is False and not loader.pin_memory
+    assert loader.dataset.keep_difficult
     assert next(iter(loader))[0].shape == (3, 3, 512, 512)
 
 
@@ -446,13 +458,26 @@ def test_script_scores_writes_and_reads(metric, lists, tiny_checkpoint, tmp_path
     assert found[-1].startswith(metric) and "4 images detected in" in found[-1] and "a second" in found[-1]
     assert run("found", read_detections_from=str(tmp_path / "found.json"))[:-1] == found[:-1]
     assert run(read_detections_from=str(tmp_path / "found"))[:-1] == found[:-1]
+    run("few.json", checkpoint=str(tiny_checkpoint), read_detections_from="", max_candidates=1)  # of each class
+    n_found, n_few = (len(json.loads((tmp_path / name).read_text())) for name in ("found.json", "few.json"))
+    assert n_found > 16 >= n_few > 0
 
 
 def test_evaluate_gives_the_same_in_any_batches(lists, tiny_checkpoint):
-    model = load_model(tiny_checkpoint)
+    model = load_model(tiny_checkpoint).train()  # as train.py has it
     one, three = (evaluation.evaluate(make_test_loader(lists, n, 0, model), model) for n in (1, 3))
     assert list(one[0]) == list(three[0]) == list(model.label_map)[1:] and not model.training
     assert one[1] == pytest.approx(three[1], abs=0.01)
+
+
+def test_boxes_are_in_pixels_of_their_image(lists, tiny_checkpoint, monkeypatch):
+    model = load_model(tiny_checkpoint)
+    loader = make_test_loader(lists, 3, 0, model)
+    found = [torch.tensor([[0.25, 0.5, 0.75, 1.0]]), torch.tensor([1]), torch.tensor([0.9])]
+    monkeypatch.setattr(model, "detect_objects", lambda locs, *_: [[part] * len(locs) for part in found])
+    boxes, _, _ = evaluation.detect_all(loader, model)
+    for (width, height), box in zip(loader.dataset.sizes.tolist(), boxes, strict=True):
+        assert width != height and box.tolist() == [[width / 4, height / 2, width * 3 / 4, height]]
 
 
 def test_evaluate_obeys_its_arguments_alone(lists, tiny_checkpoint, monkeypatch):
@@ -473,6 +498,11 @@ def test_evaluate_obeys_its_arguments_alone(lists, tiny_checkpoint, monkeypatch)
         result = evaluation.evaluate(loader, model, **parameters)
         assert str(result) == str((average_precisions, next(iter(summary.values()))))
         assert str(result) != str(expected)
+    detect_all = Mock(side_effect=LookupError)
+    monkeypatch.setattr(evaluation, "detect_all", detect_all)
+    with pytest.raises(LookupError):
+        evaluation.evaluate(loader, model, "area", 0.6, 0.1, 0.2, top_k=7, max_candidates=5, bf16=True)
+    assert detect_all.call_args.args == (loader, model, 0.1, 0.2, 7, 5, True)
 
 
 def test_classes_are_matched_by_name(lists, tiny_checkpoint, capsys):
@@ -499,6 +529,9 @@ def test_classes_are_matched_by_name(lists, tiny_checkpoint, capsys):
         assert few_labels[i].bincount().tolist() == new_labels[labels[i][is_known]].bincount().tolist()
     one = evaluation.detect_all(loader, model, 0.01, 0.45, 1)
     assert [len(part) for part in one[1]] == [1, 1, 1, 1]  # what is not in the data set takes no place of others
+
+    in_another_order = {"dog": 2, "background": 0, "cat": 1}  # as a file may have it
+    assert evaluation.match_classes(in_another_order, make_label_map(["dog", "cat"])).tolist() == [0, 2, 1]
 
     model.label_map = make_label_map(["cat", "dog"])
     with pytest.raises(ValueError, match=r"knows none of .*: it knows cat, dog; the data set has circle, rect"):
@@ -571,12 +604,15 @@ def test_results_as_a_file(lists, tiny_checkpoint, tmp_path, run_main, metric):
 
 
 def test_what_is_not_known_is_null_in_the_file_of_results(tmp_path, run_main):
-    make_dataset(tmp_path / "lists", ["a.jpg"], [[(A, CAT, 0)]])
-    write(tmp_path / "found.json", [{"image_id": 1, "category_id": CAT, "bbox": A, "score": 0.5}])
+    make_dataset(tmp_path / "lists", ["a.jpg"], [[(A, CAT, 0), (B, CAT, DIFFICULT)]])
+    found = {"image_id": 1, "category_id": CAT, "score": 0.5}
+    write(tmp_path / "found.json", [found | {"bbox": [50, 50, 20, 20]}, found | {"bbox": A_80}])
     names = {"read_detections_from": "found.json", "write_results_to": "results.json", "data_folder": "lists"}
     run_main(evaluation, **{name: str(tmp_path / path) for name, path in names.items()})
     results = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
     assert results["average_precisions"] == {"cat": 1.0, "dog": None} and results["mean"] == 1.0
+    run_main(evaluation, min_overlap=0.9)
+    assert json.loads((tmp_path / "results.json").read_text())["mean"] == 0.0
 
 
 @pytest.mark.parametrize("n", [100, 101])
@@ -584,8 +620,9 @@ def test_more_of_a_class_than_coco_looks_at(tmp_path, run_main, capsys, n):
     """All boxes are right, and yet the AP is low: that needs an explanation."""
     pytest.importorskip("pycocotools")
     boxes = [[i % 20 * 40, i // 20 * 40, i % 20 * 40 + 20, i // 20 * 40 + 20] for i in range(n)]
-    dataset = make_dataset(tmp_path / "lists", ["a.jpg"], [[(box, DOG, 0) for box in boxes]])
-    write_detections(tmp_path / "found.json", dataset, detections_of([(box, DOG, 0.5) for box in boxes]))
+    rows = [(box, DOG, 0) for box in boxes] + [(A, CAT, 0)]
+    dataset = make_dataset(tmp_path / "lists", ["a.jpg"], [rows])
+    write_detections(tmp_path / "found.json", dataset, detections_of(rows))
     found, lists = str(tmp_path / "found.json"), str(tmp_path / "lists")
     run_main(evaluation, read_detections_from=found, data_folder=lists, metric="coco")
     printed = capsys.readouterr().out

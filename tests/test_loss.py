@@ -77,6 +77,9 @@ CELLS = xy_to_cxcy(torch.tensor([[0, 0, 4, 2], [1, 0, 5, 2], [0, 0, 2, 2], [4, 4
       ((0.5, [0, 0, 0, -1]), (0.51, [0, 0, -1, -1]), (0.61, [0, -1, -1, -1]))),
     # An object that hardly overlaps anything has a prior all the same.
     (CELLS, [[0.9, 0.1, 0.901, 0.11], [0.501, 0.501, 0.502, 0.502]], 0.5, [0, -1, -1, 1]),
+    # So has one that overlaps nothing: the first prior that is left.
+    (CELLS, [[0.0, 0.0, 0.5, 0.25], [0.9, 0.1, 0.901, 0.11]], 0.9, [0, 1, -1, -1]),
+    (CELLS, cxcy_to_xy(CELLS).flip(0), 0.9, [3, 2, 1, 0]),  # as many objects as priors
     (CELLS, torch.zeros(0, 4), 0.5, [-1, -1, -1, -1]),
 ])  # fmt: skip
 def test_matching_by_hand(priors_cxcy, boxes_xy, threshold, matched):
@@ -120,16 +123,18 @@ def test_hard_negatives_by_hand():
 def test_the_parts_of_the_loss_are_kept():
     locs, scores, boxes, labels = random_batch([3, 1], 5, PRIORS_CXCY, 12)
     criterion = MultiBoxLoss(PRIORS_CXCY, alpha=2.5)
-    loss = criterion(locs.requires_grad_(), scores, boxes, labels)
+    loss = criterion(locs.requires_grad_(), scores.requires_grad_(), boxes, labels)
     assert loss == criterion.conf_loss + 2.5 * criterion.loc_loss
-    assert criterion.conf_loss > 0 and criterion.loc_loss > 0 and not criterion.loc_loss.requires_grad
+    assert criterion.conf_loss > 0 and criterion.loc_loss > 0
+    assert not criterion.conf_loss.requires_grad and not criterion.loc_loss.requires_grad
     far_off = criterion(locs.detach() + 10, scores, boxes, labels)
     assert far_off > loss and criterion.loc_loss > 10
 
 
 @pytest.mark.parametrize("settings", [
     {}, {"threshold": 0.3, "neg_pos_ratio": 1, "alpha": 2.5}, {"threshold": 0.9, "n_negatives_without_objects": 7},
-    {"neg_pos_ratio": 1000}, {"neg_pos_ratio": 0, "n_negatives_without_objects": 200},  # 1000: more than there are
+    {"neg_pos_ratio": 1000}, {"n_negatives_without_objects": 1000},  # more than there are
+    {"neg_pos_ratio": 0, "n_negatives_without_objects": 200}, {"neg_pos_ratio": 2.5},  # of 3 positives 8, not 7
 ])  # fmt: skip
 def test_loss_and_gradients_against_a_plain_reference_in_float64(settings):
     priors_cxcy = random_priors(300, 2)

@@ -235,7 +235,10 @@ def test_batch_of_one_image_trains(network):
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in ssd.parameters() if p.grad is not None)
     assert all(buffer.isfinite().all() for buffer in ssd.buffers())
-    ssd(torch.cat([images, images]))  # and more than one as ever
+    ssd(torch.cat([images, images]))
+    x = torch.randn(1, 4, 3, 3)  # several values a channel: as ever
+    ours, theirs = module.BatchNorm(4), torch.nn.BatchNorm2d(4)
+    assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_mean, theirs.running_mean)
 
 
 @pytest.mark.parametrize("network, mean, std", [
@@ -284,6 +287,13 @@ def test_fused_batch_norm_computes_the_same(network):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
 
 
+def test_only_offsets_of_sizes_are_cut_and_only_above_their_limit(tiny):
+    locs = torch.tensor([[[9.0, -9.0, 2.0, -9.0], [1.0, 1.0, 1.0, 1.6]]])
+    assert tiny.limit_sizes(locs).tolist() == [[[9, -9, 1.5, -9], [1, 1, 1, 1.5]]]
+    tiny.max_size_offset = None
+    assert torch.equal(tiny.limit_sizes(locs), locs)
+
+
 @pytest.mark.parametrize("network, up_to, n_trained", [
     ("ssd300_tiny", "conv5_3", 2), ("ssd300_tiny", "conv4_3", 5), ("ssd300_tiny", "pool4", 5), (RESNET, "layer2", 1),
 ])  # fmt: skip
@@ -292,6 +302,7 @@ def test_freezing(network, up_to, n_trained):
     ssd = SSD300(3, network).train()
     ssd.freeze_base(up_to)
     layers = [layer for layer in ssd.base.children() if any(True for _ in layer.parameters())]
+    assert not layers[0].training and layers[-1].training  # at once
     for mode in (True, False, True):
         ssd.train(mode)
         assert [layer.training for layer in layers] == [False] * (len(layers) - n_trained) + [mode] * n_trained
@@ -301,6 +312,9 @@ def test_freezing(network, up_to, n_trained):
         assert all(parameter.requires_grad for parameter in layer.parameters())
     with pytest.raises(ValueError, match="no layer 'conv9'; its layers are conv1"):
         ssd.freeze_base("conv9")
+    next(layers[-1].parameters()).requires_grad_(False)  # a layer that learns with some of its parameters
+    ssd.train()
+    assert layers[-1].training
 
 
 @pytest.mark.parametrize("network", ["ssd300_tiny", LITE])
@@ -477,7 +491,7 @@ def test_a_checkpoint_carries_all_that_detection_needs(tiny, removed, tmp_path):
             assert torch.equal(getattr(model, name), getattr(again, name)), name
         for name in ("network", "input_size", "antialias", "max_size_offset"):
             assert getattr(model, name) == getattr(again, name), name
-    assert not again.training
+    assert not again.training and not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in again.modules())
     with torch.no_grad():
         for ours, theirs in zip(again(images), model.eval()(images), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
@@ -489,7 +503,8 @@ def test_a_checkpoint_carries_all_that_detection_needs(tiny, removed, tmp_path):
     *(("label_map", value, "not a label map") for value in (
         {0: "background", 1: "cat", 2: "dog"}, {"background": 1, "cat": 2, "dog": 3}, {"background": 0, "a": 1, "b": 5}
     )),
-    ("label_map", None, "does not fit"), ("label_map", dict.fromkeys(map(str, range(7)), 1), "map has 7 classes"),
+    ("label_map", None, "does not fit"), ("label_map", {}, "map has 0 classes"),
+    ("label_map", dict.fromkeys(map(str, range(7)), 1), "map has 7 classes"),
     *(("base.conv6.bias", value, r"base\.conv6\.bias") for value in (None, torch.zeros(3))),
     ("base.conv8.bias", torch.zeros(3), r"base\.conv8\.bias"),
     ("base.conv6.bias", torch.full((128,), torch.nan), r"base\.conv6\.bias.*not finite"),
@@ -517,6 +532,8 @@ def test_fine_tuning_keeps_the_rows_of_classes_of_the_same_name(network, names):
     torch.manual_seed(4)
     before = SSD300(3, network, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1.5, antialias=False)
     before.label_map = LABEL_MAP
+    for parameter in before.pred_convs.parameters():
+        torch.nn.init.normal_(parameter)  # biases, too, which start at 0
     label_map = {"background": 0, **{name: i for i, name in enumerate(names, 1)}}
     after = model_from_checkpoint(model_state(before), "c", label_map)
     assert after.label_map == label_map and after.n_classes == len(label_map)

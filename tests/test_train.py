@@ -198,6 +198,33 @@ def test_averaged_weights_are_evaluated_and_saved(run, keep_all, monkeypatch):
         assert torch.equal(saved["model"][name], evaluated[0][name])
 
 
+def test_the_gradient_is_clipped(run):
+    torch.manual_seed(7)
+    first = SSD300(5, "ssd300_tiny")
+    saved = run(iterations=1, grad_clip=1e-9, weight_decay=0.0, seed=7)
+    for name, parameter in first.named_parameters():
+        torch.testing.assert_close(saved["model"][name], parameter.detach(), rtol=0, atol=1e-12)
+
+
+def test_biases_learn_at_a_rate_of_their_own(run):
+    torch.manual_seed(0)
+    first = SSD300(5, "ssd300_tiny")
+    saved = run(iterations=1, bias_lr_factor=0.0)["model"]
+    for name, head in first.pred_convs.named_children():
+        assert torch.equal(saved[f"pred_convs.{name}.bias"], head.bias), name
+    assert not torch.equal(saved["pred_convs.cl_conv4_3.weight"], first.pred_convs.cl_conv4_3.weight)
+
+
+def test_a_moving_average_by_hand():
+    average, model = torch.nn.BatchNorm2d(1), torch.nn.BatchNorm2d(1)
+    for iteration, share in ((0, 1 / 10), (1, 2 / 11), (10_000, 0.9)):
+        torch.nn.init.zeros_(average.weight)  # the model's is 1
+        model.running_mean += 5
+        train.update_average(average, model, 0.9, iteration)
+        assert average.weight.item() == pytest.approx(1 - share)
+        assert torch.equal(average.running_mean, model.running_mean)
+
+
 def test_a_run_goes_on_in_its_own_files_with_its_own_settings(run_with, run, lists, tmp_path, capsys):
     run(save_to="other.pth.tar", iterations=1)
     others = read_files(tmp_path)
@@ -251,6 +278,7 @@ def test_old_settings_that_are_gone_are_named(run, run_with, capsys):
 def test_a_run_by_the_clock(run, run_with, capsys, monkeypatch):
     """It ends in time, with the rate at its end, and a resumed one goes on where the clock was."""
     monkeypatch.setattr(train, "time", Mock(perf_counter=Mock(side_effect=itertools.count())))  # a look takes a second
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: ({}, train.time.perf_counter() / 1000))
     saved = run(minutes=0.1, iterations=100_000, schedule="cosine", warmup=0, save_every=0, evaluate_every=4)
     assert saved["seconds"] == saved["iteration"] == 6  # evaluations do not count
     rates = [float(row["lr"]) for row in read_log("last.csv") if row["lr"]]
@@ -281,6 +309,30 @@ def test_an_optimizer_resumes_in_the_memory_format_of_its_machine(run, lists, mo
         assert all(value.stride() == parameter.stride() for key, value in state.items() if key != "step")
     with pytest.raises(ValueError, match=rf"it was not saved by {other}.*--finetune_from="):
         run(optimizer_name=other, checkpoint="last.pth.tar")
+
+
+def test_a_training_state_that_cannot_be_right_is_refused(run, unbroken):
+    saved = load_checkpoint(unbroken / "last.pth.tar")
+    weights = {**saved["model"], "rescale_factors": torch.full((1, 64, 1, 1), torch.nan)}
+    momenta = {**saved["optimizer"]["state"], 0: {"momentum_buffer": torch.zeros(3)}}
+    for wrong in (
+        {"iteration": -1}, {"iteration": 2.0}, {"best_map": 1}, {"best_map": None}, {"seconds": 1},
+        {"training_model": weights}, {"optimizer": {**saved["optimizer"], "state": momenta}},
+    ):  # fmt: skip
+        save_checkpoint({**saved, **wrong}, "last.pth.tar")
+        with pytest.raises(ValueError, match=r"^last\.pth\.tar: its training state cannot be .*--finetune_from=last"):
+            run(checkpoint="last.pth.tar")
+
+
+def test_random_numbers_go_on_where_they_were(run, lists, monkeypatch):
+    """As a network with dropout wants them."""
+    saved = run(iterations=1)
+    torch.manual_seed(9)
+    saved["rng"]["cpu"] = torch.get_rng_state()
+    save_checkpoint(saved, "last.pth.tar")
+    monkeypatch.setattr(train, "checkpoint", "last.pth.tar")
+    train.start_or_resume(load_label_map(lists), CPU)
+    assert torch.equal(torch.get_rng_state(), saved["rng"]["cpu"])
 
 
 @pytest.mark.parametrize("network, last", [("ssd300_tiny", "conv4_3"), (LITE, "features")])
@@ -340,12 +392,14 @@ def test_a_new_run_replaces_no_earlier_one(run):
 
 
 def test_resuming_with_other_classes_names_both(run, lists, unbroken, tmp_path, capsys):
-    label_map = {"background": 0, **{f"class {i}\x1b[31m": i for i in range(1, 5)}}
+    label_map = {"background": 0, **{f"class {i}\x1b[31m": i for i in range(1, 6)}}
     other, checkpoint = with_lists(lists, tmp_path, label_map=label_map), unbroken / "last.pth.tar"
     with pytest.raises(ValueError, match=rf"circle.*class 1.*--finetune_from={checkpoint}") as caught:
         run(other, checkpoint=checkpoint)
-    for data, heads in ((other, "the class heads start anew for class 1"), (lists, "the class heads included")):
-        run(data, finetune_from=checkpoint, iterations=1, overwrite=True)
+    cases = (other, "the class heads start anew for class 1", 6), (lists, "the class heads included", 5)
+    for data, heads, n_classes in cases:
+        saved = run(data, finetune_from=checkpoint, iterations=1, overwrite=True)
+        assert len(saved["model"]["pred_convs.cl_conv11_2.bias"]) == 4 * n_classes
         output = capsys.readouterr().out
         assert f"5 classes; {heads}" in output and "\x1b" not in output + str(caught.value)
 
@@ -399,13 +453,14 @@ def test_a_run_says_what_it_does(run, capsys):
 
 @pytest.mark.parametrize("has_val", [True, False])
 def test_it_evaluates_on_val_where_it_exists(run, lists, tmp_path, capsys, monkeypatch, has_val):
-    evaluate = Mock(side_effect=[({"star": math.nan, "circle": 0.5}, 0.25), ({"circle": 0.5}, 0.125)])
+    others = [({"circle": 0.5}, mean_ap) for mean_ap in (0.125, 0.25)]  # the second one is as good as the first
+    evaluate = Mock(side_effect=[({"star": math.nan, "circle": 0.5}, 0.25), *others])
     monkeypatch.setattr(train, "evaluate", evaluate)
     changed = {}
     if has_val:
         for kind in ("images", "objects"):
             changed[f"VAL_{kind}"] = json.loads((lists / f"TEST_{kind}.json").read_text())[:3]
-    saved = run(with_lists(lists, tmp_path, **changed), iterations=2, evaluate_every=1, metric="area")
+    saved = run(with_lists(lists, tmp_path, **changed), iterations=3, evaluate_every=1, metric="area")
     for call in evaluate.call_args_list:
         loader, model = call.args
         assert loader.dataset.split == ("VAL" if has_val else "TEST") and len(loader.dataset) == (3 if has_val else 4)
@@ -415,7 +470,7 @@ def test_it_evaluates_on_val_where_it_exists(run, lists, tmp_path, capsys, monke
     assert output.count("its score there then flatters") == (not has_val)
     assert "best_last.pth.tar, the best so far, mAP 0.2500" in output
     rows = [(row["mAP"], row["circle"], row["star"]) for row in read_log("last.csv") if row["mAP"]]
-    assert rows == [("0.250000", "0.500000", ""), ("0.125000", "0.500000", "")]
+    assert rows == [(mean_ap, "0.500000", "") for mean_ap in ("0.250000", "0.125000", "0.250000")]
 
 
 def test_the_best_by_another_metric_is_not_compared(run, run_with, monkeypatch):
@@ -434,6 +489,34 @@ def test_the_best_of_another_file_is_not_compared(run, run_with, monkeypatch):
     run(iterations=1, evaluate_every=1)
     saved = run_with("--checkpoint=last.pth.tar", "--iterations=2", "--save_to=new.pth.tar")
     assert saved["best_map"] == 0.25 and load_checkpoint("best_new.pth.tar")["iteration"] == 2
+
+
+def test_a_best_file_that_is_gone_is_not_compared(run, run_with, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", Mock(side_effect=[({}, 0.5), ({}, 0.25)]))
+    run(iterations=1, evaluate_every=1)
+    Path("best_last.pth.tar").unlink()
+    saved = run_with("--checkpoint=last.pth.tar", "--iterations=2")
+    assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
+
+
+def test_a_run_goes_on_from_its_best_if_that_is_its_last(run, run_with, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", Mock(return_value=({}, 0.5)))
+    run(iterations=1, evaluate_every=1)
+    assert run_with("--checkpoint=best_last.pth.tar", "--iterations=2")["iteration"] == 2
+
+
+def test_a_best_that_could_not_be_saved_has_not_to_be_beaten(run, monkeypatch):
+    errors = [OSError("No space left")]
+
+    def save_all_but_one(state, path):
+        if path.startswith("best_") and errors:
+            raise errors.pop()
+        save_checkpoint(state, path)
+
+    monkeypatch.setattr(train.utils, "save_checkpoint", save_all_but_one)
+    monkeypatch.setattr(train, "evaluate", Mock(side_effect=[({}, 0.5), ({}, 0.25)]))
+    saved = run(iterations=2, evaluate_every=1)
+    assert saved["best_map"] == 0.25 and load_checkpoint("best_last.pth.tar")["iteration"] == 2
 
 
 def test_a_run_does_not_replace_what_it_starts_from(run, run_with, lists, monkeypatch):
@@ -533,7 +616,7 @@ def test_training_can_overfit(run):
 
 
 def test_learning_rate_schedules():
-    steps = {0: 1e-4, 4: 5e-4, 9: 1e-3, 79_999: 1e-3, 80_000: 1e-4, 99_999: 1e-4, 100_000: 1e-5}
+    steps = {0: 1e-4, 4: 5e-4, 9: 1e-3, 10: 1e-3, 79_999: 1e-3, 80_000: 1e-4, 99_999: 1e-4, 100_000: 1e-5}
     cosine = {0: 1e-4, 30_000: 1e-3 * (0.5 + 0.5**1.5), 60_000: 5e-4, 120_000: 0}
     for schedule, expected in (("steps", steps), ("cosine", cosine)):
         learning_rate = train.LearningRate(1e-3, 10, schedule, (80_000, 100_000), 0.1, 120_000, minutes=0.0)
@@ -542,6 +625,8 @@ def test_learning_rate_schedules():
     by_the_clock = learning_rate._replace(minutes=10.0)
     for iteration, seconds in ((20, 300.0), (60_000, 60.0)):  # half of the time is used, or of the iterations
         assert by_the_clock.at(iteration, seconds) == pytest.approx(5e-4)
+    assert by_the_clock.at(20, 700.0) == 0  # the last step ends a little late
+    assert by_the_clock.at(4, 300.0) == pytest.approx(5 / 10 * 5e-4)  # the warm-up is by steps alone
 
 
 @pytest.mark.parametrize(("iteration", "parameters", "stopped_by", "expected"), [

@@ -117,6 +117,11 @@ def test_a_bad_label_map_names_its_file(tmp_path, text):
         utils.load_label_map(tmp_path)
 
 
+def test_a_label_map_comes_in_the_order_of_its_labels(tmp_path):
+    (tmp_path / "label_map.json").write_text('{"dog": 2, "background": 0, "cat": 1}')
+    assert list(utils.load_label_map(tmp_path).items()) == [("background", 0), ("cat", 1), ("dog", 2)]
+
+
 def test_json_is_read_from_regular_files_only(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')  # with a byte order mark
     assert utils.read_json(tmp_path / "a.json", dict) == {"a": 1}
@@ -336,3 +341,5 @@ def test_whole_numbers_are_restored_whichever_type_they_have():
     namespace = {"ratio": 3.0, "count": 5}
     assert utils.restore_parameters(namespace, {"ratio": 2, "count": 4.0}, given={}) != []
     assert namespace == {"ratio": 2.0, "count": 4} and type(namespace["ratio"]) is float
+    assert "count was 4.5" in utils.restore_parameters(namespace, {"count": 4.5}, given={})[0]
+    assert namespace["count"] == 4
