@@ -463,9 +463,8 @@ def clip_box(box, size, first_pixel):
     if min(box[2] - box[0], box[3] - box[1]) <= first_pixel:
         return "box_no_area", None
     clipped = tuple(min(max(value, 0.0), float(limit)) for value, limit in zip(box, size * 2, strict=True))
-    # A tenth of a pixel shows nothing, and float32 must still tell the two ends apart as fractions.
-    sides = (clipped[2] - clipped[0], clipped[3] - clipped[1])
-    if any(side < max(0.1, 1e-6 * limit) for side, limit in zip(sides, size, strict=True)):
+    # A tenth of a pixel shows nothing. (And float32 tells its ends apart, as fractions of MAX_IMAGE_SIDE.)
+    if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < 0.1:
         return "box_outside", None
     is_clipped = any(abs(new - old) > 0.1 for new, old in zip(clipped, box, strict=True))
     return ("box_clipped" if is_clipped else None), clipped

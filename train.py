@@ -795,10 +795,9 @@ def describe_end(progress):
     if progress.best_map >= 0 and Path(best_path(save_to)).exists():
         best = best_path(save_to)
         print_once(f"         {best}, the best so far, mAP {progress.best_map:.4f}")
-    print_once(
-        f"next     python eval.py --data_folder={shlex.quote(str(data_folder))} --checkpoint={shlex.quote(best)}"
-    )
-    print_once(f"         python detect.py --checkpoint={shlex.quote(best)} --images=YOUR_PHOTOS")
+    best = shlex.quote(best)
+    print_once(f"next     python eval.py --data_folder={shlex.quote(str(data_folder))} --checkpoint={best}")
+    print_once(f"         python detect.py --checkpoint={best} --images=YOUR_PHOTOS")
 
 
 # --- The log --------------------------------------------------------------------------------------
