@@ -563,6 +563,7 @@ def write_lists(output_folder, splits, report):
     texts = {"label_map.json": json.dumps(label_map)}
     texts["data_report.txt"] = "\n".join([*report["sources"], "", data_report_text(report, 100)])
     category_ids = {}  # by split: the files of two splits may have different ones
+    ids_of_all = {}
     for split, records in splits.items():
         entries = []
         ids_by_name = {}
@@ -577,6 +578,11 @@ def write_lists(output_folder, splits, report):
         texts[f"{split}_objects.json"] = json.dumps(entries)
         if ids_by_name:
             category_ids[split] = {name: ids_by_name[name] for name in label_map if name in ids_by_name}
+            ids_of_all |= category_ids[split]
+    for ids_by_name in category_ids.values():  # a class that a split's files do not have: its id in other files
+        for name, category_id in ids_of_all.items():
+            if name not in ids_by_name and category_id not in ids_by_name.values():
+                ids_by_name[name] = category_id
     texts["category_ids.json"] = json.dumps(category_ids)
     utils.write_files(output_folder, texts)
     if "VAL" not in splits:

@@ -369,6 +369,13 @@ def test_each_split_has_the_category_ids_of_its_own_files(tmp_path):
     _, files = make_lists(train, tmp_path / "lists", val_data=val, test_data=test)
     ids = {"cup": 3, "fork": 44}
     assert files["category_ids"] == {"TRAIN": ids, "VAL": {"cup": 44, "fork": 3}, "TEST": ids}
+    # A class that a split's files do not have gets the id that it has in others, if that is not in use.
+    content = json.loads(test.read_text())
+    content["categories"] = [{"id": 3, "name": "cup"}]
+    content["annotations"] = [row for row in content["annotations"] if row["category_id"] == 3]
+    write(test, json.dumps(content))
+    _, files = make_lists(train, tmp_path / "lists", test_data=test)
+    assert files["category_ids"] == {"TRAIN": ids, "TEST": ids}
 
 
 def test_two_files_on_the_same_photos_are_divided_alike(tmp_path):
