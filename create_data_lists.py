@@ -325,7 +325,7 @@ def set_sizes(records, check_images, skip_corrupt, boxes_drawn_on, notes):
         record.size = record.declared_size
     needs_all = check_images or boxes_drawn_on == "upright"
     chosen = [record for record in records if needs_all or not record.size]
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the GIL, so threads are enough
+    with ThreadPool(min(8, utils.count_cores())) as pool:  # decoding releases the GIL, so threads are enough
         work = pool.imap(lambda record: look_at_image(record.image, check_images), chosen, chunksize=8)
         looks = list(tqdm(work, "Checking images", len(chosen), disable=None if chosen else True))
     problems = [look.problem for look in looks if look.problem]
@@ -475,7 +475,7 @@ def check_class_names(splits, notes):
     for split, records in splits.items():
         files = {record.file for record in records}
         unnamed = [f"{row['file']}: {row['what']}" for row in notes["class_unnamed"] if row["file"] in files]
-        n_lines = len(unnamed) + sum(len(record.objects) for record in records)
+        n_lines = len(unnamed) + sum(len(record.objects) for record in records if record.form == "YOLO")
         if len(unnamed) > n_lines / 2:
             hint = "Name all classes, in data.yaml, classes.txt or class_names; or leave these out: --skip_unknown=True"
             raise_if_any(unnamed, f"{len(unnamed)} of {n_lines} label lines of {split} have no class name. {hint}:")
@@ -576,14 +576,11 @@ def write_lists(output_folder, splits, report):
             ids_by_name |= record.category_ids or {}
         texts[f"{split}_images.json"] = json.dumps([record.image for record in records])
         texts[f"{split}_objects.json"] = json.dumps(entries)
-        if ids_by_name:
-            category_ids[split] = {name: ids_by_name[name] for name in label_map if name in ids_by_name}
-            ids_of_all |= category_ids[split]
-    for ids_by_name in category_ids.values():  # a class that a split's files do not have: its id in other files
-        for name, category_id in ids_of_all.items():
-            if name not in ids_by_name and category_id not in ids_by_name.values():
-                ids_by_name[name] = category_id
-    texts["category_ids.json"] = json.dumps(category_ids)
+        category_ids[split] = {name: ids_by_name[name] for name in label_map if name in ids_by_name}
+        ids_of_all |= category_ids[split]
+    # A class that a split's files do not have gets its id in other files.
+    category_ids = {split: {**ids_of_all, **ids_by_name} for split, ids_by_name in category_ids.items()}
+    texts["category_ids.json"] = json.dumps(category_ids if ids_of_all else {})
     utils.write_files(output_folder, texts)
     if "VAL" not in splits:
         for name in ("VAL_images.json", "VAL_objects.json"):  # of an earlier run

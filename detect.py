@@ -18,13 +18,13 @@ exit status is then 1. Videos and animated GIFs are the work of tools/video.py; 
 Any parameter below can be overridden on the command line with --name=value.
 """
 
+import contextlib
 import csv
 import functools
 import glob
 import io
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from utils import (
     check_label_map,
     choose_device,
     class_colors,
+    exit_on_sigterm,
     exit_with_message,
     override_parameters,
     printable,
@@ -83,13 +84,16 @@ def main():
     check_arguments(choose_arguments({}), model.label_map)
     rows = []  # all objects, as rows for write_boxes()
     errors = []  # what is wrong with files that could not be read
-    is_done = False
     try:
         annotate_files(paths, targets, model, rows, errors)
-        is_done = True
-    finally:  # what was found before an error, or Ctrl-C, is written, too
-        if write_boxes_to and (rows or is_done):
-            write_boxes(write_boxes_to, rows)
+    except BaseException:  # Ctrl-C, too
+        if write_boxes_to and rows:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                write_boxes(write_boxes_to, rows)
+                print(f"stopped early; {write_boxes_to} holds the {len(rows)} objects that were found before")
+        raise
+    if write_boxes_to:
+        write_boxes(write_boxes_to, rows)
     print(f"{len(paths) - len(errors)} of {len(paths)} images annotated, in {output_folder}; {len(rows)} objects")
     print_notes(paths, others, rows, model)
     if errors:
@@ -403,7 +407,7 @@ def list_images(images, recursive=False):
         files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
         reason = f"no image in it ({', '.join(IMAGE_SUFFIXES)})"
         if not recursive:
-            reason += "; folders below it were not looked into (detect.py does, with --recursive=True)"
+            reason += "; folders below it were not looked into (--recursive=True of detect.py does that)"
     else:
         reason = "no such file, folder, or pattern"
     if not files:
@@ -580,6 +584,6 @@ def write_boxes(path, rows, place=("image",)):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was found so far is kept
+    exit_on_sigterm()  # what was found so far is kept
     with exit_with_message():
         main()

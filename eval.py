@@ -58,7 +58,11 @@ workers = min(4, utils.count_cores())  # processes that read images; 0: this pro
 bf16 = False  # bfloat16 autocast: faster on a GPU, detections differ in the third digit
 
 METRICS = ("11 points", "area", "coco")
-OF_NETWORKS = ("min_score", "max_overlap", "top_k", "max_candidates", "bf16")  # parameters that read detections ignore
+# The parameters that mean nothing where detections are read.
+OF_NETWORKS = (
+    "checkpoint", "min_score", "max_overlap", "top_k", "max_candidates", "device", "batch_size", "workers", "bf16",
+    "skip_corrupt",
+)  # fmt: skip
 
 
 def main(given=()):
@@ -754,8 +758,9 @@ def coco_image_ids(dataset):
 def read_category_ids(dataset):
     """A dict of label to category id: COCO's, or else the label."""
     path = dataset.data_folder / "category_ids.json"
-    ids = utils.read_json(path, dict) if path.exists() else {}  # by split; in lists of earlier versions, of all splits
-    ids_by_name = ids[dataset.split] if isinstance(ids.get(dataset.split), dict) else ids
+    ids_by_name = utils.read_json(path, dict) if path.exists() else {}
+    if any(isinstance(value, dict) for value in ids_by_name.values()):  # by split; not so in lists of earlier versions
+        ids_by_name = ids_by_name.get(dataset.split)
     ids_by_name = ids_by_name or dataset.label_map  # an empty file: a data set that is not COCO's
     category_ids = {label: ids_by_name.get(name) for name, label in dataset.label_map.items() if label > 0}
     if None in category_ids.values() or len(set(category_ids.values())) < len(category_ids):

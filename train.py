@@ -19,7 +19,6 @@ import math
 import multiprocessing
 import os
 import re
-import shlex
 import signal
 import statistics
 import sys
@@ -229,10 +228,6 @@ def set_parameters(arguments):
         is_best = Path(checkpoint).resolve() == Path(best_path(new_file)).resolve()
         if is_best and not overwrite:
             check_last(Path(new_file), saved)
-        old_metric = settings.get("metric", metric)
-        if "metric" in given and metric != old_metric and Path(best_path(new_file)).exists() and not overwrite:
-            found = f"{best_path(new_file)} is the best by the metric {old_metric}; one that is chosen by {metric}"
-            raise ValueError(f"{found} would replace it: name another file with --save_to, or say --overwrite=True")
         # These are this call's own. (Device and workers do not change the steps, and another machine has others.)
         own = {
             "save_to": str(own_file), "checkpoint": checkpoint, "overwrite": overwrite, "device": device,
@@ -241,6 +236,11 @@ def set_parameters(arguments):
         settings = {**settings, **own}
         for note in utils.restore_parameters(globals(), settings, given):
             print_once(f"note: {note}")
+        check_metric(metric, min_overlap=0.5)
+        old_metric = settings.get("metric", metric)
+        if metric != old_metric and evaluate_every and Path(best_path(save_to)).exists() and not overwrite:
+            found = f"{best_path(save_to)} is the best by the metric {old_metric}; one that is chosen by {metric}"
+            raise ValueError(f"{found} would replace it: name another file with --save_to, or say --overwrite=True")
 
 
 def check_last(path, best):
@@ -784,7 +784,7 @@ def describe_end(progress):
     iteration = progress.iteration
     if progress.stopped_by:
         name = signal.Signals(progress.stopped_by).name
-        advice = f"go on with --checkpoint={save_to}"
+        advice = f"go on with --checkpoint={utils.quote(save_to)}"
         if progress.is_complete():
             advice = f"it was the last, and {save_to} is saved; eval.py makes an evaluation that was due"
         print_once(f"stopped by {name} after iteration {iteration}; {advice}")
@@ -795,8 +795,8 @@ def describe_end(progress):
     if progress.best_map >= 0 and Path(best_path(save_to)).exists():
         best = best_path(save_to)
         print_once(f"         {best}, the best so far, mAP {progress.best_map:.4f}")
-    best = shlex.quote(best)
-    print_once(f"next     python eval.py --data_folder={shlex.quote(str(data_folder))} --checkpoint={best}")
+    best = utils.quote(best)
+    print_once(f"next     python eval.py --data_folder={utils.quote(data_folder)} --checkpoint={best}")
     print_once(f"         python detect.py --checkpoint={best} --images=YOUR_PHOTOS")
 
 

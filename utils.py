@@ -25,7 +25,9 @@ import io
 import json
 import os
 import pickle
+import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -404,7 +406,7 @@ def exit_with_message(hint=""):
     """End a script whose input, or machine, is at fault with `error: ` and what is wrong, in place of a traceback.
 
     hint: what to do next, as a last line. Of an error from a data loader's process this shows what was said
-    there. Errors of other kinds pass. Ctrl-C ends the script without a traceback, too, with the status 130.
+    there. Errors of other kinds pass. Ctrl-C ends the script without a traceback, too.
     """
     # Twice: when a worker dies, torch's signal handler raises an error wherever the program is, perhaps just as the
     # inner one begins to handle another. (The outer one lets the inner one's SystemExit pass.)
@@ -418,7 +420,8 @@ def exit_on_error(hint):
     try:
         yield
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        sys.excepthook = print_no_traceback_of_ctrl_c
+        raise
     except (FloatingPointError, OSError, EOFError, ValueError, RuntimeError, MemoryError) as error:
         stop_watching_workers()  # a worker's death would raise another error here
         advice = advice_for(error)
@@ -429,6 +432,22 @@ def exit_on_error(hint):
         else:
             raise
         raise SystemExit(f"error: {text}\n{hint}".strip()) from error
+
+
+def print_no_traceback_of_ctrl_c(kind, error, traceback):
+    """An excepthook. Python still dies of the signal, so that a loop of a shell ends, too."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def exit_on_sigterm():
+    """Let SIGTERM end this script by SystemExit, so that what is in `finally` is still done."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
+def quote(path):
+    """A path as one word of a command that can be pasted."""
+    return shlex.quote(str(path)) if os.name == "posix" else subprocess.list2cmdline([str(path)])
 
 
 def stop_watching_workers():

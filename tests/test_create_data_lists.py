@@ -376,6 +376,8 @@ def test_each_split_has_the_category_ids_of_its_own_files(tmp_path):
     write(test, json.dumps(content))
     _, files = make_lists(train, tmp_path / "lists", test_data=test)
     assert files["category_ids"] == {"TRAIN": ids, "TEST": ids}
+    _, files = make_lists(train, tmp_path / "lists", test_data=write_voc(tmp_path / "voc", {"a": [object_xml("cup")]}))
+    assert files["category_ids"] == {"TRAIN": ids, "TEST": ids}
 
 
 def test_two_files_on_the_same_photos_are_divided_alike(tmp_path):

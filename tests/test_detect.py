@@ -493,7 +493,7 @@ def test_what_was_found_before_an_error_is_written(shell, monkeypatch, error):
 
 
 @pytest.mark.parametrize(("parameters", "message"), [
-    ({"images": "none"}, r"images='none': there is no image in it.*\(detect\.py does, with --recursive=True\)"),
+    ({"images": "none"}, r"images='none': there is no image in it.*\(--recursive=True of detect\.py does that\)"),
     ({"images": "nowhere"}, "images='nowhere': there is no such file"), ({"batch_size": 0}, "batch_size is 0"),
     ({"images": "*.gif"}, "no such file, folder, or pattern"), ({"suppress": "cat,horse"}, "'horse'"),
     ({"output_folder": "b/../a"}, r"x\.jpg: an original would be written over"),

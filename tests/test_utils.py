@@ -5,6 +5,7 @@ import io
 import math
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -232,6 +233,21 @@ def test_a_link_to_a_checkpoint_stays_one(tmp_path):
         utils.save_checkpoint({**CONTENTS, "iteration": value}, link)
         assert link.is_symlink() and utils.load_checkpoint(target)["iteration"] == value
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["c.pth.tar", "large", "c.pth.tar"]
+
+
+def test_sigterm_ends_a_script_by_systemexit():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        utils.exit_on_sigterm()
+        with pytest.raises(SystemExit) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.value.code == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_paths_are_quoted_where_a_shell_would_part_them():
+    assert [utils.quote(path) for path in ("a/b.pth.tar", "my data/b")] == ["a/b.pth.tar", "'my data/b'"]
 
 
 def test_the_old_checkpoint_survives_a_full_disk(tmp_path):

@@ -241,7 +241,8 @@ def fake_capture(monkeypatch):
 @pytest.mark.parametrize(("video", "source", "target"), [
     ("0", 0, "camera0.mp4"), ("rtsp://host:554/front door?u=x", None, "front door.mp4"),
     ("rtsp://me:secret@host:554/", None, "host_554.mp4"), ("rtsp:///?a", None, "stream.mp4"),
-    ("rtsp://192.168.1.20", None, "192.168.1.20.mp4"),
+    ("rtsp://192.168.1.20", None, "192.168.1.20.mp4"), ("http://host/video@2x.mp4", None, "video@2x.mp4"),
+    ("http://host/live#x", None, "live.mp4"), ("rtsp://me:a?b@host/front", None, "front.mp4"),
 ])  # fmt: skip
 def test_cameras_and_streams_go_on_until_they_end(run, fake_capture, video, source, target):
     sources = fake_capture(frame_rate=-1.0, positions=[-1.0] * 5)

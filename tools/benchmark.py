@@ -14,7 +14,6 @@ where there is none, and are timed by the clock.
 Any parameter below can be overridden with --name=value.
 """
 
-import os
 import platform
 import statistics
 import sys
@@ -73,7 +72,7 @@ def main():
 def print_machine():
     """Say what the numbers below depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    print(f"{os.cpu_count()} cores with {torch.backends.cpu.get_cpu_capability()}; {gpu}")
+    print(f"{utils.count_cores()} cores with {torch.backends.cpu.get_cpu_capability()}; {gpu}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}")
 
 
@@ -280,7 +279,7 @@ def trained_like_predictions(n_images, priors_cxcy):
 def benchmark_networks():
     """Images a second of each network in detection and training, and where the time of a training step goes."""
     device = train.set_up_device()
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(utils.count_cores())
     for name in networks or NETWORKS:
         benchmark_network(name, device)
 

@@ -19,7 +19,7 @@ Any parameter below can be overridden on the command line with --name=value.
 import importlib.util
 import itertools
 import os
-import signal
+import re
 import sys
 import time
 from pathlib import Path
@@ -42,7 +42,7 @@ from detect import (
     write_boxes,
 )
 from model import load_model
-from utils import choose_device, class_colors, exit_with_message, override_parameters, printable
+from utils import choose_device, class_colors, exit_on_sigterm, exit_with_message, override_parameters, printable
 
 # Model
 checkpoint = "checkpoint_ssd300.pth.tar"
@@ -112,8 +112,10 @@ def plan_output(video, folder):
         scheme, _, address = video.partition("://")
         if scheme.lower() == "file":  # it could be written over
             raise ValueError(f"{printable(video)}: name a file by its path")
-        host, _, path = address.split("?")[0].split("@")[-1].partition("/")  # without user:password
-        return folder / f"{Path(path).stem or host.replace(':', '_') or 'stream'}.mp4"
+        host, _, path = address.partition("/")
+        host = re.sub(r"[^\w.-]", "_", host.split("@")[-1])  # without user:password
+        stem = Path(re.split("[?#]", path)[0]).stem
+        return folder / f"{stem or host or 'stream'}.mp4"
     if not Path(video).is_file():
         raise FileNotFoundError(f"{printable(video)}: there is no such file")
     name = Path(video).name
@@ -285,6 +287,6 @@ def annotate_gif(video, target, model, rows):
 
 if __name__ == "__main__":
     override_parameters(globals(), sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was found so far is kept
+    exit_on_sigterm()  # what was found so far is kept
     with exit_with_message():
         main()
