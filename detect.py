@@ -150,12 +150,14 @@ def find_in_batch(images, model, min_score=None, max_overlap=None, top_k=None, s
     was_training = model.training
     model.eval()  # in training mode, batch normalisation would learn from these images
     with torch.inference_mode():
-        predicted_locs, predicted_scores = model(prepare(images, model))  # (N, P, 4), (N, P, C)
+        try:
+            predicted_locs, predicted_scores = model(prepare(images, model))  # (N, P, 4), (N, P, C)
+        finally:
+            model.train(was_training)
         predicted_scores = hide_classes(predicted_scores, hidden)
         all_boxes_xy, all_labels, all_scores = model.detect_objects(
             predicted_locs, predicted_scores, arguments["min_score"], arguments["max_overlap"], int(arguments["top_k"])
         )
-    model.train(was_training)
     class_names = rev_label_map(model.label_map)
     results = []
     for image, boxes_xy, labels, scores in zip(images, all_boxes_xy, all_labels, all_scores, strict=True):

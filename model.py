@@ -973,14 +973,15 @@ def vgg16_entries(base, state):
             number += 1  # ReLU
         number += 1  # pooling
 
-    if not has_usable_fc_layers(state):
+    has_fc = has_usable_fc_layers(state)
+    if not has_fc:
         init_convolutions(base.conv6)  # in place; as all layers that SSD adds to VGG
         init_convolutions(base.conv7)
     # load_state_dict() wants an entry for every name. So take conv6 and conv7 as they are in our base, perhaps with
     # batch normalisation, which fc6 and fc7 do not have.
     for layer in ("conv6", "conv7"):
         entries.update(rename_layer(base.state_dict(), layer, layer))  # the same name: this only picks them out
-    if has_usable_fc_layers(state):
+    if has_fc:
         entries.update(entries_from_fc_layers(state))
     return entries
 

@@ -236,11 +236,6 @@ def set_parameters(arguments):
         settings = {**settings, **own}
         for note in utils.restore_parameters(globals(), settings, given):
             print_once(f"note: {note}")
-        check_metric(metric, min_overlap=0.5)
-        old_metric = settings.get("metric", metric)
-        if metric != old_metric and evaluate_every and Path(best_path(save_to)).exists() and not overwrite:
-            found = f"{best_path(save_to)} is the best by the metric {old_metric}; one that is chosen by {metric}"
-            raise ValueError(f"{found} would replace it: name another file with --save_to, or say --overwrite=True")
 
 
 def check_last(path, best):
@@ -419,7 +414,7 @@ def load_base(model, weights):
 
 
 def check_resumable(saved, label_map, path):
-    """Refuse a checkpoint of another data set, or one without a training state."""
+    """Refuse a checkpoint of another data set, one without a training state, or a metric that would lose its best."""
     advice = f"--finetune_from={path} starts from its weights"
     if saved["label_map"] != label_map:
         before = printable(", ".join(saved["label_map"]))
@@ -427,6 +422,15 @@ def check_resumable(saved, label_map, path):
         raise ValueError(f"{path} has the classes {before}; {data_folder} has {now}; {advice}")
     if "optimizer" not in saved:
         raise ValueError(f"{path} holds weights only; {advice}")
+    if metric != metric_of(saved) and evaluate_every and Path(best_path(save_to)).exists() and not overwrite:
+        found = f"{best_path(save_to)} is the best by the metric {metric_of(saved)}; one that is chosen by {metric}"
+        raise ValueError(f"{found} would replace it: name another file with --save_to, or say --overwrite=True")
+
+
+def metric_of(saved):
+    """The metric by which the run of a checkpoint chose its best model."""
+    settings = saved.get("parameters")
+    return settings.get("metric", "11 points") if isinstance(settings, dict) else "11 points"
 
 
 def restore_training_state(saved, model, optimizer, path, metric, save_to):
@@ -446,7 +450,7 @@ def restore_training_state(saved, model, optimizer, path, metric, save_to):
         seconds = saved.get("seconds", 0.0)
         if [type(iteration), type(best_map), type(seconds)] != [int, float, float] or iteration < 0:
             raise ValueError(f"iteration {iteration!r}, best_map {best_map!r}, seconds {seconds!r}")
-        is_same_metric = saved.get("parameters", {}).get("metric", "11 points") == metric
+        is_same_metric = metric_of(saved) == metric
         has_best_file = is_own_file(path, save_to) and Path(best_path(save_to)).exists()
         if not (is_same_metric and has_best_file):
             best_map = -1.0  # not to be compared, or of a file that is elsewhere
